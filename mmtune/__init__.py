@@ -1,0 +1,27 @@
+"""mmtune: add sight and sound to a language model, tune it, and talk with it.
+
+Three verbs, `load`, `chat` and `train`, are resolved on first use: `import mmtune` itself imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mmtune.version import __version__
+
+_VERBS = {"load": "mmtune.checkpoint.store", "chat": "mmtune.serve.chat"}
+
+__all__ = ["__version__", "chat", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(importlib.import_module(_VERBS[name]), name)
+    if name == "train":  # the room itself, which is callable
+        return importlib.import_module("mmtune.train")
+    raise AttributeError(f"module 'mmtune' has no attribute {name!r}; the verbs are load, chat, train")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Published checkpoint layouts, in and out. One file per layout."""

@@ -1,0 +1,114 @@
+"""Folders that are either whole or not there.
+
+A sealed folder is written beside its final place, flushed to the disk, closed by a manifest of SHA-256 digests as
+its last file, and only then renamed. Whoever reads it checks every digest first: safetensors finds a file cut short
+but not a flipped bit. The price is one more pass over the bytes, about a second per gigabyte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+"""Digests of all other files of a sealed folder; written last."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Ask the system to bring a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a text file in one step: readers see the old one or the new one."""
+    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        flush(draft)
+        os.replace(draft, path)
+        flush(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def write(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make or replace a sealed folder.
+
+    `fill` writes the files into the empty folder it is given. When anything fails the draft is removed and what
+    lay at `folder` before still lies there; a process killed half way leaves the old one loadable by `find`.
+    """
+    draft, old = _beside(folder, "draft"), _beside(folder, "old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir()
+        fill(draft)
+        names = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
+        digests = {}
+        for name in names:
+            flush(draft / name)
+            digests[name] = {"sha256": file_digest(draft / name), "bytes": (draft / name).stat().st_size}
+        seal = draft / MANIFEST
+        seal.write_text(json.dumps({"files": digests}, indent=1), encoding="utf-8")
+        flush(seal)
+        flush(draft)
+        if folder.exists():
+            # a kill between the two renames leaves `old` the only whole one: it goes only when another is here
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+        os.rename(draft, folder)
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise
+
+
+def faults(folder: Path) -> list[str]:
+    """What is wrong with a sealed folder, in words; empty when every file has the bytes it was sealed with."""
+    seal = folder / MANIFEST
+    if not folder.is_dir():
+        return [f"{folder.name}: not there"]
+    try:
+        listed = json.loads(seal.read_text(encoding="utf-8"))["files"]
+        known = {name: entry["sha256"] for name, entry in listed.items()}
+    except FileNotFoundError:
+        return [f"{MANIFEST}: missing, the folder was never sealed"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return [f"{MANIFEST}: damaged"]
+    found = []
+    for name, digest in known.items():
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            found.append(f"{name}: missing")
+        elif file_digest(path) != digest:
+            found.append(f"{name}: its bytes are not those that were sealed")
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    found += [f"{name}: not in the manifest" for name in sorted(here - set(known))]
+    return found
+
+
+def find(folder: Path) -> Path:
+    """The folder, or the older one beside it when a process was killed between the two renames of `write`."""
+    old = _beside(folder, "old")
+    return old if old.is_dir() and not folder.exists() else folder

@@ -1,0 +1,355 @@
+"""Our own layout of a trained model on disk.
+
+    run/
+      recipe.yaml                  every default written out
+      base.yaml                    each frozen part: where it comes from and its checksum; package versions
+      weights/<group>.safetensors  only what was trained, by full parameter name; sealed
+      card.md                      what it is
+      state/                       only if the run is to go on
+
+Frozen weights are not stored again. Their checksum is taken over the tensors as they are in memory, so it also
+catches a loader that reads the same file into other numbers; the price is one pass over the weights on loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from mmtune import config as configs
+from mmtune import params, places
+from mmtune.checkpoint import seal
+from mmtune.errors import CheckpointError
+from mmtune.recipe import Recipe
+from mmtune.version import __version__
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.processor import Processor
+
+Groups = Mapping[str, list[tuple[str, Parameter]]]
+
+REST = "_rest"
+"""File for tensors that no group trains and no base holds: a connector that stays as drawn, running statistics."""
+
+_PACKAGES = ("torch", "transformers", "open_clip_torch", "timm", "peft", "safetensors", "accelerate")
+
+
+def groups_of(model: nn.Module, recipe: Recipe) -> Groups:
+    """Who trains what: `model.freeze` of the recipe, then its groups. Raises ConfigError."""
+    if recipe.model.freeze:
+        params.freeze(model, recipe.model.freeze)
+    return params.partition(model, recipe.groups)
+
+
+def parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The components that may come from elsewhere, by their full name: every encoder, and the LLM."""
+    found = {f"branches.{name}.encoder": branch.encoder for name, branch in model.branches.items()}
+    return {**found, "llm": model.llm}
+
+
+def _split(model: nn.Module, groups: Groups) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """All tensors of the model as ({part: frozen tensors from a base}, the rest); trained ones are in neither."""
+    state = model.state_dict(keep_vars=True)
+    trained = {id(parameter) for named in groups.values() for _, parameter in named}
+    bases: dict[str, dict[str, Tensor]] = {}
+    claimed: set[str] = set()
+    for part, module in parts(model).items():
+        names = [name for name in state if name.startswith(part + ".")]
+        # running statistics of a part that trains move with it, so they are not the base's any more
+        moving = any(id(parameter) in trained for parameter in module.parameters())
+        frozen = {
+            name: state[name]
+            for name in names
+            if id(state[name]) not in trained and (isinstance(state[name], Parameter) or not moving)
+        }
+        bases[part] = frozen
+        claimed.update(frozen)
+    rest = {name: t for name, t in state.items() if name not in claimed and id(t) not in trained}
+    return bases, rest
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def base_of(model: MultimodalModel, recipe: Recipe, groups: Groups) -> dict[str, dict[str, Any]]:
+    """What each frozen part is and where it comes from: the content of base.yaml under `parts`."""
+    bases, _ = _split(model, groups)
+    configured = {f"branches.{name}.encoder": branch.encoder for name, branch in recipe.model.branches.items()}
+    configured["llm"] = recipe.model.llm
+    table = {}
+    for part, tensors in bases.items():
+        written = configured[part].model_dump(mode="json")
+        source = next((written[key] for key in ("weights", "repo", "path", "folder") if written.get(key)), None)
+        table[part] = {
+            "name": written.get("name"),
+            "from": places.portable(source) if source else "drawn at random",
+            "revision": written.get("revision"),
+            "tensors": len(tensors),
+            "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+            "sha256": digest(tensors),
+        }
+    return table
+
+
+def trained_tensors(model: nn.Module, groups: Groups) -> dict[str, dict[str, Tensor]]:
+    """What a run has to store, by file: one entry for each group, and `_rest` where there is something for it."""
+    files: dict[str, dict[str, Tensor]] = {group: dict(named) for group, named in groups.items()}
+    _, rest = _split(model, groups)
+    if rest:
+        files[REST] = rest
+    return files
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a number may depend on."""
+    found = {"mmtune": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
+        if answer.returncode == 0:
+            found["git"] = answer.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # an installed package has no repository, and a machine may have no git
+    return found
+
+
+def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
+    """Write recipe.yaml, base.yaml and a first card.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = versions()
+    head = f"# resolved by mmtune {made['mmtune']}; versions are in base.yaml\n"
+    seal.write_file(out / "recipe.yaml", head + configs.dump(recipe))
+    seal.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": dict(base)}))
+    _copy_prompts(out, recipe)
+    seal.write_file(out / "card.md", _card(recipe, base, {}))
+
+
+def _copy_prompts(out: Path, recipe: Recipe) -> None:
+    """Keep templates that were given by path, so that the run can be used where that path does not exist."""
+    known = configs.shipped("prompts")
+    for name in {recipe.chat.prompt, *(stream.prompt for stream in recipe.streams.values())} - set(known):
+        source = configs.locate(name, "prompts")
+        (out / "prompts").mkdir(exist_ok=True)
+        seal.write_file(out / "prompts" / source.name, source.read_text(encoding="utf-8"))
+
+
+def save_weights(
+    out: Path, model: MultimodalModel, recipe: Recipe, groups: Groups, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Replace weights/ and card.md: the trained weights as they are now.
+
+    Raises:
+        CheckpointError: the disk took no more; the earlier weights are untouched.
+    """
+    files = trained_tensors(model, groups)
+
+    def fill(draft: Path) -> None:
+        for name, tensors in files.items():
+            plain = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+            save_file(plain, draft / f"{name}.safetensors")
+
+    try:
+        seal.write(out / "weights", fill)
+        base = _read_base(out)
+        seal.write_file(out / "card.md", _card(recipe, base, facts or {}))
+    except OSError as error:
+        raise CheckpointError(
+            seen=f"weights could not be written: {error}",
+            expected=f"room and the right to write in {out}",
+            hint="the weights saved before are untouched",
+        ) from error
+
+
+def save_run(out: Path | str, model: MultimodalModel, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+    """Write a whole run folder for a model in memory, without a state to go on from.
+
+    Args:
+        facts: lines for the card, such as the number of steps.
+    """
+    out = Path(out)
+    groups = groups_of(model, recipe)
+    start_run(out, recipe, base_of(model, recipe, groups))
+    save_weights(out, model, recipe, groups, facts)
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """The recipe stored in a run folder."""
+    path = Path(path)
+    if not (path / "recipe.yaml").is_file():
+        raise CheckpointError(
+            seen=f"{path} has no recipe.yaml",
+            expected="the folder of a run, as `mmtune train` writes it",
+            hint="check the path",
+        )
+    return configs.validate(Recipe, configs.read(str(path / "recipe.yaml"), []))
+
+
+def load_run(path: Path | str, device: str | torch.device = "cpu") -> tuple[MultimodalModel, Processor, Recipe]:
+    """Read a run folder back: base parts from where they come from, then what was trained.
+
+    Args:
+        path: the folder; `mmtune:NAME` is one inside the package.
+        device: `auto` takes an accelerator where there is one.
+
+    Raises:
+        CheckpointError: no weights yet; a damaged file; names missing, unexpected or misshapen (listed together);
+            a base part that is not the one this run was trained on.
+    """
+    from mmtune import model as models
+
+    path = Path(places.resolve(str(path)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = read_recipe(path)
+    model = models.build(recipe.model, weights=True)
+    groups = groups_of(model, recipe)
+    _check_base(path, base_of(model, recipe, groups))
+    load_weights(path, model, groups)
+    model.requires_grad_(False)
+    model.to(device).eval()
+    return model, processor_for(recipe, model, run=path), recipe
+
+
+load = load_run
+
+
+def processor_for(
+    recipe: Recipe, model: MultimodalModel, prompt: str | None = None, run: Path | None = None
+) -> Processor:
+    """The processor that belongs to a model.
+
+    Args:
+        prompt: name or path of a template; the one for chat when not given.
+        run: a run folder, whose own copy of a template given by path is taken first.
+    """
+    from mmtune import prompt as prompts
+    from mmtune.processor import Processor
+
+    name = prompt or recipe.chat.prompt
+    copy = run / "prompts" / Path(name).name if run else None
+    template = prompts.load(str(copy) if copy and copy.is_file() else name)
+    return Processor(
+        model.branches,
+        model.llm.tokenizer,
+        template,
+        length=recipe.run.length,
+        too_long=recipe.run.too_long,
+        takes_places=model.fusion.takes_places,
+    )
+
+
+def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
+    """Read weights/ into the model, strictly. Raises as `load_run` does."""
+    folder = seal.find(path / "weights")
+    if not folder.is_dir():
+        raise CheckpointError(
+            seen=f"{path} has no weights yet",
+            expected="a run that has saved at least once",
+            hint=f"go on with: mmtune train --resume {path}",
+        )
+    damage = seal.faults(folder)
+    if damage:
+        raise CheckpointError(
+            seen=f"{folder} is damaged: {'; '.join(damage)}",
+            expected="the files that were sealed when the run was saved",
+            hint=f"train on from the last whole state (mmtune train --resume {path}), or copy the folder again",
+        )
+    found = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    copy_into(trained_tensors(model, groups), found)
+
+
+def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Copy tensors file by file, or nothing at all.
+
+    Raises:
+        CheckpointError: everything that is missing, unexpected or misshapen.
+    """
+    wrong = []
+    for file in sorted(set(wanted) | set(found)):
+        want, have = wanted.get(file, {}), found.get(file, {})
+        wrong += [f"missing: {name} ({file})" for name in sorted(set(want) - set(have))]
+        wrong += [f"unexpected: {name} ({file})" for name in sorted(set(have) - set(want))]
+        for name in sorted(set(want) & set(have)):
+            if want[name].shape != have[name].shape or want[name].dtype != have[name].dtype:
+                ours, theirs = want[name], have[name]
+                wrong.append(
+                    f"misshapen: {name} ({file}) is {theirs.dtype} {list(theirs.shape)}, "
+                    f"the model has {ours.dtype} {list(ours.shape)}"
+                )
+    if wrong:
+        raise CheckpointError(
+            seen="weights that do not fit the model:\n  " + "\n  ".join(wrong),
+            expected="exactly the tensors that this recipe trains",
+            hint="the weights belong to another recipe, or the recipe was edited",
+        )
+    with torch.no_grad():
+        for file, tensors in wanted.items():
+            for name, tensor in tensors.items():
+                tensor.copy_(found[file][name])
+
+
+def _read_base(path: Path) -> dict[str, dict[str, Any]]:
+    file = path / "base.yaml"
+    try:
+        stored = configs.parse(file.read_text(encoding="utf-8"), str(file))["parts"]
+        for entry in stored.values():
+            entry["sha256"], entry["from"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            seen=f"{file} cannot be read: {error}", expected="where the frozen parts come from, with checksums"
+        ) from error
+    return stored
+
+
+def _check_base(path: Path, here: Mapping[str, Mapping[str, Any]]) -> None:
+    stored = _read_base(path)
+    sums = {part: entry["sha256"] for part, entry in stored.items()}
+    wrong = [
+        f"{part}: trained on {sums.get(part, 'nothing')[:12]} from {stored.get(part, {}).get('from')}, "
+        f"here {here.get(part, {}).get('sha256', 'nothing')[:12]} from {here.get(part, {}).get('from')}"
+        for part in sorted(set(sums) | set(here))
+        if sums.get(part) != here.get(part, {}).get("sha256")
+    ]
+    if wrong:
+        raise CheckpointError(
+            seen="frozen parts are not those this run was trained on:\n  " + "\n  ".join(wrong),
+            expected="the same base weights, to the bit",
+            hint="get the weights named above in the version that base.yaml names",
+        )
+
+
+def _card(recipe: Recipe, base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    lines = ["# A model trained with mmtune", "", "## Parts", ""]
+    lines += [f"- {part}: {entry.get('name')}, from {entry['from']}" for part, entry in base.items()]
+    lines += ["", "## Trained", ""]
+    lines += [f"- {group}: weights/{group}.safetensors" for group in recipe.groups]
+    lines += ["", "## Data", ""]
+    lines += [f"- {name}: {', '.join(map(str, stream.data))}" for name, stream in recipe.streams.items()]
+    if facts:
+        lines += ["", "## Facts", "", *(f"- {key}: {value}" for key, value in facts.items())]
+    lines += ["", "The licences of the base parts and of the data apply to these weights."]
+    return "\n".join(lines) + "\n"

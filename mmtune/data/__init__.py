@@ -1,0 +1,1 @@
+"""Data: shards, their index, the order of samples, packing and loading."""

@@ -1,0 +1,168 @@
+"""Arrays by key in one growing file, read through a memory map: what the feature cache is made of.
+
+`features.bin` holds the arrays one after the other, float16; `index.jsonl` one line for each: key, offset, frames; or
+key, reason and detail for an item that cannot be decoded. A line is written after its array is on the disk, so what the
+index names is there, and what a killed writer left behind it is overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtune.errors import DataError, ModelError, Reason
+
+
+class Shelf:
+    """Arrays [F,N,E] of one encoder.
+
+    Args:
+        folder: made when something is written.
+        tokens, width: N and E.
+        about: written beside the arrays, for people.
+    """
+
+    def __init__(self, folder: Path, tokens: int, width: int, about: dict[str, Any]) -> None:
+        self.folder, self.tokens, self.width = folder, tokens, width
+        self._about = {**about, "tokens": tokens, "width": width, "dtype": "float16"}
+        self._map: np.memmap | None = None
+        self.places: dict[str, tuple[int, int]] = {}
+        """Key to offset in numbers and F."""
+        self.faults: dict[str, tuple[str, str]] = {}
+        """Key to reason and detail."""
+        self.marks: set[str] = set()
+        """Corpora that are in here whole."""
+        self.load()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places or key in self.faults
+
+    def load(self) -> None:
+        """Read the index anew. Raises DataError when it is of arrays of another shape."""
+        self._map = None
+        self.places, self.faults, self.marks = {}, {}, set()
+        about = self.folder / "about.json"
+        if not about.exists():
+            return
+        found = json.loads(about.read_text(encoding="utf-8"))
+        if (found.get("tokens"), found.get("width")) != (self.tokens, self.width):
+            seen = f"{self.folder} holds features of {found.get('tokens')} x {found.get('width')}"
+            raise DataError(Reason.digest_mismatch, seen, f"{self.tokens} x {self.width}", "delete this folder")
+        length = self._bin.stat().st_size // 2 if self._bin.exists() else 0
+        lines = self._index.read_text(encoding="utf-8").splitlines() if self._index.exists() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last line of a writer that was killed
+                continue
+            if "mark" in row:
+                self.marks.add(row["mark"])
+            elif "reason" in row:
+                self.faults[row["key"]] = row["reason"], row["detail"]
+            elif row["at"] + row["frames"] * self.tokens * self.width <= length:
+                self.places[row["key"]] = row["at"], row["frames"]
+        if length:
+            self._map = np.memmap(self._bin, dtype=np.float16, mode="r", shape=(length,))
+
+    def read(self, key: str) -> np.ndarray:
+        """A copy of an array, float16 [F,N,E]."""
+        at, frames = self.places[key]
+        size = frames * self.tokens * self.width
+        assert self._map is not None
+        return np.array(self._map[at : at + size]).reshape(frames, self.tokens, self.width)
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """Append to the shelf; one process at a time, others wait. The index is read anew before and after."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (self.folder / "about.json").exists():
+                (self.folder / "about.json").write_text(json.dumps(self._about, indent=1), encoding="utf-8")
+            self.load()
+            writer = Writer(self)
+            try:
+                yield writer
+            finally:
+                writer.close()
+                self.load()
+
+    @property
+    def _bin(self) -> Path:
+        return self.folder / "features.bin"
+
+    @property
+    def _index(self) -> Path:
+        return self.folder / "index.jsonl"
+
+
+class Writer:
+    """Appends to a shelf."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        step = shelf.tokens * shelf.width
+        self._end = max((at + frames * step for at, frames in shelf.places.values()), default=0)
+        shelf._map = None
+        self._bin = open(shelf._bin, "ab")  # noqa: SIM115 - closed by `close`
+        self._bin.truncate(self._end * 2)
+        self._index = open(shelf._index, "a+", encoding="utf-8")  # noqa: SIM115
+        self._end_line()
+        self._lines: list[dict[str, Any]] = []
+        self._waiting = 0
+
+    def _end_line(self) -> None:
+        """A torn last line must not swallow the next one."""
+        size = self._index.seek(0, os.SEEK_END)
+        if size:
+            with self._shelf._index.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    self._index.write("\n")
+
+    def put(self, key: str, array: np.ndarray) -> None:
+        """Add an array, float32 or float16 [F,N,E]. Raises ModelError for numbers that float16 cannot hold."""
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ModelError(
+                f"features of {key} reach {np.abs(array).max():g}", "finite numbers below 65504, which float16 holds",
+                "leave out run.feature_cache for this encoder",
+            )
+        self._bin.write(half.tobytes())
+        self._lines.append({"key": key, "at": self._end, "frames": array.shape[0]})
+        self._shelf.places[key] = self._end, array.shape[0]
+        self._end += half.size
+        self._waiting += half.nbytes
+        if self._waiting > 64 << 20:
+            self.flush()
+
+    def fault(self, key: str, reason: str, detail: str) -> None:
+        """Note an item that cannot be decoded."""
+        self._lines.append({"key": key, "reason": reason, "detail": detail})
+        self._shelf.faults[key] = reason, detail
+
+    def mark(self, name: str) -> None:
+        """Note that all of a corpus is in here."""
+        self._lines.append({"mark": name})
+
+    def flush(self) -> None:
+        """Bring arrays to the disk, then the lines that name them."""
+        self._bin.flush()
+        os.fsync(self._bin.fileno())
+        self._index.write("".join(json.dumps(line) + "\n" for line in self._lines))
+        self._index.flush()
+        os.fsync(self._index.fileno())
+        self._lines, self._waiting = [], 0
+
+    def close(self) -> None:
+        self.flush()
+        self._bin.close()
+        self._index.close()

@@ -1,0 +1,62 @@
+"""The loader of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mmtune import registry
+from mmtune.data.ledger import Ledger
+from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
+from mmtune.data.pack import Plan
+from mmtune.recipe import Recipe
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """What a step of a recipe holds: as many whole rows as `batch_tokens` has room for, in each micro-step."""
+    run = recipe.run
+    return Plan(rows=run.batch_tokens // run.length, length=run.length, accumulate=run.accumulate)
+
+
+def streams_of(
+    recipe: Recipe, processors: Mapping[str, ProcessorLike], say: Callable[[str], None] | None = None
+) -> list[Stream]:
+    """The streams of a recipe, their shards indexed.
+
+    Args:
+        processors: by stream; they differ in the prompt.
+        say: told of indexes being made and of damaged shards.
+
+    Raises ConfigError and DataError.
+    """
+    streams = []
+    for name, section in recipe.streams.items():
+        config = section.format
+        spelled = registry.find("data/formats", config.name)(config)
+        source = Source(section.patterns(), spelled)
+        streams.append(Stream(name, [source], processors[name], section.share, say=say))
+    return streams
+
+
+def loader_of(
+    recipe: Recipe,
+    processors: Mapping[str, ProcessorLike],
+    out: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+    pad: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Loader:
+    """The loader of a recipe.
+
+    Args:
+        processors: by stream.
+        out: run folder; `skipped.jsonl` comes to lie in it, written by the first rank. None keeps counts only.
+
+    Raises ConfigError and DataError.
+    """
+    run = recipe.run
+    path = out / "skipped.jsonl" if out is not None and rank == 0 else None
+    ledger = Ledger(path, max_bad_fraction=run.max_bad_fraction, max_in_a_row=run.max_bad_in_a_row)
+    streams = streams_of(recipe, processors, say)
+    return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad)

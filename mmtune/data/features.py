@@ -1,0 +1,256 @@
+"""Features of frozen encoders, kept on disk: each item is decoded and encoded once, not once an epoch.
+
+The key is the digest of the encoded bytes, the kind, and the encoder's fingerprint (its config and its weights), so a
+changed picture, another number of frames or other weights never meet old features. Numbers are float16. `warm` fills
+what is missing, before training; items that cannot be decoded are kept as such, and refused again without a try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtune import media
+from mmtune.config import dump
+from mmtune.data import _wire
+from mmtune.data._shelf import Shelf, Writer
+from mmtune.data.loader import Stream
+from mmtune.data.pool import Pool
+from mmtune.data.shards import SampleKey
+from mmtune.errors import DataError, MediaError, Reason, UsageError
+from mmtune.types import Example, Kind, MediaRef
+
+Progress = Callable[[int, int], None]
+"""Called with samples done and samples in all."""
+
+
+class BranchLike(Protocol):
+    """What is needed of a branch."""
+
+    encoder: Any
+    kinds: tuple[Kind, ...]
+
+
+class FeatureCache:
+    """Features by branch and item. Keeps only the branches it is given: those whose encoder does not train.
+
+    Args:
+        root: folder of the cache; each encoder has a folder in it, named by its fingerprint.
+        branches: name to branch.
+    """
+
+    def __init__(self, root: str | Path, branches: Mapping[str, BranchLike]) -> None:
+        self.root = Path(root)
+        self.branches = dict(branches.items())
+        self.shelves = {name: self._shelf(branch.encoder) for name, branch in self.branches.items()}
+        self.kinds = {kind: name for name, branch in self.branches.items() for kind in branch.kinds}
+
+    def _shelf(self, encoder: Any) -> Shelf:
+        print_ = encoder.fingerprint()
+        about = {"encoder": encoder.config.name, "fingerprint": print_}
+        folder = self.root / f"{encoder.config.name.rpartition(':')[2]}-{print_[:16]}"
+        return Shelf(folder, encoder.tokens_per_frame, encoder.width, about)
+
+    def get(self, branch: str, ref: MediaRef) -> Tensor | None:
+        """float16 [F,N,E] of an item, or none for a branch that is not kept. Nothing is decoded for what is kept.
+
+        An item that is not kept is encoded here and now, which is slow; `warm` keeps it.
+
+        Raises:
+            MediaError: the item cannot be decoded.
+            UsageError: it is not kept, and the encoder is on a device that a data worker must not touch.
+        """
+        if branch not in self.shelves:
+            return None
+        shelf, key = self.shelves[branch], _key(ref)
+        if key in shelf.places:
+            return torch.from_numpy(shelf.read(key))
+        if key in shelf.faults:
+            reason, detail = shelf.faults[key]
+            raise MediaError(Reason(reason), f"{ref.origin}: {detail}", "media that can be decoded")
+        encoder = self.branches[branch].encoder
+        if _device(encoder).type != "cpu":
+            raise UsageError(
+                seen=f"{ref.origin} has no kept features for branch {branch}",
+                expected="a cache that was filled before",
+                hint="call warm first",
+            )
+        return torch.from_numpy(_encode(encoder, _prepare(encoder, ref)[None])[0].astype(np.float16))
+
+    def reload(self) -> None:
+        """Read the indexes again, after another process has filled the cache."""
+        for shelf in self.shelves.values():
+            shelf.load()
+
+    def warm(
+        self,
+        streams: Iterable[Stream],
+        workers: int = 0,
+        batch: int = 32,
+        progress: Progress | None = None,
+    ) -> dict[str, int]:
+        """Encode what is missing of all items of some streams.
+
+        Args:
+            workers: processes that read and decode.
+            batch: items encoded at a time.
+
+        Returns:
+            How many items were `encoded`, `kept` already, and `failed`; numbers of this call. A corpus that was
+            walked whole before is not walked again.
+        """
+        streams = [stream for stream in streams if self._unmarked(stream)]
+        total, done = sum(len(stream.corpus) for stream in streams), 0
+        counts = {"encoded": 0, "kept": 0, "failed": 0}
+        if not streams or not self.shelves:
+            return counts
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(shelf.writing()) for name, shelf in self.shelves.items()}
+            filling = _Filling(self, writers, batch, counts)
+            for number, head, example in _walk(self, streams, workers):
+                filling.take(head, example)
+                done += 1
+                if progress:
+                    progress(done, total)
+                if done == sum(len(stream.corpus) for stream in streams[: number + 1]):
+                    filling.flush()
+                    for name, writer in writers.items():
+                        writer.mark(self._mark(streams[number], name))
+            filling.flush()
+        return counts
+
+    def _mark(self, stream: Stream, branch: str) -> str:
+        """Name of a corpus as a format reads it for a branch."""
+        spelled = {dump(format_.config) for format_ in stream.formats}
+        kinds = ",".join(self.branches[branch].kinds)
+        return hashlib.sha256("\n".join([stream.corpus.fingerprint(), kinds, *sorted(spelled)]).encode()).hexdigest()
+
+    def _unmarked(self, stream: Stream) -> bool:
+        return any(self._mark(stream, name) not in shelf.marks for name, shelf in self.shelves.items())
+
+    def gather(self, stream: Stream, key: SampleKey) -> tuple[dict[str, Any], Example]:
+        """What a sample lacks: keys and prepared items by branch, and items that cannot be decoded."""
+        head: dict[str, Any] = {"keys": {}, "faults": [], "kept": 0}
+        items: dict[str, list[Tensor]] = {}
+        empty = torch.empty(0, dtype=torch.int64)
+        try:
+            refs = stream.sample(key).media
+        except (DataError, MediaError):  # the ledger of the run names it
+            refs = ()
+        for ref in refs:
+            branch = self.kinds.get(ref.kind)
+            if branch is None:
+                continue
+            name = _key(ref)
+            if name in self.shelves[branch]:
+                head["kept"] += 1
+                continue
+            try:
+                items.setdefault(branch, []).append(_prepare(self.branches[branch].encoder, ref))
+                head["keys"].setdefault(branch, []).append(name)
+            except MediaError as error:
+                head["faults"].append([branch, name, str(error.reason), error.seen.removeprefix(f"{ref.origin}: ")])
+        items = {branch: held for branch, held in items.items() if held}
+        return head, Example(stream.corpus.id(key), empty, empty, (), items)
+
+
+class _Filling:
+    """Prepared items on their way to the disk."""
+
+    def __init__(
+        self, cache: FeatureCache, writers: Mapping[str, Writer], batch: int, counts: dict[str, int]
+    ) -> None:
+        self._cache, self._writers, self._batch, self._counts = cache, writers, batch, counts
+        self._waiting: dict[tuple[str, tuple[int, ...]], dict[str, Tensor]] = {}
+
+    def take(self, head: Mapping[str, Any], example: Example) -> None:
+        self._counts["kept"] += head["kept"]
+        for branch, key, reason, detail in head["faults"]:
+            if key not in self._cache.shelves[branch]:
+                self._writers[branch].fault(key, reason, detail)
+                self._counts["failed"] += 1
+        for branch, keys in head["keys"].items():
+            for key, item in zip(keys, example.media[branch], strict=True):
+                group = (branch, tuple(item.shape))
+                waiting = self._waiting.setdefault(group, {})
+                if key in self._cache.shelves[branch] or key in waiting:
+                    self._counts["kept"] += 1
+                    continue
+                waiting[key] = item
+                if len(waiting) >= self._batch:
+                    self._encode(group)
+
+    def flush(self) -> None:
+        for group in list(self._waiting):
+            self._encode(group)
+
+    def _encode(self, group: tuple[str, tuple[int, ...]]) -> None:
+        waiting = self._waiting.pop(group)
+        branch = group[0]
+        if waiting:
+            arrays = _encode(self._cache.branches[branch].encoder, torch.stack(list(waiting.values())))
+            for key, array in zip(waiting, arrays, strict=True):
+                self._writers[branch].put(key, array)
+            self._counts["encoded"] += len(waiting)
+
+
+def _walk(cache: FeatureCache, streams: list[Stream], workers: int) -> Any:
+    """Number of the stream, head and items of every sample, in order."""
+    tasks = [(number, key) for number, stream in enumerate(streams) for key in stream.corpus.samples()]
+    if not workers:
+        for number, key in tasks:
+            yield number, *cache.gather(streams[number], key)
+        return
+
+    def work(number: int, shard: int, place: int) -> bytes:
+        head, example = cache.gather(streams[number], SampleKey(shard, place))
+        shape, arrays = _wire.pack(example)
+        return _wire.dump({"gathered": head, **shape}, arrays)
+
+    pool = Pool(work, workers, lambda task: streams[task[0]].corpus.id(SampleKey(*task[1:])))
+    try:
+        asked = [pool.put(number, *key) for number, key in tasks[: workers * 8]]
+        for place, (number, _) in enumerate(tasks):
+            head, data, start = _wire.load(pool.get(asked[place]))
+            if len(asked) < len(tasks):
+                further, key = tasks[len(asked)]
+                asked.append(pool.put(further, *key))
+            yield number, head["gathered"], _wire.unpack(head, data, start)
+    finally:
+        pool.close()
+
+
+def _key(ref: MediaRef) -> str:
+    return f"{ref.kind}:{ref.digest}"
+
+
+def _device(encoder: Any) -> torch.device:
+    return next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
+
+
+def _prepare(encoder: Any, ref: MediaRef) -> Tensor:
+    """[F,...], without randomness."""
+    return encoder.prepare(media.load(ref, encoder.sampling(ref.kind)))
+
+
+def _encode(encoder: Any, x: Tensor) -> np.ndarray:
+    """[M,F,...] -> float32 [M,F,N,E]."""
+    parameter = next(iter(encoder.parameters()), None)
+    x = x.to(_device(encoder))
+    if parameter is not None and x.is_floating_point():
+        x = x.to(parameter.dtype)
+    frames = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    was = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            return encoder(x, frames).tokens.float().cpu().numpy()
+    finally:
+        encoder.train(was)

@@ -1,0 +1,156 @@
+"""Bytes of a record to text and JSON, strictly; and members to media references."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmtune.data._names import SUFFIXES
+from mmtune.data.formats.base import Record
+from mmtune.errors import DataError, Reason
+from mmtune.types import Kind, MediaRef
+
+MAX_BYTES = 16 << 20
+"""Largest JSON or text member read."""
+MAX_DEPTH = 64
+"""Deepest nesting of a JSON member."""
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def text(raw: bytes, origin: str, most: int) -> str:
+    """Strict UTF-8; a byte order mark in front is dropped.
+
+    Args:
+        most: most characters.
+
+    Raises DataError bad_text: not UTF-8, a control character, or too long.
+    """
+    if len(raw) > MAX_BYTES:
+        raise DataError(Reason.bad_text, f"{origin}: {len(raw)} bytes of text", f"at most {MAX_BYTES}")
+    try:
+        return check(raw.decode("utf-8").removeprefix("\ufeff"), origin, most)
+    except UnicodeDecodeError as error:
+        raise DataError(Reason.bad_text, f"{origin}: byte {error.start} is not UTF-8", "UTF-8 text") from error
+
+
+def check(value: str, origin: str, most: int) -> str:
+    """The text itself. Raises DataError bad_text for control characters, lone surrogates, or too much of it."""
+    if len(value) > most:
+        raise DataError(Reason.bad_text, f"{origin}: {len(value)} characters", f"at most {most}")
+    found = _CONTROL.search(value)
+    if found:
+        raise DataError(
+            Reason.bad_text, f"{origin}: character U+{ord(found[0]):04X} at place {found.start()}", "printable text"
+        )
+    return value
+
+
+def tree(raw: bytes, origin: str) -> dict[str, Any]:
+    """A JSON object, strictly: no NaN or infinity, no key twice, not too deep.
+
+    Raises DataError bad_json, or bad_text where it is not UTF-8.
+    """
+    if len(raw) > MAX_BYTES:
+        raise DataError(Reason.bad_json, f"{origin}: {len(raw)} bytes of JSON", f"at most {MAX_BYTES}")
+    try:
+        source = raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(Reason.bad_text, f"{origin}: byte {error.start} is not UTF-8", "UTF-8 text") from error
+    try:
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        value = json.loads(source, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+    except (ValueError, RecursionError) as error:
+        raise DataError(Reason.bad_json, f"{origin}: {error}", "a JSON object") from error
+    if not isinstance(value, dict):
+        raise DataError(Reason.bad_json, f"{origin} holds a {type(value).__name__}", "a JSON object")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:20]} is too large")
+    return value
+
+
+def _depth(raw: bytes) -> int:
+    depth = most = 0
+    for token in _STRUCTURE.findall(raw):
+        if token in (b"[", b"{"):
+            depth += 1
+            most = max(most, depth)
+        elif token in (b"]", b"}"):
+            depth -= 1
+    return most
+
+
+# ------------------------------------------------------------------------------------------------------------- media
+
+
+def members(record: Record, kind: Kind) -> list[str]:
+    """Suffixes of a record's members of a kind, sorted: numbers inside count as numbers."""
+    found = (suffix for suffix in record.files if SUFFIXES.get(suffix.rpartition(".")[2]) == kind)
+    return sorted(found, key=_natural)
+
+
+def _natural(suffix: str) -> list[tuple[bool, int, str]]:
+    parts = (part for part in re.split(r"(\d+)", suffix) if part)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def ref(record: Record, suffix: str, kind: Kind) -> MediaRef:
+    """A reference to a member, its bytes read."""
+    return MediaRef(kind, record.files[suffix], f"{record.id}.{suffix}")
+
+
+def named(record: Record, kind: Kind, names: Sequence[str]) -> list[MediaRef]:
+    """The members that some file names mean.
+
+    A name means the member of the same name, whatever its folder, else the member with the same end
+    (`0.jpg`, `jpg`). Names from before the shards were written match nothing; they are then taken in order,
+    when there are as many members of this kind as names.
+
+    Raises DataError missing_key.
+    """
+    own = {f"{record.key.rpartition('/')[2]}.{suffix}".lower(): suffix for suffix in record.files}
+    found = []
+    for name in names:
+        base = name.replace("\\", "/").rpartition("/")[2].lower()
+        found.append(own.get(base) or (base if base in record.files else None))
+    if None in found:
+        there = members(record, kind)
+        if any(found) or len(there) != len(names):
+            lost = [name for name, suffix in zip(names, found, strict=True) if suffix is None]
+            raise DataError(
+                Reason.missing_key,
+                f"{record.id}: no member for {kind} {', '.join(lost)[:120]}; there are {_listed(record.files)}",
+                "a member for every file that the record names",
+            )
+        found = list(there)
+    return [ref(record, suffix, kind) for suffix in found if suffix is not None]
+
+
+def _listed(suffixes: Iterable[str]) -> str:
+    return ", ".join(f".{suffix}" for suffix in suffixes) or "none"
+
+
+def missing(record: Record, what: str) -> DataError:
+    """The error for a record without a member that the format needs."""
+    seen = f"{record.id} has no {what}; its members are {_listed(record.files)}"
+    return DataError(Reason.missing_key, seen, f"a member with {what}")

@@ -1,0 +1,98 @@
+"""A medium and a text that says what it shows.
+
+Reads shards of img2dataset (`.jpg .txt .json`) and of video2dataset (`.mp4 .txt .json`). The medium is the
+user's turn, followed by a prompt if there is one; the caption is the answer. A record whose download failed (`status`
+in its JSON is not `success`) is skipped as `download_failed`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mmtune.data.formats import _read
+from mmtune.data.formats.base import Format, FormatConfig, Record
+from mmtune.errors import DataError, Reason
+from mmtune.types import KINDS, Kind, MediaRef, Sample, Turn
+
+
+class Config(FormatConfig):
+    name: str = "caption"
+    kind: Kind | None = None
+    """Which medium of a record is shown: image, video, audio or points. None: the one that a field of that name in the
+    .json names, else the only kind that the record has. A video shown as audio gives its sound."""
+    text: Literal["auto", "txt", "json"] = "auto"
+    """Where the caption is: the .txt member, a field of the .json member, or auto: the field, then the .txt."""
+    field: str = "caption"
+    """Name of the field; text, or a list of texts that say the same."""
+    choice: Literal["first", "seeded"] = "seeded"
+    """Which text of a list: the first, or another one each epoch, drawn by seed, epoch and sample."""
+    prompts: tuple[str, ...] = ()
+    """What the user says behind the medium; drawn as above where there are several. None: the medium alone."""
+    max_chars: int = 20_000
+    """Longest caption, characters; a longer one is skipped as bad_text."""
+
+
+class Caption(Format):
+    """One medium, one caption."""
+
+    Config = Config
+    config: Config
+
+    def sample(self, record: Record) -> Sample:
+        """Raises DataError: download_failed, missing_key, bad_text, bad_json, empty_target."""
+        facts = _read.tree(record.files["json"], f"{record.id}.json") if "json" in record.files else {}
+        status = facts.get("status")
+        if status is not None and status != "success":
+            detail = str(facts.get("error_message") or "")[:200]
+            seen = f"{record.id}: status {status!r} {detail}".strip()
+            raise DataError(Reason.download_failed, seen, "status success")
+        answer = self._caption(record, facts)
+        if not answer.strip():
+            raise DataError(Reason.empty_target, f"{record.id}: the caption is blank", "a caption")
+        parts: list[str | MediaRef] = [self._medium(record, facts)]
+        if self.config.prompts:
+            parts.append(self.config.prompts[self._draw(record, len(self.config.prompts), 1)])
+        return Sample(record.id, (Turn("user", tuple(parts)), Turn("assistant", (answer.strip(),))))
+
+    def _draw(self, record: Record, count: int, salt: int) -> int:
+        return (record.draw >> (16 * salt)) % 65536 % count if self.config.choice == "seeded" else 0
+
+    def _caption(self, record: Record, facts: dict[str, object]) -> str:
+        config, most = self.config, self.config.max_chars
+        value = facts.get(config.field)
+        if config.text != "txt" and value is not None:
+            where = f"{config.field} of {record.id}.json"
+            texts = value if isinstance(value, list) else [value]
+            if not texts or not all(isinstance(one, str) for one in texts):
+                raise DataError(Reason.bad_json, f"{where} is {str(value)[:80]!r}", "text, or a list of texts")
+            return _read.check(texts[self._draw(record, len(texts), 0)], where, most)
+        if config.text != "json":
+            for suffix in ("txt", "caption"):
+                if suffix in record.files:
+                    return _read.text(record.files[suffix], f"{record.id}.{suffix}", most)
+        wanted = {"txt": ".txt", "json": f"field {config.field} in a .json", "auto": f".txt or field {config.field}"}
+        raise _read.missing(record, wanted[config.text])
+
+    def _medium(self, record: Record, facts: dict[str, object]) -> MediaRef:
+        kind = self.config.kind
+        if kind is None:
+            named = [(one, facts[one]) for one in KINDS if isinstance(facts.get(one), str)]
+            if len(named) == 1:
+                return _read.named(record, named[0][0], [str(named[0][1])])[0]
+            there: list[Kind] = [one for one in KINDS if _read.members(record, one)]
+            if len(there) > 1:
+                raise DataError(
+                    Reason.missing_key,
+                    f"{record.id} has {' and '.join(there)}, and the recipe does not say which to show",
+                    "one kind of media in a record, or `kind` in the format",
+                    f"format: {{name: caption, kind: {there[0]}}}",
+                )
+            if not there:
+                raise _read.missing(record, "image, video, sound or points")
+            kind = there[0]
+        found = _read.members(record, kind)
+        if not found and kind == "audio":
+            found = _read.members(record, "video")
+        if not found:
+            raise _read.missing(record, kind)
+        return _read.ref(record, found[0], kind)

@@ -1,0 +1,302 @@
+"""Steps of a run: which stream, which examples, in which rows. A function of seed, step and the data, of nothing else.
+
+Each stream is an endless row of positions: position p is place p mod n of epoch p // n, n the number of samples. A step
+takes the stream's next samples until its rows are full. A sample that cannot be used is written into the ledger, and
+the next one takes its place, so a run with a bad sample is equal to one that never had it. Where a run stands is one
+number for each stream, see `positions`.
+
+All ranks make the same rows and each keeps its share, rows r, r + world, r + 2 * world, ... of every micro-step; so the
+steps of a run are the same for any number of ranks and workers. The price: every rank prepares every sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmtune.data import _wire
+from mmtune.data.collate import collate
+from mmtune.data.formats.base import Format
+from mmtune.data.ledger import Ledger
+from mmtune.data.pack import Packer, Plan
+from mmtune.data.patterns import expand
+from mmtune.data.pool import Pool
+from mmtune.data.shards import Corpus, SampleKey, _hash
+from mmtune.data.streams import Schedule
+from mmtune.errors import ConfigError, DataError, MediaError, UsageError
+from mmtune.types import Batch, Example, Sample
+
+AHEAD = 8
+"""Samples that each worker is given ahead of what is taken."""
+
+
+class ProcessorLike(Protocol):
+    """What turns a conversation into an example."""
+
+    def example(self, sample: Sample, answer: bool = False, rng: np.random.Generator | None = None) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards in one spelling."""
+
+    patterns: tuple[str | Path, ...]
+    format: Format
+
+
+class Stream:
+    """One row of samples.
+
+    Args:
+        sources: where they come from. All are mixed in one order.
+        share: part of the steps, in any unit common to all streams.
+        augment: hand the processor a random generator, a function of (seed, epoch, sample).
+        options: for `Corpus`.
+
+    Raises:
+        ConfigError: a shard in two sources.
+        DataError: what `Corpus` raises.
+    """
+
+    def __init__(
+        self, name: str, sources: Iterable[Source], processor: ProcessorLike, share: float = 1.0, augment: bool = False,
+        **options: Any,
+    ) -> None:
+        self.name, self.processor, self.share, self.augment = name, processor, share, augment
+        self.formats: list[Format] = []
+        paths: list[Path] = []
+        for source in sources:
+            found = expand(source.patterns)
+            if twice := set(found) & set(paths):
+                raise ConfigError(
+                    f"stream {name}: {min(twice)} in two places of its data", "each shard once", "make a second stream"
+                )
+            paths += found
+            self.formats += [source.format] * len(found)
+        self.corpus = Corpus(paths, **options)
+        if not len(self.corpus):
+            raise ConfigError(f"stream {name}: no samples in {len(paths)} shards", "at least one sample")
+
+    def sample(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Sample:
+        """The conversation of a sample. Raises DataError."""
+        sample = self.formats[key.shard].sample(self.corpus.record(key, seed, epoch))
+        return replace(sample, stream=self.name)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sample that could not be used."""
+
+    id: str
+    shard: str
+    member: str
+    reason: str
+    detail: str
+
+
+class Loader:
+    """Steps for a training loop.
+
+    Args:
+        streams: see `Stream`.
+        plan: what a step holds; for all streams, or by name of the stream.
+        workers: processes that prepare samples; 0 does it here.
+        ledger: takes what is skipped; one that keeps counts only when not given.
+        rank, world: which rows to keep.
+        pad: token written at padding.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        plan: Plan | Mapping[str, Plan],
+        seed: int = 0,
+        workers: int = 0,
+        ledger: Ledger | None = None,
+        rank: int = 0,
+        world: int = 1,
+        pad: int = 0,
+    ) -> None:
+        self.streams = {stream.name: stream for stream in streams}
+        self.plans = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(self.streams, plan)
+        if len(self.streams) != len(streams) or set(self.plans) != set(self.streams):
+            names = [stream.name for stream in streams]
+            raise ConfigError(f"streams {names} with plans {list(self.plans)}", "one plan for each stream")
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank {rank} of {world}", "a rank below the number of ranks")
+        self.seed, self.workers, self.rank, self.world, self.pad = seed, workers, rank, world, pad
+        self.ledger = ledger or Ledger()
+        self.schedule = Schedule({name: stream.share for name, stream in self.streams.items()}, seed)
+        self._seeds = {name: _hash(f"{seed} {name}") for name in self.streams}
+        self._history: dict[int, dict[str, int]] = {0: dict.fromkeys(self.streams, 0)}
+        self._pool: Pool | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Samples of each stream, those that the index refuses included."""
+        return {name: len(stream.corpus) for name, stream in self.streams.items()}
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of the data of each stream; what must be equal for a run to go on as it began."""
+        return {name: stream.corpus.fingerprint() for name, stream in self.streams.items()}
+
+    # --------------------------------------------------------------------------------------------------- where we are
+
+    def positions(self, step: int) -> dict[str, Any]:
+        """Where the streams stand after `step` steps: plain values, to be saved and given to `restore`.
+
+        Raises UsageError for a step that is not among the last that `steps` gave.
+        """
+        if step not in self._history:
+            raise UsageError(seen=f"the place in the data after step {step}", expected=f"one of {list(self._history)}")
+        counts, at = self.counts(), self._history[step]
+        streams = {
+            name: {"epoch": place // counts[name], "position": place % counts[name]} for name, place in at.items()
+        }
+        return {"step": step, "streams": streams}
+
+    def restore(self, positions: Mapping[str, Any]) -> None:
+        """Go on where `positions` were taken. Raises UsageError when they are of other streams."""
+        counts, streams = self.counts(), positions["streams"]
+        if set(streams) != set(counts):
+            raise UsageError(seen=f"positions of streams {', '.join(streams)}", expected=", ".join(counts))
+        # In data that has become smaller since, a place beyond the end is the end of the epoch.
+        at = {n: p["epoch"] * counts[n] + min(p["position"], counts[n]) for n, p in streams.items()}
+        self._history = {int(positions["step"]): at}
+
+    # --------------------------------------------------------------------------------------------------------- steps
+
+    def steps(self, first: int = 0) -> Iterator[tuple[str, list[Batch]]]:
+        """The steps from `first` on, without end: stream, and the micro-batches of this rank.
+
+        Raises:
+            UsageError: `first` is neither 0 nor where `restore` put the loader.
+            DataError: too much of the data cannot be used.
+            MmtuneError: a worker died.
+        """
+        if first not in self._history:
+            raise UsageError(
+                seen=f"steps from {first} on", expected=f"from {list(self._history)[-1]} on", hint="call restore first"
+            )
+        self.ledger.rewind(first)
+        self.close()
+        if self.workers:
+            self._pool = Pool(self._work, self.workers, self._task)
+        start = self._history[first]
+        feeds = {name: _Feed(self, name, start[name], self._depth(name)) for name in self.streams}
+        try:
+            for step in itertools.count(first):
+                name = self.schedule.stream(step)
+                examples, rows = self._fill(feeds[name], step)
+                self._history[step + 1] = {stream: feed.position for stream, feed in feeds.items()}
+                if len(self._history) > 64:
+                    del self._history[min(self._history)]
+                yield name, self._batches(name, examples, rows)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _depth(self, name: str) -> int:
+        total = sum(stream.share for stream in self.streams.values())
+        return max(2, round(self.workers * AHEAD * self.streams[name].share / total)) if self.workers else 0
+
+    def _fill(self, feed: _Feed, step: int) -> tuple[list[Example], list[list[int]]]:
+        """Examples of a step, and which go into which row."""
+        packer = Packer(self.plans[feed.name])
+        examples: list[Example] = []
+        while not packer.full:
+            found = feed.peek()
+            if isinstance(found, Skip):
+                self.ledger.skip(**vars(found), step=step, stream=feed.name, epoch=feed.epoch)
+                feed.take()
+                continue
+            if not packer.add(len(found)):
+                break
+            examples.append(found)
+            feed.take()
+            self.ledger.take()
+        return examples, packer.rows()
+
+    def _batches(self, name: str, examples: list[Example], rows: list[list[int]]) -> list[Batch]:
+        """This rank's part of each micro-step; rows of a micro-step have the same width on all ranks."""
+        size = self.plans[name].rows
+        batches = []
+        for start in range(0, len(rows), size):
+            micro = [[examples[place] for place in row] for row in rows[start : start + size]]
+            width = max(sum(len(example) for example in row) for row in micro)
+            batches.append(collate(micro[self.rank :: self.world], self.pad, name, width=-(-width // 8) * 8))
+        return batches
+
+    # ------------------------------------------------------------------------------------------------- one sample
+
+    def make(self, name: str, position: int) -> Example | Skip:
+        """The sample of a stream at a position, prepared, or why it cannot be used."""
+        stream = self.streams[name]
+        epoch, place = divmod(position, len(stream.corpus))
+        seed = self._seeds[name]
+        key = stream.corpus.order(seed, epoch, place)
+        try:
+            sample = stream.sample(key, seed, epoch)
+            rng = np.random.default_rng([seed, epoch, _hash(sample.id)]) if stream.augment else None
+            example = stream.processor.example(sample, rng=rng) if stream.augment else stream.processor.example(sample)
+            self.plans[name].check(example.id, len(example))
+        except (DataError, MediaError) as error:
+            id, shard = stream.corpus.id(key), stream.corpus.label(key)
+            return Skip(id, shard, id.removeprefix(f"{shard}/"), str(error.reason), error.seen)
+        return example
+
+    def _work(self, name: str, position: int) -> bytes:
+        made = self.make(name, position)
+        if isinstance(made, Skip):
+            return _wire.dump({"skip": vars(made)}, [])
+        return _wire.dump(*_wire.pack(made))
+
+    def _task(self, task: tuple[Any, ...]) -> str:
+        name, position = task
+        corpus = self.streams[name].corpus
+        epoch, place = divmod(position, len(corpus))
+        return f"sample {corpus.id(corpus.order(self._seeds[name], epoch, place))} of stream {name}"
+
+
+class _Feed:
+    """The samples of one stream from a position on, asked for ahead of time."""
+
+    def __init__(self, loader: Loader, name: str, position: int, depth: int) -> None:
+        self.name, self.position = name, position
+        self._loader, self._depth = loader, depth
+        self._count = len(loader.streams[name].corpus)
+        self._asked: deque[int] = deque()
+        self._head: Example | Skip | None = None
+
+    @property
+    def epoch(self) -> int:
+        return self.position // self._count
+
+    def peek(self) -> Example | Skip:
+        """The sample at `position`."""
+        if self._head is None:
+            pool = self._loader._pool
+            if pool is None:
+                self._head = self._loader.make(self.name, self.position)
+            else:
+                while len(self._asked) < self._depth:
+                    self._asked.append(pool.put(self.name, self.position + len(self._asked)))
+                head, data, start = _wire.load(pool.get(self._asked.popleft()))
+                self._asked.append(pool.put(self.name, self.position + 1 + len(self._asked)))
+                self._head = Skip(**head["skip"]) if "skip" in head else _wire.unpack(head, data, start)
+        return self._head
+
+    def take(self) -> None:
+        """Go on to the next."""
+        self._head = None
+        self.position += 1

@@ -1,0 +1,77 @@
+"""Shard patterns to files: `{00000..00099}`, `{a,b}`, `*`, a folder, or one path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from glob import glob, has_magic
+from pathlib import Path
+
+from mmtune.errors import DataError, Reason, UsageError
+
+MOST = 1_000_000
+"""Most files of one pattern."""
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_REMOTE = re.compile(r"([a-z][a-z0-9+.-]+):")
+
+
+def expand(patterns: Iterable[str | Path] | str | Path) -> list[Path]:
+    """The files of some patterns in their order, each once; what `*` matches is sorted.
+
+    Raises:
+        DataError: a pattern matches nothing, or a numbered range names files that are not there.
+        UsageError: a remote address.
+    """
+    found: dict[Path, None] = {}
+    for pattern in [patterns] if isinstance(patterns, (str, Path)) else patterns:
+        found.update(dict.fromkeys(_files(str(pattern))))
+    return list(found)
+
+
+def _files(pattern: str) -> list[Path]:
+    remote = _REMOTE.match(pattern)
+    if remote:
+        raise UsageError(
+            seen=f"{pattern}: a remote source",
+            expected="shards on a disk of this machine, where members are read by their place",
+            hint="copy the shards first (aws s3 cp, huggingface-cli download, curl), then give their path",
+        )
+    paths: list[Path] = []
+    for name in braces(pattern):
+        path = Path(name).expanduser()
+        if path.is_dir():
+            paths += sorted(path.glob("*.tar"))
+        elif has_magic(name):
+            paths += sorted(Path(match) for match in glob(str(path)))
+        else:
+            paths.append(path)
+        if len(paths) > MOST:
+            raise UsageError(seen=f"{pattern}: more than {MOST} files", expected="fewer")
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not paths:
+        what = f"{len(missing)} of {len(paths)} files are missing: {', '.join(missing[:3])}"
+        what = what if paths else "nothing is there"
+        raise DataError(
+            Reason.truncated_shard, f"{pattern}: {what}", "tar files", "check the path; the working folder counts"
+        )
+    return paths
+
+
+def braces(pattern: str) -> Iterator[str]:
+    """`a{0..2}b` to a0b, a1b, a2b (zeros in front are kept); `{x,y}` to both. No nesting."""
+    head, left, rest = pattern.partition("{")
+    inside, right, tail = rest.partition("}")
+    if not left or not right:
+        yield pattern
+        return
+    span = _RANGE.fullmatch(inside)
+    if span:
+        first, last, width = int(span[1]), int(span[2]), len(span[1])
+        if last - first > MOST:
+            raise UsageError(seen=f"{pattern}: {last - first + 1} files", expected=f"at most {MOST}")
+        choices: Iterable[str] = (f"{number:0{width}d}" for number in range(first, last + 1))
+    else:
+        choices = inside.split(",")
+    for choice in choices:
+        for rest in braces(tail):
+            yield f"{head}{choice}{rest}"

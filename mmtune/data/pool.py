@@ -1,0 +1,177 @@
+"""Worker processes that do numbered pieces of work, read back in any order.
+
+Piece k goes to worker k mod n, so who does what is settled beforehand. Each worker has a pipe of its own: when a worker
+dies, the piece it was at is known, and when the main process dies, the workers see the end of their pipe and leave.
+Workers are forked, so they share the processor and the index with the main process instead of copying them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from mmtune.errors import MmtuneError, UsageError
+
+Task = tuple[Any, ...]
+
+
+class Readable(Protocol):
+    """A result as bytes."""
+
+    def __call__(self, *task: Any) -> bytes: ...
+
+
+class Pool:
+    """Workers for one function.
+
+    Args:
+        work: called with the values of a task, in a worker; gives bytes.
+        count: workers, at least 1.
+        name: says what a task is, for messages.
+
+    Raises:
+        UsageError: a system that cannot fork processes.
+    """
+
+    def __init__(self, work: Readable, count: int, name: Callable[[Task], str] = str) -> None:
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise UsageError(
+                seen=f"{count} data workers", expected="0 on this system, which cannot fork", hint="run.workers=0"
+            )
+        context = multiprocessing.get_context("fork")
+        self._name = name
+        self._pipes: list[Connection] = []
+        self._processes = []
+        self._tasks: dict[int, Task] = {}
+        self._results: dict[int, bytes | BaseException] = {}
+        self._dead: dict[int, str] = {}
+        self._next = 0
+        self._change = threading.Condition()
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            # A worker must not hold the main end of any pipe, or it would never see the main process go.
+            process = context.Process(target=_serve, args=(work, theirs, [*self._pipes, ours]), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        self._reader = threading.Thread(target=self._read, name="mmtune-data", daemon=True)
+        self._reader.start()
+
+    def put(self, *task: Any) -> int:
+        """Hand out a piece of work; returns its number."""
+        number = self._next
+        self._next += 1
+        with self._change:
+            self._tasks[number] = task
+        worker = number % len(self._pipes)
+        try:
+            self._pipes[worker].send((number, task))
+        except OSError:
+            self._note_death(worker)
+        return number
+
+    def get(self, number: int) -> bytes:
+        """The result of a piece of work; waits for it.
+
+        Raises:
+            MmtuneError: the worker died, or the work raised something that is not for this program to expect.
+        """
+        worker = number % len(self._pipes)
+        with self._change:
+            self._change.wait_for(lambda: number in self._results or worker in self._dead)
+            task = self._tasks.pop(number)
+            if number not in self._results:
+                raise MmtuneError(
+                    f"{self._dead[worker]} before it was done with {self._name(task)}",
+                    "data workers that live as long as the run",
+                    "run.workers=0 shows the fault itself; a killed worker often means too little memory",
+                )
+            result = self._results.pop(number)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _read(self) -> None:
+        """Take results off the pipes as they come, so that no worker waits for the main process."""
+        open_pipes = dict(enumerate(self._pipes))
+        while open_pipes:
+            ready = wait(list(open_pipes.values()))
+            for worker, pipe in list(open_pipes.items()):
+                if pipe not in ready:
+                    continue
+                try:
+                    message = pipe.recv_bytes()
+                except (EOFError, OSError):
+                    del open_pipes[worker]
+                    self._note_death(worker)
+                    continue
+                number, failed = int.from_bytes(message[:8], "little"), message[8]
+                with self._change:
+                    self._results[number] = _error(message[9:]) if failed else message[9:]
+                    self._change.notify_all()
+
+    def _note_death(self, worker: int) -> None:
+        process = self._processes[worker]
+        process.join(1)
+        code = process.exitcode
+        how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
+        with self._change:
+            self._dead[worker] = f"data worker {worker} (process {process.pid}) {how}"
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """End the workers."""
+        for pipe in self._pipes:
+            with suppress(OSError):
+                pipe.send(None)
+        for process in self._processes:
+            process.join(0.5)
+            if process.is_alive():
+                process.terminate()
+                process.join(2)
+        self._reader.join(2)
+        for pipe in self._pipes:
+            pipe.close()
+
+
+def _serve(work: Readable, pipe: Connection, others: Sequence[Connection]) -> None:
+    """The life of a worker."""
+    import torch
+
+    for other in others:
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the main process decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    while True:
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        if message is None:
+            os._exit(0)
+        number, task = message
+        head = number.to_bytes(8, "little")
+        try:
+            answer = head + b"\0" + work(*task)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            if isinstance(error, MmtuneError):
+                text = str(error)
+            answer = head + b"\1" + text.encode("utf-8", "replace")
+        try:
+            pipe.send_bytes(answer)
+        except OSError:
+            os._exit(0)
+
+
+def _error(text: bytes) -> MmtuneError:
+    return MmtuneError(f"in a data worker: {text.decode('utf-8', 'replace')}")

@@ -1,0 +1,334 @@
+"""Samples of shards by their place in the index, in an order that is a function of (seed, epoch, position).
+
+Shards are put in an order for the epoch, then the samples of a few neighbouring shards are mixed with each other. Both
+are sorts by a hash, of the shard's name and of the sample's id, so a sample that is taken away changes the order of no
+other, and neither does the number of readers. Reading stays nearly sequential, and memory is that of one window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmtune.data import index as indexes
+from mmtune.data.formats.base import Record
+from mmtune.data.index import Group, ShardIndex
+from mmtune.data.patterns import expand
+from mmtune.errors import DataError, Reason
+
+WINDOW = 8
+"""Shards whose samples are mixed with each other."""
+OPEN = 64
+"""Most shards held open."""
+TRIES = (0.0, 0.2, 1.0, 3.0)
+"""Seconds to wait before each try to open a shard."""
+
+
+class SampleKey(NamedTuple):
+    """A sample of a corpus: number of its shard and place in that shard."""
+
+    shard: int
+    place: int
+
+
+class Corpus:
+    """All samples of some shards.
+
+    Args:
+        patterns: see `patterns.expand`.
+        say: told what takes time or is odd (an index being made, a shard that is cut).
+        window: shards mixed with each other.
+        without: ids of samples to leave out, as if they were in no shard.
+        strict: refuse damaged shards instead of using what is whole.
+        verify: compare each member that is read with its digest.
+
+    Raises:
+        DataError: no shards, a shard that is not the one that was indexed, or damage where `strict`.
+    """
+
+    def __init__(
+        self,
+        patterns: Iterable[str | Path] | str | Path,
+        say: Callable[[str], None] | None = None,
+        window: int = WINDOW,
+        without: Collection[str] = (),
+        strict: bool = False,
+        verify: bool = True,
+    ) -> None:
+        self.paths = expand(patterns)
+        self.window = window
+        self.verify = verify
+        self._say = say or (lambda text: None)
+        self._without = frozenset(without)
+        self._labels = _labels(self.paths)
+        self._sums: list[str] = []
+        self._indexes: OrderedDict[int, tuple[ShardIndex, np.ndarray, np.ndarray]] = OrderedDict()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._orders: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._cut: dict[int, int] = {}
+        self._on_disk = True
+        self._sizes = np.zeros(len(self.paths), dtype=np.int64)
+        self.refused: dict[str, int] = {}
+        """Samples that the index refuses, by reason; they have a place in the order and raise when read."""
+        for number, path in enumerate(self.paths):
+            index = self._open(number, path, strict)
+            self._sums.append(index.sha256)
+            self._sizes[number] = len(self._load(number)[1])
+            for group in index.groups:
+                if group.reason:
+                    self.refused[str(group.reason)] = self.refused.get(str(group.reason), 0) + 1
+
+    def __len__(self) -> int:
+        return int(self._sizes.sum())
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records in the order of their shards. Records that cannot be used raise DataError: see `samples`."""
+        return (self.record(key) for key in self.samples())
+
+    def samples(self) -> Iterator[SampleKey]:
+        """All samples in the order of their shards."""
+        for shard in range(len(self.paths)):
+            for place in self._load(shard)[1]:
+                yield SampleKey(shard, int(place))
+
+    def fingerprint(self) -> str:
+        """sha256 over names and digests of the shards and over what is left out, in hex."""
+        digest = hashlib.sha256()
+        for label, total in zip(self._labels, self._sums, strict=True):
+            digest.update(f"{label} {total}\n".encode())
+        for name in sorted(self._without):
+            digest.update(f"without {name}\n".encode())
+        return digest.hexdigest()
+
+    # ------------------------------------------------------------------------------------------------------- order
+
+    def order(self, seed: int, epoch: int, position: int) -> SampleKey:
+        """The sample at `position` (0 to len - 1) of an epoch. Every epoch holds every sample once."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} samples")
+        shards, ends = self._epoch(seed, epoch)
+        block = int(np.searchsorted(ends, position, side="right"))
+        start = int(ends[block - 1]) if block else 0
+        numbers, places = self._mixed(seed, epoch, block, shards)
+        return SampleKey(int(numbers[position - start]), int(places[position - start]))
+
+    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order of the shards [shards], and the position after each window [windows]."""
+        if (seed, epoch) not in self._orders:
+            keys = np.array([_hash(f"{seed} {epoch} {label}") for label in self._labels], dtype=np.uint64)
+            shards = np.argsort(keys, kind="stable")
+            starts = np.arange(0, len(shards), self.window)
+            ends = np.cumsum(np.add.reduceat(self._sizes[shards], starts))
+            if len(self._orders) > 4:
+                self._orders.clear()
+            self._orders[seed, epoch] = shards, ends
+        return self._orders[seed, epoch]
+
+    def _mixed(self, seed: int, epoch: int, block: int, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shards and places of the samples of one window, in their order."""
+        name = (seed, epoch, block)
+        if name not in self._windows:
+            members = shards[block * self.window : (block + 1) * self.window]
+            loaded = [self._load(int(number)) for number in members]
+            hashes = np.concatenate([hashed for _, _, hashed in loaded])
+            numbers = np.repeat(members, [len(places) for _, places, _ in loaded])
+            places = np.concatenate([places for _, places, _ in loaded])
+            ranks = np.argsort(_mix(hashes ^ np.uint64(_hash(f"{seed} {epoch}"))), kind="stable")
+            self._windows[name] = numbers[ranks], places[ranks]
+            while len(self._windows) > 3:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(name)
+        return self._windows[name]
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def id(self, key: SampleKey) -> str:
+        """`SHARD/KEY`, with `#1`, `#2`, ... where a key comes again in its shard."""
+        group = self._load(key.shard)[0].groups[key.place]
+        return _id(self._labels[key.shard], group)
+
+    def record(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Record:
+        """A sample's files, read when asked for.
+
+        Raises DataError, here or when a file is read: the sample is refused by the index, lies beyond the end of a
+        shard that was cut, is not what was indexed, or its shard cannot be read.
+        """
+        group = self._load(key.shard)[0].groups[key.place]
+        name = _id(self._labels[key.shard], group)
+        if group.reason is not None:
+            raise DataError(group.reason, f"{name}: {group.detail}", "a sample that the index accepts")
+        end = self._cut.get(key.shard)
+        if end is not None and any(offset + size > end for offset, size, _ in group.members.values()):
+            seen = f"{name} lies beyond byte {end}, where its shard now ends"
+            raise DataError(Reason.truncated_shard, seen, "the shard as indexed")
+        return Record(name, _Files(self, key.shard, name, group.members), group.key, _hash(f"{seed} {epoch} {name}"))
+
+    def label(self, key: SampleKey) -> str:
+        """Name of a sample's shard."""
+        return self._labels[key.shard]
+
+    def read(self, shard: int, name: str, where: tuple[int, int, str]) -> bytes:
+        """The bytes of a member. Raises DataError."""
+        offset, size, digest = where
+        data = os.pread(self._file(shard), size, offset)
+        while len(data) < size and (more := os.pread(self._file(shard), size - len(data), offset + len(data))):
+            data += more
+        if len(data) < size:
+            raise DataError(Reason.truncated_shard, f"{name}: {len(data)} bytes of {size}", "the shard as indexed")
+        if self.verify and hashlib.sha256(data).hexdigest() != digest:
+            raise DataError(
+                Reason.digest_mismatch,
+                f"{name} is not what was indexed: sha256 differs",
+                "the shard as indexed",
+                "copy the shard again; if it was made anew, run `mmtune data index`",
+            )
+        return data
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            self._files[shard] = _open(self.paths[shard])
+            while len(self._files) > OPEN:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def close(self) -> None:
+        """Close the shards."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_files": OrderedDict(), "_say": print}
+
+    # ------------------------------------------------------------------------------------------------------- index
+
+    def _open(self, number: int, path: Path, strict: bool) -> ShardIndex:
+        index, new = indexes.fetch(path, self._say)
+        faults = list(index.damage)
+        if not new and not indexes.unchanged(path, index):
+            faults += self._changed(number, path, index)
+        # An index that could not be written is kept, as it would have to be made again each time.
+        self._on_disk = self._on_disk and indexes.beside(path).exists()
+        for text in faults:
+            if strict:
+                raise DataError(Reason.truncated_shard, f"{path}: {text}", "a whole shard", "copy it again")
+            self._say(f"warning: {path}: {text}")
+        self._keep(number, index)
+        return index
+
+    def _changed(self, number: int, path: Path, index: ShardIndex) -> list[str]:
+        """What happened to a shard since it was indexed."""
+        size = path.stat().st_size
+        if size == index.bytes:
+            if indexes.sum_file(path) == index.sha256:
+                return []
+            return ["its content is not what was indexed; each sample is judged by its digest"]
+        if size < index.bytes and self._begins_as(number, index, size):
+            self._cut[number] = size
+            lost = sum(any(o + n > size for o, n, _ in group.members.values()) for group in index.groups)
+            return [f"it is cut at byte {size} of {index.bytes}; {lost} of {len(index.groups)} samples are lost"]
+        raise DataError(
+            Reason.digest_mismatch,
+            f"{path} has {size} bytes, and {index.bytes} when it was indexed",
+            "the shard that was indexed",
+            "if it was made anew on purpose, run `mmtune data index`",
+        )
+
+    def _begins_as(self, number: int, index: ShardIndex, size: int) -> bool:
+        """Whether the first member is still there, or nothing can tell."""
+        for group in index.groups:
+            for suffix, where in group.members.items():
+                if where[0] + where[1] > size:
+                    return True
+                try:
+                    self.read(number, f"{index.name}/{group.key}.{suffix}", where)
+                except DataError:
+                    return False
+                return True
+        return True
+
+    def _load(self, number: int) -> tuple[ShardIndex, np.ndarray, np.ndarray]:
+        """Index of a shard, places of its samples [n], and their hashes [n]."""
+        if number not in self._indexes:
+            path = self.paths[number]
+            where = indexes.beside(path)
+            try:
+                index = ShardIndex.parse(where.read_text(encoding="utf-8"), str(where))
+            except OSError as error:
+                raise DataError(Reason.truncated_shard, f"{where}: {error.strerror}", "an index that stays") from error
+            if index.sha256 != self._sums[number]:
+                seen = f"{where} was changed while in use"
+                raise DataError(Reason.digest_mismatch, seen, "one index for a whole run")
+            self._keep(number, index)
+        self._indexes.move_to_end(number)
+        return self._indexes[number]
+
+    def _keep(self, number: int, index: ShardIndex) -> None:
+        names = [_id(self._labels[number], group) for group in index.groups]
+        places = np.array([i for i, name in enumerate(names) if name not in self._without], dtype=np.int64)
+        hashes = np.array([_hash(names[place]) for place in places], dtype=np.uint64)
+        self._indexes[number] = index, places, hashes
+        if self._on_disk:
+            while len(self._indexes) > 3 * self.window:
+                self._indexes.popitem(last=False)
+
+
+class _Files(Mapping[str, bytes]):
+    """Members of a sample by suffix; content is read when asked for."""
+
+    def __init__(self, corpus: Corpus, shard: int, name: str, members: Mapping[str, tuple[int, int, str]]) -> None:
+        self._corpus, self._shard, self._name, self._members = corpus, shard, name, members
+
+    def __getitem__(self, suffix: str) -> bytes:
+        return self._corpus.read(self._shard, f"{self._name}.{suffix}", self._members[suffix])
+
+    def __contains__(self, suffix: object) -> bool:
+        return suffix in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+def _id(label: str, group: Group) -> str:
+    return f"{label}/{group.key}" + (f"#{group.ordinal}" if group.ordinal else "")
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Names of shards: the file's, with as many folders as it takes to tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]).removesuffix(".tar") for part in parts]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """uint64 -> uint64, one to one: the finalizer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _open(path: Path) -> int:
+    for wait in TRIES:
+        time.sleep(wait)
+        try:
+            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            last = error
+    raise DataError(Reason.truncated_shard, f"{path}: {last.strerror}", "a shard that can be read") from last

@@ -1,0 +1,256 @@
+"""Shared by image towers: pixels in, frames folded into one axis, chunks that bound memory, the fingerprint.
+
+An entry builds a tower and says what it computes for a stack of frames; everything else is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmtune.encoders.base import Encoder, EncoderConfig
+from mmtune.errors import MediaError, ModelError, Reason
+from mmtune.media import Sampling
+from mmtune.types import Features, Kind, Media
+
+Resize = Literal["crop", "pad", "fit", "stretch"]
+STRIP = 32
+"""Ratio of the sides from which a picture is cut before it is scaled."""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageConfig(EncoderConfig):
+    frames: int = Field(default=8, ge=1)
+    """Frames taken from a video; a still image is always one."""
+    rule: Literal["uniform", "middle", "first", "fps"] = "uniform"
+    """How the frames of a video are chosen; see `mmtune.media.Sampling`."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames per second for `rule: fps`, of which at most `frames` are taken."""
+    decode_side: int | None = Field(default=None, ge=1)
+    """Allow pictures to be decoded at a half, quarter or eighth while both sides stay at least this many pixels:
+    quicker, not to the bit the same. Null decodes every pixel."""
+    resize: Resize | None = None
+    """How a picture becomes a square: `crop` scales the short side and cuts the middle, `pad` fills up to a square with
+    the mean colour and scales (LLaVA 1.5), `fit` scales the long side and then fills up, `stretch` ignores the ratio of
+    the sides (Video-LLaMA). Null does what the weights' preprocessing says."""
+    size: int | None = Field(default=None, ge=1)
+    """Height and width in pixels; null is what the weights were trained with. Position tables are interpolated."""
+    mean: tuple[float, float, float] | None = None
+    """Mean colour in 0..1 that is subtracted; null is what the weights' preprocessing says."""
+    std: tuple[float, float, float] | None = None
+    """Deviation in 0..1 that is divided by; null is what the weights' preprocessing says."""
+    random_crop: tuple[float, float] | None = None
+    """In training, cut a random rectangle with this least and greatest share of the area, the same in all frames of an
+    item (published: [0.5, 1.0]). Not for runs that keep features on disk. Null always takes the whole picture."""
+    chunk: int = Field(default=32, ge=1)
+    """Frames that go through the tower at once; bounds memory, and fits a CPU cache."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How uint8 frames become the tower's input."""
+
+    size: tuple[int, int] = (224, 224)
+    """Height and width in pixels."""
+    short: int = 224
+    """Length of the short side before the crop, pixels; only for `crop`."""
+    resize: Resize = "crop"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    interpolation: Literal["bicubic", "bilinear", "nearest-exact"] = "bicubic"
+    fill: tuple[int, int, int] | None = None
+    """Colour of the border for `pad` and `fit`, 0..255; null is the mean colour, rounded down."""
+
+    def overridden(self, config: ImageConfig) -> Pixels:
+        """These settings with what the config sets itself."""
+        changes: dict[str, Any] = {k: getattr(config, k) for k in ("resize", "mean", "std") if getattr(config, k)}
+        if config.resize is not None:
+            changes["fill"] = None
+        if config.size is not None:
+            # The part of the picture that the crop keeps stays the same.
+            changes |= {"size": (config.size,) * 2, "short": round(self.short * config.size / min(self.size))}
+        return replace(self, **changes)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """uint8 [F,3,height,width] -> float32 [F,3,size], normalised."""
+        height, width = frames.shape[-2:]
+        least, most = min(height, width), max(height, width)
+        # A strip of a few pixels by many thousand would become a canvas of gigabytes: it is scaled before the border,
+        # and cut before it is scaled. Only pixels at the border of such a strip differ by that.
+        strip = most > STRIP * least
+        if self.resize == "pad" and not strip:
+            frames = self._scale(self._border(frames, (most, most)), self.size)
+        elif self.resize in ("fit", "pad"):
+            ratio = max(height / self.size[0], width / self.size[1])
+            inner = tuple(max(1, round(side / ratio)) for side in (height, width))
+            frames = self._border(self._scale(frames, inner), self.size)
+        elif self.resize == "crop":
+            if strip:
+                frames = _crop_middle(frames, (min(height, STRIP * least), min(width, STRIP * least)))
+            # As torchvision: the short side is exact, the long one is rounded down.
+            sides = frames.shape[-2:]
+            target = tuple(self.short if side == least else int(self.short * side / least) for side in sides)
+            frames = _crop_middle(self._scale(frames, target), self.size)
+        else:
+            frames = self._scale(frames, self.size)
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.mean, self.std))
+        return frames.float().sub_(mean).div_(std)
+
+    def _scale(self, frames: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Resize uint8 frames; the 8-bit path rounds after each axis as Pillow does, and is the fast one."""
+        if tuple(frames.shape[-2:]) == tuple(size):
+            return frames
+        smooth = self.interpolation != "nearest-exact"
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        return F.interpolate(frames, size=size, mode=self.interpolation, antialias=smooth)
+
+    def _border(self, frames: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Frames no larger than `size` in the middle of a canvas of that size."""
+        height, width = frames.shape[-2:]
+        if (height, width) == tuple(size):
+            return frames
+        fill = self.fill if self.fill is not None else tuple(int(255 * value) for value in self.mean)
+        canvas = torch.tensor(fill, dtype=torch.uint8).view(1, 3, 1, 1).repeat(frames.shape[0], 1, *size)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        canvas[:, :, top : top + height, left : left + width] = frames
+        return canvas
+
+
+def _crop_middle(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut the middle; a picture smaller than `size` is bordered with black first, as torchvision does."""
+    missing = [max(0, want - have) for want, have in zip(size, frames.shape[-2:], strict=True)]
+    if any(missing):
+        (down, right) = missing
+        frames = F.pad(frames, (right // 2, right - right // 2, down // 2, down - down // 2))
+    top, left = (round((have - want) / 2) for want, have in zip(size, frames.shape[-2:], strict=True))
+    return frames[:, :, top : top + size[0], left : left + size[1]]
+
+
+def _random_rectangle(height: int, width: int, share: tuple[float, float], rng: np.random.Generator) -> list[int]:
+    """Top, left, height and width of a rectangle with a random share of the area and a side ratio of 3/4 to 4/3."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*share)
+        ratio = float(np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return [int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w]
+    return [0, 0, height, width]
+
+
+class ImageEncoder(Encoder):
+    """A tower over single frames.
+
+    A subclass sets `pixels`, `structure` and `tower_name` in its constructor, calls `measure` at its end, and defines
+    `tower_forward`. The tower is always in evaluation mode: dropout and the like stay off also when a parameter group
+    opens its weights.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("image", "video")
+    config: ImageConfig
+    pixels: Pixels
+    structure: dict[str, Any]
+    """What the tower was built from, part of the fingerprint."""
+    tower_name: ClassVar[str]
+    """Attribute that holds the tower, the first part of its parameters' names."""
+
+    @abstractmethod
+    def tower_forward(self, tower: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
+        """Normalised frames [R,3,height,width] through `tower` -> tokens [R,N,E] and their grid, if they have one."""
+        raise NotImplementedError
+
+    @staticmethod
+    def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+        """A tower whose random weights are the same every time, without touching the caller's random state."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build()
+
+    def measure(self, build: Callable[[], nn.Module]) -> None:
+        """Set width, tokens per frame and grid by running a second tower from `build` on the meta device: no memory,
+        no arithmetic, and no formula per architecture."""
+        with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            tokens, self.grid = self.tower_forward(build().eval(), torch.empty(1, 3, *self.pixels.size))
+        self.tokens_per_frame, self.width = tokens.shape[1], tokens.shape[2]
+        self.max_frames = self.config.frames
+        self.eval()
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Stays in evaluation mode whatever is asked."""
+        return super().train(False)
+
+    def sampling(self, kind: Kind) -> Sampling:
+        """One frame for an image, `config.frames` by `config.rule` for a video."""
+        self._refuse(kind, "")
+        config = self.config
+        if kind == "image":
+            return Sampling(frames=1, side=config.decode_side)
+        return Sampling(frames=config.frames, rule=config.rule, fps=config.fps, side=config.decode_side)
+
+    def prepare(self, media: Media, rng: np.random.Generator | None = None) -> Tensor:
+        """uint8 [F,3,height,width] -> float32 [F,3,size,size], resized and normalised. Random only with `rng`.
+
+        Raises MediaError for media that are not pictures.
+        """
+        self._refuse(media.kind, media.origin)
+        frames = media.data
+        if rng is not None and self.config.random_crop is not None:
+            top, left, h, w = _random_rectangle(*frames.shape[-2:], self.config.random_crop, rng)
+            frames = frames[:, :, top : top + h, left : left + w]
+            return replace(self.pixels, resize="stretch")(frames)
+        return self.pixels(frames)
+
+    def forward(self, x: Tensor, frames: Tensor) -> Features:
+        """[M,F,3,height,width], bool [M,F] -> tokens [M,F,N,E]; only real frames are computed, the others are zero."""
+        dtype, tower = next(self.parameters()).dtype, getattr(self, self.tower_name)
+        whole = bool(frames.all())
+        real = x.flatten(0, 1) if whole else x[frames]
+        blank = not real.shape[0]
+        if blank:
+            # The tower runs all the same, so that an opened one is part of every process's graph.
+            real = torch.zeros_like(x[:1, :1]).flatten(0, 1)
+        done = torch.cat([self.tower_forward(tower, part.to(dtype))[0] for part in real.split(self.config.chunk)])
+        if whole:
+            return Features(done.unflatten(0, tuple(frames.shape)), frames, self.grid)
+        out = done.new_zeros(*frames.shape, *done.shape[1:])
+        return Features(out + done.sum() * 0 if blank else out.index_put((frames,), done), frames, self.grid)
+
+    def fingerprint(self) -> str:
+        """sha256 over what the tower is built from, its settings and its weights, wherever these lie."""
+        config = self.config.model_dump(mode="json")
+        for place in ("weights", "model", "revision", "chunk"):
+            config.pop(place, None)
+        digest = hashlib.sha256()
+        identity = [type(self).__qualname__, config, self.structure, asdict(self.pixels)]
+        digest.update(json.dumps(identity, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _refuse(self, kind: Kind, origin: str) -> None:
+        if kind not in self.kinds:
+            raise MediaError(
+                Reason.wrong_media_type,
+                f"{kind} {origin}".strip() + f" for the encoder `{self.config.name}`",
+                " or ".join(self.kinds),
+                "give it to a branch whose encoder takes this kind",
+            )
+
+
+def layer_index(layer: int, depth: int, what: str) -> int:
+    """A layer counted from the end (-1 is the last block) or from 0, as an index from 0. Raises ModelError outside."""
+    index = layer + depth if layer < 0 else layer
+    if not 0 <= index < depth:
+        raise ModelError(f"layer {layer} of {what} with {depth} blocks", f"-{depth}..-1 or 0..{depth - 1}")
+    return index

@@ -1,0 +1,110 @@
+"""The contract of encoders: prepared media to `Features`, one item with its frames at a time.
+
+The base does what all share (sampling from the config, the fingerprint); an entry says what is different.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmtune.config import Config
+from mmtune.types import Features, FeatureShape, Kind, Media
+
+if TYPE_CHECKING:
+    from mmtune.media.base import Sampling
+
+
+class EncoderConfig(Config):
+    """What every encoder's config has."""
+
+    name: str
+    """Name of the encoder: its file in this room, or package.module:Class."""
+    weights: str | None = None
+    """Where the weights lie; each encoder documents what it takes. None: seeded random weights."""
+
+
+class Encoder(nn.Module):
+    """Media to features.
+
+    Building makes the structure only and works on the meta device; `load_weights` fills it.
+    """
+
+    Config: ClassVar[type[EncoderConfig]] = EncoderConfig
+    kinds: ClassVar[tuple[Kind, ...]] = ()
+    """Kinds of media it takes."""
+
+    width: int
+    """E, width of a feature token."""
+    tokens_per_frame: int
+    """N"""
+    grid: tuple[int, int] | None = None
+    """(height, width) with height * width == N, or none."""
+    max_frames: int = 1
+    """Most frames of an item."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def shape(self) -> FeatureShape:
+        """What a connector is built from."""
+        return FeatureShape(width=self.width, tokens=self.tokens_per_frame, grid=self.grid, frames=self.max_frames)
+
+    def load_weights(self) -> None:
+        """Fill the structure from `config.weights`, strictly. Does nothing when there are none.
+
+        Raises:
+            CheckpointError: files missing, or names or shapes that do not match, all listed.
+        """
+        if self.config.weights is not None:
+            raise NotImplementedError(f"{type(self).__name__}.load_weights")
+
+    @abstractmethod
+    def sampling(self, kind: Kind) -> Sampling:
+        """What `mmtune.media.load` is asked for: how many frames, by what rule, at what rate."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def prepare(self, media: Media, rng: np.random.Generator | None = None) -> Tensor:
+        """Decoded media to the encoder's input, [F,...]. Runs on CPU in a worker; deterministic without `rng`.
+
+        Raises:
+            MediaError: `wrong_media_type` for a kind that the encoder does not take.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def forward(self, x: Tensor, frames: Tensor) -> Features:
+        """[M,F,...], bool [M,F] -> tokens [M,F,N,E]. A frame that is not real changes nothing elsewhere."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """sha256 over config and weights, in hex: the key of the feature cache.
+
+        Where the weights lie is left out: the same numbers give the same features from any folder.
+        """
+        digest = hashlib.sha256()
+        config = self.config.model_dump(mode="json")
+        config.pop("weights", None)
+        digest.update(json.dumps([type(self).__module__, type(self).__qualname__, config], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def weights_path(text: str) -> Path:
+    """A weights setting as a path: `~` is expanded. Existence is the loader's to check."""
+    return Path(text).expanduser()
+
+
+Contract = Encoder

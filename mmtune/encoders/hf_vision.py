@@ -1,0 +1,163 @@
+"""Image towers of transformers: CLIP, SigLIP, DINOv2 and DINOv2 with registers.
+
+`weights` is a folder or hub repository with `config.json`, safetensors and, mostly, `preprocessor_config.json`;
+the whole two-tower model will do, its text side is left unread. `model` names the folder for the structure alone;
+null takes `weights`. Code inside a repository is never run.
+
+Keys: `tower.*`, those of the library's vision model without the leading `vision_model.` or `dinov2.`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels, layer_index
+from mmtune.encoders._weights import fill, locate, read_json, read_tensors
+from mmtune.errors import ConfigError, ModelError
+
+TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
+PREFIXES = ("vision_model.", "dinov2.", "dinov2_with_registers.")
+NORMS = ("post_layernorm", "layernorm")
+RESAMPLE = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
+UNUSED = ("embeddings.position_ids",)
+
+
+class Config(ImageConfig):
+    name: str = "hf_vision"
+    model: str | None = None
+    """Folder or hub repository of `config.json`; null takes `weights`."""
+    revision: str | None = None
+    """Revision of a hub repository; null is the newest."""
+    layer: int = -2
+    """Block whose output is taken: -1 the last, -2 the one before it (LLaVA, PLLaVA). Not used by `tokens: pooled`."""
+    tokens: Literal["patches", "all", "pooled"] = "patches"
+    """`patches` drops class and register tokens and keeps the grid, `all` keeps them in front, `pooled` is the tower's
+    own single vector."""
+    norm: bool = False
+    """Apply the tower's final layer norm to the tokens (usual for SigLIP and DINOv2 with `layer: -1`)."""
+
+
+class HfVision(ImageEncoder):
+    """Image tower; see the module for what it loads. Raises ConfigError for a model that is none of the four kinds."""
+
+    Config = Config
+    config: Config
+    tower_name = "tower"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        text = config.model or config.weights
+        if text is None:
+            raise ConfigError("encoder `hf_vision` with neither `model` nor `weights`", "a folder or hub repository")
+        folder = locate(text, config.revision, ("config.json", "preprocessor_config.json"))
+        self._settings = _vision_config(folder)
+        self.structure = {"model_type": self._settings.model_type, **self._settings.to_diff_dict()}
+        self.pixels = _pixels(folder, self._settings).overridden(config)
+        self.tower = self.seeded(self._build)
+        self.measure(self._build)
+
+    def _build(self) -> nn.Module:
+        return AutoModel.from_config(self._settings)
+
+    def tower_forward(self, tower: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
+        """Frames [R,3,height,width] -> tokens [R,N,E]; the grid for `patches`, (1,1) for `pooled`, none for `all`."""
+        config, size = self.config, self._settings.patch_size
+        options: dict[str, Any] = {}
+        if not self._settings.model_type.startswith("dinov2") and x.shape[-1] != self._settings.image_size:
+            options["interpolate_pos_encoding"] = True
+        if config.tokens == "pooled":
+            return tower(x, **options).pooler_output[:, None], (1, 1)
+        tokens = _block_output(tower, x, config.layer, options)
+        if config.norm:
+            tokens = next(getattr(tower, name) for name in NORMS if hasattr(tower, name))(tokens)
+        if config.tokens == "all":
+            return tokens, None
+        grid = (x.shape[-2] // size, x.shape[-1] // size)
+        return tokens[:, tokens.shape[1] - grid[0] * grid[1] :], grid
+
+    def load_weights(self) -> None:
+        """Fill the tower from `config.weights`; the text side is left out. Raises CheckpointError."""
+        if self.config.weights is None:
+            return
+        path = locate(self.config.weights, self.config.revision)
+        own: dict[str, Tensor] = {}
+        tensors = read_tensors(path)
+        prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), "")
+        for name, tensor in tensors.items():
+            if name.startswith(prefix) and name.removeprefix(prefix) not in UNUSED:
+                own[name.removeprefix(prefix)] = tensor
+        fill(self.tower, own, str(path))
+
+
+def _block_output(tower: nn.Module, x: Tensor, layer: int, options: dict[str, Any]) -> Tensor:
+    """Output of one block, before any final norm, without running the blocks above it.  [R,N,E]"""
+    holder = tower.encoder
+    blocks: nn.ModuleList = holder.layers if hasattr(holder, "layers") else holder.layer
+    block = blocks[layer_index(layer, len(blocks), f"the {type(tower).__name__}")]
+    with _Stop(block) as stop:
+        try:
+            tower(x, **options)
+        except _Reached:
+            return stop.output
+    raise ModelError("the tower ran without its own block", "a tower of transformers", "update transformers")
+
+
+class _Reached(Exception):
+    """Leaves the tower's forward once the wanted block is done."""
+
+
+class _Stop:
+    """Keeps a block's output and leaves the tower there, for the time of one call."""
+
+    output: Tensor
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __enter__(self) -> Self:
+        self.handle = self.block.register_forward_hook(self._keep)
+        return self
+
+    def _keep(self, block: nn.Module, args: Any, output: Any) -> None:
+        self.output = output[0] if isinstance(output, tuple) else output
+        raise _Reached
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+def _vision_config(folder: Path) -> PreTrainedConfig:
+    tree = read_json(folder if folder.suffix == ".json" else folder / "config.json")
+    kind = tree.get("model_type", "")
+    if "vision_config" in tree:
+        kind = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(kind, kind)
+        tree = {key: value for key, value in tree["vision_config"].items() if key != "model_type"}
+    if kind not in TOWERS:
+        raise ConfigError(
+            f"{folder} holds a model of type {kind or 'unknown'!r}",
+            f"one of {', '.join(TOWERS)}",
+            "see `clip`, `timm_vit`",
+        )
+    return CONFIG_MAPPING[kind].from_dict({**tree, "torch_dtype": None})
+
+
+def _pixels(folder: Path, settings: PreTrainedConfig) -> Pixels:
+    """Preprocessing of the folder; without one, the middle of the picture at the model's size, CLIP's statistics."""
+    file = folder / "preprocessor_config.json"
+    tree = read_json(file) if file.is_file() else {}
+    wanted = tree.get("size", settings.image_size)
+    crop = tree.get("crop_size", wanted) if tree.get("do_center_crop", True) else wanted
+    short = wanted.get("shortest_edge") if isinstance(wanted, dict) else wanted
+    stretch = short is None or not tree.get("do_center_crop", True)
+    if isinstance(crop, dict):
+        crop = (crop["height"], crop["width"]) if "height" in crop else crop["shortest_edge"]
+    size = (crop, crop) if isinstance(crop, int) else tuple(crop)
+    changes = {name: tuple(tree[key]) for name, key in (("mean", "image_mean"), ("std", "image_std")) if key in tree}
+    if "resample" in tree:
+        changes["interpolation"] = RESAMPLE.get(tree["resample"], "bicubic")
+    return Pixels(size=size, short=short or min(size), resize="stretch" if stretch else "crop", **changes)

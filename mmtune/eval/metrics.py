@@ -1,0 +1,104 @@
+"""Scores: how an answer is compared, and how sure a share of right answers is.
+
+An accuracy without its number of questions and its interval says little, so nothing here returns one alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no final punctuation: what exact match compares."""
+    return " ".join(text.lower().split()).rstrip(".!?,;: ")
+
+
+def exact_match(answer: str, accepted: Iterable[str]) -> bool:
+    """Whether the normalised answer is one of the normalised accepted ones."""
+    return normalise(answer) in {normalise(text) for text in accepted}
+
+
+def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
+    """Interval of a proportion. Wilson 1927, equation 2: stays inside 0..1, and is honest for small totals.
+
+    Args:
+        right: number of successes.
+        total: number of trials; 0 gives (0, 1), which is all that is known.
+        z: normal quantile; the default gives 95 %.
+    """
+    if not 0 <= right <= total:
+        raise ValueError(f"{right} right of {total}")
+    if total == 0:
+        return 0.0, 1.0
+    share, square = right / total, z * z / total
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    # at the ends the formula gives exactly 0 or 1 but for rounding
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    high = 1.0 if right == total else min(1.0, centre + half)
+    return low, high
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A share of right answers with what it rests on."""
+
+    right: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers in 0..1; none without a question."""
+        return self.right / self.total if self.total else None
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        return {"accuracy": self.accuracy, **asdict(self)}
+
+
+def score(marks: Sequence[bool]) -> Score:
+    right = sum(map(bool, marks))
+    return Score(right, len(marks), *wilson(right, len(marks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One question with its outcome."""
+
+    kind: str
+    temporal: bool
+    right: bool
+    answer: str
+    truth: str
+
+
+OVERALL, STATIC, TEMPORAL = "overall", "static", "temporal"
+
+
+def table(marks: Sequence[Mark]) -> dict[str, Score]:
+    """Overall, static, temporal, then every kind by name.  marks -> {row: Score}"""
+    rows = {
+        OVERALL: score([mark.right for mark in marks]),
+        STATIC: score([mark.right for mark in marks if not mark.temporal]),
+        TEMPORAL: score([mark.right for mark in marks if mark.temporal]),
+    }
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for mark in marks:
+        by_kind[mark.kind].append(mark.right)
+    rows.update({f"type {kind}": score(by_kind[kind]) for kind in sorted(by_kind)})
+    return rows
+
+
+def constant_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The most frequent answer of each kind (ties: first in the alphabet).  (kind, truth) pairs -> {kind: answer}"""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for kind, truth in pairs:
+        counts[kind][normalise(truth)] += 1
+    return {kind: min(counter, key=lambda text, c=counter: (-c[text], text)) for kind, counter in counts.items()}

@@ -1,0 +1,260 @@
+"""Ask a model the questions of a task, score the answers, report with intervals, and write it all down.
+
+Each medium is decoded and encoded once and its features serve all questions about it and all controls that do not
+change its frames. Answers are greedy and decoded in batches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmtune import generate, media, registry
+from mmtune.checkpoint.store import load_run
+from mmtune.data.shards import Corpus
+from mmtune.errors import DataError, MediaError, UsageError
+from mmtune.eval import controls as ctl
+from mmtune.eval import report
+from mmtune.eval.metrics import Mark
+from mmtune.eval.tasks.base import Question, Task
+from mmtune.types import MediaRef
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.processor import Processor
+    from mmtune.recipe import Recipe
+
+CLIPS = 32
+"""Records asked about at a time: enough for full batches, few enough to hold their frames in memory."""
+
+
+@dataclass
+class _Tally:
+    """What came of one control."""
+
+    marks: list[Mark] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def evaluate(
+    run: Path | str | tuple[MultimodalModel, Processor],
+    task: str | Task = "pocket_qa",
+    data: Sequence[str] = (),
+    limit: int | None = None,
+    blind: bool = False,
+    frames: str | None = None,
+    other_media: bool = False,
+    controls: Sequence[str] | None = None,
+    out: Path | str | None = None,
+    device: str = "auto",
+    max_tokens: int = 24,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score a model on a task; print the tables and write the report.
+
+    Args:
+        run: the folder of a run, or (model, processor).
+        task: a name from the room `eval/tasks`, or a task.
+        data: shard patterns; a run's recipe may name them instead.
+        limit: most records asked about, from the first on.
+        blind, frames, other_media: ask under this control instead of plainly; see `mmtune.eval.controls`.
+        controls: several at once, such as `CONTROLS`; the three arguments above are then left alone.
+        out: file for the report; for a run folder `eval/<task>.json` in it when not given.
+        max_tokens: longest answer.
+        quiet: print nothing.
+
+    Returns:
+        The report as plain data, as it is written.
+
+    Raises:
+        UsageError: no data, an unknown control, or not one usable record.
+    """
+    asked = _controls(blind, frames, other_media, controls)
+    folder = Path(run) if isinstance(run, (str, Path)) else None
+    model, processor, recipe = load_run(folder, device) if folder else (*run, None)
+    if isinstance(task, str):
+        entry = registry.find("eval/tasks", task)
+        task = entry(entry.Config(name=task))
+    patterns = list(data) or _from_recipe(recipe)
+    started = time.perf_counter()
+    skipped: Counter[str] = Counter()
+    tallies = {control: _Tally() for control in asked}
+    records = 0
+    with torch.inference_mode(), _stored_features(model, processor) as memo:
+        spare: list[MediaRef] = []
+        for chunk in _chunks(_usable(task, patterns, limit, skipped)):
+            spare = _ask(model, processor, memo, chunk, tallies, spare, skipped, task, max_tokens)
+            records += len(chunk)
+    if not records:
+        seen = f"no record of {', '.join(patterns)} can be asked about: {dict(skipped)}"
+        raise UsageError(seen, expected="one at least")
+    result = {
+        "task": task.config.model_dump(mode="json"),
+        "run": str(folder) if folder else None,
+        "data": patterns,
+        "records": records,
+        "skipped": dict(skipped),
+        "seconds": round(time.perf_counter() - started, 2),
+        "max_tokens": max_tokens,
+        **report.summary({control: tally.marks for control, tally in tallies.items()}),
+        "answers": {control: tally.answers for control, tally in tallies.items()},
+    }
+    if not quiet:
+        print(report.text(result))
+    target = Path(out) if out else folder / "eval" / f"{task.config.name}.json" if folder else None
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        if not quiet:
+            print(f"written to {target}")
+    return result
+
+
+def _controls(
+    blind: bool, frames: str | None, other_media: bool, several: Sequence[str] | None
+) -> tuple[ctl.Control, ...]:
+    if several is not None:
+        return ctl.check(several) or ("plain",)
+    one = ctl.check([*["blind"] * blind, *([frames] if frames else []), *["other_media"] * other_media])
+    if len(one) > 1:
+        raise UsageError(
+            seen=f"the controls {', '.join(one)} together",
+            expected="one at a time",
+            hint="controls=[...] asks under several, one after the other",
+        )
+    return one or ("plain",)
+
+
+def _from_recipe(recipe: Recipe | None) -> list[str]:
+    patterns = list(recipe.eval.data) if recipe is not None else []
+    if not patterns:
+        raise UsageError(seen="no data to ask about", expected="shards of the task", hint="--data 'FOLDER/*.tar'")
+    return patterns
+
+
+def _usable(task: Task, patterns: Sequence[str], limit: int | None, skipped: Counter[str]) -> Iterator[list[Question]]:
+    """The questions of each record, in the order of the shards; records that cannot be used are counted by reason."""
+    corpus = Corpus(list(patterns), say=lambda text: print(text, file=sys.stderr))
+    for key in islice(corpus.samples(), limit):
+        try:
+            questions = list(task.questions([corpus.record(key)]))
+        except DataError as error:
+            skipped[error.reason.value] += 1
+            continue
+        if questions:
+            yield questions
+
+
+def _chunks(questions: Iterable[list[Question]]) -> Iterator[list[list[Question]]]:
+    chunk: list[list[Question]] = []
+    for one in questions:
+        chunk.append(one)
+        if len(chunk) == CLIPS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class _Memo:
+    """Features of the media at hand, by reference: what the processor looks into instead of decoding."""
+
+    def __init__(self) -> None:
+        self.features: dict[int, Tensor] = {}
+
+    def get(self, branch: str, ref: MediaRef) -> Tensor | None:
+        return self.features.get(id(ref))
+
+
+@contextmanager
+def _stored_features(model: MultimodalModel, processor: Processor) -> Iterator[_Memo]:
+    """Within, the model takes features for media, out of the memo; afterwards all is as before."""
+    memo = _Memo()
+    before = processor.features, {name: branch.cached for name, branch in model.branches.items()}
+    processor.features = memo
+    for branch in model.branches.values():
+        branch.cached = True
+    try:
+        yield memo
+    finally:
+        processor.features = before[0]
+        for name, branch in model.branches.items():
+            branch.cached = before[1][name]
+
+
+def _ask(
+    model: MultimodalModel,
+    processor: Processor,
+    memo: _Memo,
+    chunk: list[list[Question]],
+    tallies: dict[ctl.Control, _Tally],
+    spare: list[MediaRef],
+    skipped: Counter[str],
+    task: Task,
+    max_tokens: int,
+) -> list[MediaRef]:
+    """One chunk under every control; returns media that a next chunk of one record may borrow."""
+    prepared = {}
+    for place, questions in enumerate(chunk):
+        refs = {id(ref): ref for question in questions for ref in question.sample.media}
+        try:
+            prepared.update({key: (ref, *_prepare(processor, ref)) for key, ref in refs.items()})
+        except (DataError, MediaError) as error:
+            skipped[error.reason.value] += 1
+            chunk[place] = []
+    chunk[:] = [questions for questions in chunk if questions]
+    refs = [ref for ref, _, _ in prepared.values()]
+    for ref in spare:
+        prepared.setdefault(id(ref), (ref, *_prepare(processor, ref)))
+    true = _encode(model, prepared, "plain")
+    for control, tally in tallies.items():
+        memo.features = _encode(model, prepared, control) if control in ("shuffled", "reversed") else true
+        questions = [question for one in chunk for question in one]
+        samples = [question.sample for question in questions]
+        if control == "blind":
+            samples = [ctl.without_media(sample) for sample in samples]
+        elif control == "other_media":
+            others = ctl.next_of_kind(refs, spare)
+            samples = [ctl.swap(sample, others) for sample in samples]
+        examples = [processor.example(sample, answer=True) for sample in samples]
+        answers = generate.answer_batch(model, examples, processor.stops, max_tokens)
+        for question, ids in zip(questions, answers, strict=True):
+            text = processor.tokenizer.decode(ids).strip()
+            right = task.score(question, text)["accuracy"] > 0.5
+            tally.marks.append(Mark(question.kind, question.temporal, right, text, question.answers[0]))
+            asked = " ".join(part for part in question.sample.turns[-1].parts if isinstance(part, str))
+            tally.answers.append(
+                {"id": question.id, "type": question.kind, "temporal": question.temporal, "question": asked,
+                 "answer": text, "truth": question.answers[0], "right": right}
+            )
+    return list({ref.kind: ref for ref in (*spare, *refs)}.values())
+
+
+def _prepare(processor: Processor, ref: MediaRef) -> tuple[str, Tensor]:
+    """(branch, prepared [F,...]) of an item."""
+    branch = processor.branch_of(ref)
+    encoder = processor.branches[branch].encoder
+    return branch, encoder.prepare(media.load(ref, encoder.sampling(ref.kind)))
+
+
+def _encode(
+    model: MultimodalModel, prepared: dict[int, tuple[MediaRef, str, Tensor]], control: ctl.Control
+) -> dict[int, Tensor]:
+    """Features [F,N,E] of each item, its frames in the order of the control."""
+    features = {}
+    for key, (ref, branch, item) in prepared.items():
+        x = item[ctl.order(control, len(item), ref.origin)][None].to(model.device)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        features[key] = model.branches[branch].encoder(x, real).tokens[0]
+    return features

@@ -1,0 +1,49 @@
+"""The contract of fusions: how the embeddings of media enter the language model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mmtune.config import Config
+from mmtune.llm.base import LLM
+from mmtune.types import Batch, Embeds
+
+
+class FusionConfig(Config):
+    """What every fusion's config has."""
+
+    name: str
+    """Name of the fusion: its file in this room, or package.module:Class."""
+
+
+class Fusion(nn.Module):
+    """Embeddings and tokens to hidden states."""
+
+    Config: ClassVar[type[FusionConfig]] = FusionConfig
+    takes_places: ClassVar[bool] = True
+    """Whether media items occupy K positions in the text, or none."""
+
+    def __init__(self, config: FusionConfig, llm_width: int, depth: int, heads: int) -> None:
+        """
+        Args:
+            llm_width: D. depth: layers of the LLM. heads: H.
+        """
+        super().__init__()
+        self.config = config
+        self.llm_width = llm_width
+        self.depth = depth
+        self.heads = heads
+
+    @abstractmethod
+    def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
+        """Run the LLM over a batch whose branches gave `embeds` -> hidden [B,T,D].
+
+        Nothing set on the LLM's modules outlives the call.
+        """
+        raise NotImplementedError
+
+
+Contract = Fusion

@@ -1,0 +1,266 @@
+"""Any causal language model of transformers, from a folder or from the hub.
+
+The model class is used as it is, through `inputs_embeds`: it is not subclassed and nothing of it is replaced but the
+attention function, by the interface that transformers has for it. The head runs on the hidden states it is given, so
+who needs a few positions pays for a few. Weights are read from safetensors only, and no code of a repository is run.
+
+Not supported, and refused by name: models that change logits after the head, and attention with soft caps or sinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from mmtune import places
+from mmtune.errors import CheckpointError, ModelError
+from mmtune.llm import _attention, _tokenizer
+from mmtune.llm._attention import Call, Extra
+from mmtune.llm.base import LLM, LLMConfig
+
+_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
+
+
+class Config(LLMConfig):
+    name: str = "hf"
+    folder: str | None = None
+    """Folder with config.json, tokenizer files and *.safetensors; `mmtune:pocket/llm` is one inside the package."""
+    repo: str | None = None
+    """Name on the Hugging Face hub, instead of a folder."""
+    revision: str | None = None
+    """Branch, tag or commit of the repo; none is its main branch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the weights are held in. bfloat16 halves the memory; on a CPU it is slower."""
+    attention: Literal["sdpa", "math"] = "sdpa"
+    """sdpa: PyTorch's fused attention, whichever kernel fits. math: the formula in float32, slow, for comparing."""
+    seed: int = 0
+    """Seed of random weights, where the folder has a config.json but no weights."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Config:
+        if (self.folder is None) == (self.repo is None):
+            raise ValueError("exactly one of folder and repo is needed")
+        if self.revision is not None and self.repo is None:
+            raise ValueError("revision belongs to repo; a folder has none")
+        return self
+
+
+@dataclass
+class Cache:
+    """Keys and values of what was read so far, [B,h,P,d] in each layer, with the segments of the P places."""
+
+    kv: Any
+    length: int = 0
+    """P"""
+    segments: Tensor | None = None
+    """int [B,P], or none while every row is one segment without padding."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, int64 [B'], and drop the others."""
+        self.kv.batch_select_indices(rows)
+        if self.segments is not None:
+            self.segments = self.segments[rows]
+
+
+class HF(LLM):
+    """A causal LM of transformers. Building makes the structure only, from config.json; `load_weights` fills it."""
+
+    Config = Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.folder = _folder(config)
+        self.tokenizer = _tokenizer.load(self.folder)
+        self.model = self._structure()
+        plan = self.model.config.get_text_config()
+        self.width, self.depth, self.heads = plan.hidden_size, plan.num_hidden_layers, plan.num_attention_heads
+        _refuse(plan)
+        self.extras = nn.ModuleDict()
+        """Modules that tuners add to attention, by layer number: (module, query, call) -> [B,T,H,d]."""
+        if self.tokenizer.vocabulary > plan.vocab_size:
+            raise ModelError(
+                seen=f"{self.tokenizer.vocabulary} ids of the tokenizer, {plan.vocab_size} of the model",
+                expected="an embedding for every id",
+                hint=f"check that tokenizer and config of {self.folder} belong together",
+            )
+
+    def _structure(self) -> nn.Module:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            plan = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                seen=f"{self.folder}: {error}", expected="config.json of a model that transformers knows"
+            ) from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return AutoModelForCausalLM.from_config(
+                plan, attn_implementation=_attention.register(), dtype=getattr(torch, self.config.dtype)
+            ).eval()
+
+    def load_weights(self) -> None:
+        """Read the safetensors of the folder, strictly; without any, make the seeded random weights.
+
+        Raises:
+            CheckpointError: only pickled weights, or names or shapes that do not match, all listed.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if not any(self.folder.glob("*.safetensors")):
+            pickled = sorted(path.name for path in [*self.folder.glob("*.bin"), *self.folder.glob("*.pt*")])
+            if pickled:
+                raise CheckpointError(
+                    seen=f"{self.folder} has pickled weights: {', '.join(pickled)}",
+                    expected="*.safetensors",
+                    hint="convert them with transformers: model.save_pretrained(FOLDER)",
+                )
+            if any(parameter.is_meta for parameter in self.model.parameters()):
+                with torch.device("cpu"):
+                    self.model = self._structure()
+            return
+        try:
+            with _quiet():
+                model, told = AutoModelForCausalLM.from_pretrained(
+                    str(self.folder),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=getattr(torch, self.config.dtype),
+                    attn_implementation=_attention.register(),
+                    output_loading_info=True,
+                )
+        except Exception as error:  # transformers and safetensors raise several kinds; all mean the same here
+            raise CheckpointError(seen=f"{self.folder}: {error}", expected="weights that fit config.json") from error
+        wrong = [f"missing {name}" for name in sorted(told["missing_keys"])]
+        wrong += [f"unexpected {name}" for name in sorted(told["unexpected_keys"]) if not name.endswith("inv_freq")]
+        wrong += [f"of another shape {item}" for item in sorted(map(str, told.get("mismatched_keys") or ()))]
+        if wrong:
+            raise CheckpointError(
+                seen=f"{self.folder}: " + "; ".join(wrong),
+                expected="every weight of the model and no other",
+                hint="check that config.json and the weights belong together",
+            )
+        self.model = model.eval()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def sites(self) -> list[nn.Module]:
+        found = {
+            module.layer_idx: module
+            for module in self.model.modules()
+            if type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx")
+        }
+        if sorted(found) != list(range(self.depth)):
+            raise ModelError(
+                seen=f"{type(self.model).__name__} with attention in layers {sorted(found)}",
+                expected=f"one attention module in each of {self.depth} layers",
+                hint="this architecture is not supported yet",
+            )
+        return [found[layer] for layer in range(self.depth)]
+
+    def new_cache(self) -> Cache:
+        from transformers import DynamicCache
+
+        # Without the config every layer keeps all places, also a sliding-window one, whose window the mask sees to.
+        return Cache(DynamicCache())
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        cache: Cache | None = None,
+        extras: Mapping[int, Sequence[Extra]] | None = None,
+    ) -> Tensor:
+        """As the contract says; `extras` are added to the attention of the layers they name, in this call only."""
+        call = self._call(x, segments, cache, extras or {})
+        hidden = self.model.get_decoder()(
+            inputs_embeds=x,
+            position_ids=positions,
+            past_key_values=None if cache is None else cache.kv,
+            use_cache=cache is not None,
+            mmtune_call=call,
+        ).last_hidden_state
+        if cache is not None:
+            cache.segments = None if call.segments is None else torch.cat([_or_ones(call.seen, x), call.segments], 1)
+            cache.length += x.shape[1]
+        return hidden
+
+    def _call(
+        self, x: Tensor, segments: Tensor | None, cache: Cache | None, extras: Mapping[int, Sequence[Extra]]
+    ) -> Call:
+        past, seen = (0, None) if cache is None else (cache.length, cache.segments)
+        if segments is not None and seen is None and _attention.plain(segments):
+            segments = None
+        if segments is not None or seen is not None:
+            segments = x.new_ones(x.shape[:2], dtype=torch.int32) if segments is None else segments
+            seen = segments.new_ones(x.shape[0], past) if seen is None else seen
+        joined = {layer: tuple(terms) for layer, terms in extras.items()}
+        for layer, module in self.extras.items():
+            joined[int(layer)] = (*joined.get(int(layer), ()), module)
+        return Call(x.shape[1], past, segments, seen, joined, reference=self.config.attention == "math")
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of transformers; what is wrong is told by our own error."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _or_ones(seen: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], 0, dtype=torch.int32) if seen is None else seen
+
+
+def _folder(config: Config) -> Path:
+    """Where config, tokenizer and weights lie; a repo is fetched first, or found among what was fetched before."""
+    if config.folder is not None:
+        folder = Path(places.resolve(config.folder)).expanduser()
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(seen=f"{folder} without config.json", expected="a model folder of transformers")
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=_FILES))
+    except Exception as error:  # network, permission and cache errors of three libraries
+        raise CheckpointError(
+            seen=f"{config.repo}: {type(error).__name__}: {error}",
+            expected="a repo that can be reached, or was fetched before",
+            hint="fetch it where there is a network, and name its folder with `folder:`",
+        ) from error
+
+
+def _refuse(plan: Any) -> None:
+    """Refuse models that change logits after the head: leaving that out would be wrong in silence."""
+    for name, neutral in _AFTER_HEAD.items():
+        if getattr(plan, name, None) not in (None, neutral):
+            raise ModelError(
+                seen=f"a {plan.model_type} model with {name} = {getattr(plan, name)}",
+                expected="logits that are a linear map of the hidden states",
+                hint="this architecture is not supported yet",
+            )
+
+
+_AFTER_HEAD = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1}

@@ -1,0 +1,14 @@
+"""Media: encoded bytes to `Media`. Names are resolved on first use, so a decoder is imported only when needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {"Sampling": "base", "Limits": "base", "load": "base", "sniff": "base"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

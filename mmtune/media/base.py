@@ -1,0 +1,187 @@
+"""Encoded bytes to `Media`: what is asked for (`Sampling`), how much is allowed (`Limits`), and the way in (`load`).
+
+Every refusal is a `MediaError` with a `Reason`, whatever the decoder underneath raised. Nothing is replaced by
+something else: a damaged file is refused, never turned into zeros or another file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmtune.errors import ConfigError, MediaError, Reason
+from mmtune.media import _formats
+from mmtune.types import Kind, Media, MediaRef
+
+Rule = Literal["uniform", "middle", "first", "fps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What an encoder asks of `load`. Raises ConfigError when a value makes no sense."""
+
+    frames: int = 8
+    """Frames F of a video; with rule "fps" the most frames."""
+    rule: Rule = "uniform"
+    """Which frames of a video, V frames lasting `duration` seconds:
+
+    - "uniform": frame i is the one on screen at (i + 0.5) * duration / F seconds;
+    - "middle": the frame in the middle of each of F equal runs of frames, floor((i + 0.5) * V / F). The same as
+      "uniform" at a constant frame rate;
+    - "first": the first frame of each of F equal runs, floor(i * V / F);
+    - "fps": as "uniform", with round(duration * fps) frames, at least 1 and at most F.
+
+    A video with fewer frames than asked shows the nearest ones repeatedly, so that F is always as asked.
+    """
+    fps: float | None = None
+    """Frames per second for rule "fps"."""
+    rate: int = 16000
+    """Samples per second of sound, Hz; sound of another rate is resampled."""
+    seconds: float | None = None
+    """Take only so many seconds from the start of a video or sound; none takes all."""
+    side: int | None = None
+    """Permission to decode smaller: pictures and frames may be shrunk by 2, 4 or 8 while both sides stay at least
+    this many pixels. None, the default, decodes every pixel."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("uniform", "middle", "first", "fps"):
+            raise ConfigError(f"sampling rule {self.rule!r}", "uniform, middle, first or fps")
+        if self.frames < 1:
+            raise ConfigError(f"sampling of {self.frames} frames", "at least 1")
+        if self.rule == "fps" and not (self.fps and 0 < self.fps <= 1000):
+            raise ConfigError(f"sampling rule fps with fps = {self.fps}", "frames per second in 0..1000")
+        if not 1000 <= self.rate <= 384_000:
+            raise ConfigError(f"sampling rate {self.rate} Hz", "1000 to 384000 Hz", "rate counts samples, not kHz")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"sampling of {self.seconds} seconds", "more than 0, or none for all")
+        if self.side is not None and self.side < 1:
+            raise ConfigError(f"sampling with side {self.side}", "pixels, at least 1, or none for all")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that one item may cost. Judged from headers and packets before anything is decoded where possible."""
+
+    bytes: int = 1 << 30
+    """Encoded size."""
+    image_pixels: int = 50_000_000
+    """Height times width of a picture."""
+    frame_pixels: int = 36_000_000
+    """Height times width of a video frame (8K is 33 million)."""
+    output_pixels: int = 400_000_000
+    """Pixels of all chosen frames together; three bytes each."""
+    video_seconds: float = 4 * 3600.0
+    """Length of a video."""
+    packets: int = 1_000_000
+    """Packets read from a container."""
+    decoded_frames: int = 30_000
+    """Frames that must be decoded to reach the chosen ones."""
+    wall_seconds: float = 120.0
+    """Time spent on decoding one item."""
+    audio_seconds: float = 3600.0
+    """Length of a sound, when all of it is asked for."""
+    audio_values: int = 200_000_000
+    """Samples times channels, before resampling; four bytes each."""
+    channels: int = 8
+    """Channels of a sound."""
+    min_rate: int = 1000
+    max_rate: int = 384_000
+    """Samples per second of a sound as stored, Hz."""
+    complete: float = 0.9
+    """Least share of the promised frames or samples that must be there; less is a damaged file."""
+
+
+def sniff(data: bytes) -> Kind:
+    """The kind of media that some encoded bytes hold, from their first bytes.
+
+    A GIF is called an image and an MP4 or Matroska file a video, although either may be loaded as the other kind
+    that it can hold (frames of a GIF, the sound of a video).
+
+    Raises:
+        MediaError: wrong_media_type, when the bytes are of no format that is read here.
+    """
+    name = _formats.detect(data)
+    if name is None:
+        raise MediaError(
+            Reason.wrong_media_type,
+            f"bytes that begin with {_begin(data)}",
+            f"one of {', '.join(_formats.FORMATS)}",
+            "convert the file; playlists, text and other formats are not opened",
+        )
+    return _formats.FORMATS[name][0]
+
+
+def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> Media:
+    """Decode one item.
+
+    Returns:
+        image: uint8 [1,3,height,width]; video: uint8 [F,3,height,width] with `times`, seconds of each frame from the
+        first one; audio: float32 [channels,samples] in -1..1 at `sampling.rate`. On the CPU, contiguous.
+
+    Raises:
+        MediaError: with the Reason; the message names the item and what was wrong.
+    """
+    sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
+    unreadable = Reason(f"unreadable_{ref.kind}")
+    if ref.kind == "points":
+        raise MediaError(
+            unreadable, f"{origin}: a point cloud", "an image, video or sound", "point clouds are not read yet"
+        )
+    data = _read(ref, limits, unreadable, origin)
+    name = _formats.detect(data)
+    if name is None or ref.kind not in _formats.FORMATS[name]:
+        what = f"{name} data" if name else f"bytes that begin with {_begin(data)}"
+        hint = f"declare it as {_formats.FORMATS[name][0]}" if name else "convert the file"
+        raise MediaError(
+            Reason.wrong_media_type,
+            f"{origin}: {what} declared as {ref.kind}",
+            f"{ref.kind} in one of {_formats.names(ref.kind)}",
+            hint,
+        )
+    if ref.kind == "image":
+        from mmtune.media.image import decode
+    elif ref.kind == "video":
+        from mmtune.media.video import decode
+    else:
+        from mmtune.media.audio import decode
+    return decode(data, name, sampling, limits, origin)
+
+
+@contextmanager
+def refusing(reason: Reason, origin: str) -> Iterator[None]:
+    """Turn whatever a decoder raises inside into a MediaError with `reason`. MediaErrors pass."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:  # a decoder fed with damaged bytes may raise anything, IndexError included
+        text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", str(error)).strip()
+        raise MediaError(
+            reason, f"{origin}: {type(error).__name__}{': ' + text if text else ''}", "a file that decodes"
+        ) from error
+
+
+def _read(ref: MediaRef, limits: Limits, unreadable: Reason, origin: str) -> bytes:
+    """The encoded bytes, refused when empty or above the limit (a file before it is read)."""
+    if isinstance(ref.source, Path):
+        with refusing(unreadable, origin):
+            size = ref.source.stat().st_size
+    else:
+        size = len(ref.source)
+    if size > limits.bytes:
+        reason = {"image": Reason.unreadable_image, "video": Reason.video_limits, "audio": Reason.audio_limits}[
+            ref.kind
+        ]
+        raise MediaError(reason, f"{origin}: {size} bytes", f"at most {limits.bytes} bytes")
+    data = ref.read()
+    if not data:
+        raise MediaError(unreadable, f"{origin}: 0 bytes", f"an encoded {ref.kind}")
+    return data
+
+
+def _begin(data: bytes) -> str:
+    return repr(bytes(data[:12])) if data else "nothing (0 bytes)"

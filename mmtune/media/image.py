@@ -1,0 +1,113 @@
+"""Pictures from bytes: JPEG, PNG, WebP, GIF, BMP and TIFF to uint8 [1,3,height,width].
+
+One convention for all of them: turned as EXIF says, transparency over white, first frame or page, sRGB taken as it
+is (an embedded colour profile is not applied, as in the pipelines that the published encoders were trained with).
+Values of more than 8 bits are scaled by the range of their type; a library default clips them, which turns most
+16-bit pictures white.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+
+from mmtune.errors import MediaError, Reason
+from mmtune.media.base import Limits, Sampling, refusing
+from mmtune.types import Media
+
+_guard = threading.Lock()
+"""Filters of warnings are global to the process, so only one thread may change them at a time."""
+
+
+def _fresh_guard() -> None:
+    global _guard
+    _guard = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_guard)
+
+
+def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> Media:
+    """`data` of format `name` to Media with uint8 [1,3,height,width].
+
+    Raises:
+        MediaError: too_many_pixels from the header alone; unreadable_image for everything else, warnings included.
+    """
+    with _guard, warnings.catch_warnings(), refusing(Reason.unreadable_image, origin):
+        # A warning (damaged EXIF, truncated tag) means that the picture may not be what its maker saw.
+        warnings.simplefilter("error")
+        for harmless in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+            warnings.simplefilter("ignore", harmless)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        pixels = _pixels(data, name, sampling, limits, origin)
+    frame = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3,height,width]
+    return Media("image", frame[None], origin=origin)
+
+
+def _pixels(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> np.ndarray:
+    """uint8 [height,width,3]"""
+    try:
+        image = Image.open(io.BytesIO(data), formats=[name.upper()])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(origin, str(error), limits) from error
+    with image:
+        width, height = image.size
+        if width * height > limits.image_pixels:
+            raise _too_large(origin, f"{width} x {height} pixels", limits)
+        if width < 1 or height < 1:
+            raise MediaError(Reason.unreadable_image, f"{origin}: {width} x {height} pixels", "at least one pixel")
+        if sampling.side is not None:
+            image.draft(None, (sampling.side, sampling.side))  # JPEG only; a no-op for the others
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return np.array(_rgb(upright, origin))
+
+
+def _rgb(image: Image.Image, origin: str) -> Image.Image:
+    """Any mode to RGB."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(image, origin)).convert("RGB")
+    if image.has_transparency_data:
+        straight = image.convert("RGBA")
+        white = Image.new("RGBA", straight.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, straight).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, origin: str) -> np.ndarray:
+    """One channel of more than 8 bits to uint8 [height,width], scaled by the range of its type.
+
+    16-bit: 0..65535. "I" (32-bit) and "F" say nothing of their range, so the smallest of the usual ranges that holds
+    the values is taken: 1 (floats only), 255, 65535, 2^32 - 1.
+    """
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 2**32 - 1:
+        raise MediaError(
+            Reason.unreadable_image,
+            f"{origin}: {image.mode} values from {low:g} to {high:g}",
+            "values from 0 up to 1, 255, 65535 or 4294967295",
+            "store the picture with 8 or 16 bits",
+        )
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    else:
+        ranges = (1.0, 255.0, 65535.0, 2.0**32 - 1) if image.mode == "F" else (255.0, 65535.0, 2.0**32 - 1)
+        top = next(top for top in ranges if high <= top)
+    return np.round(values * (255.0 / top)).astype(np.uint8)
+
+
+def _too_large(origin: str, seen: str, limits: Limits) -> MediaError:
+    return MediaError(
+        Reason.too_many_pixels,
+        f"{origin}: {seen}",
+        f"at most {limits.image_pixels} pixels",
+        "shrink the picture, or raise the limit on purpose",
+    )

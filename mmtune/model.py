@@ -1,0 +1,266 @@
+"""The whole model: branches of encoder and connector, a language model, and the fusion between them.
+
+encode, connect, fuse, read. Nothing here changes a length: the processor has settled them, and the fusion refuses what
+does not fit. Parameter names are `branches.NAME.encoder.*`, `branches.NAME.connector.*`, `llm.*` and `fusion.*`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmtune import registry
+from mmtune.connectors.base import Connector
+from mmtune.encoders.base import Encoder
+from mmtune.errors import ConfigError, ModelError
+from mmtune.fusion.base import Fusion
+from mmtune.llm.base import LLM
+from mmtune.types import IGNORE, Batch, Embeds, Features, Kind
+
+if TYPE_CHECKING:
+    from mmtune.recipe import ModelSection
+
+LOGITS = 1 << 24
+"""Most logits held at once in the loss, in numbers; 64 MiB in float32."""
+
+
+class Branch(nn.Module):
+    """An encoder with its connector, and the kinds of media that go there.
+
+    With `cached` set, batches bring the encoder's features [M,F,N,E] instead of prepared media, and the encoder is not
+    run: a frozen encoder always says the same of the same item.
+    """
+
+    def __init__(self, encoder: Encoder, connector: Connector, kinds: tuple[Kind, ...] | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.connector = connector
+        self.kinds = tuple(encoder.kinds if kinds is None else kinds)
+        self.cached = False
+        strange = sorted(set(self.kinds) - set(encoder.kinds))
+        if strange:
+            raise ConfigError(
+                f"a branch for {', '.join(strange)}, with an encoder for {', '.join(encoder.kinds)}",
+                "kinds that the encoder takes",
+            )
+
+    def blank(self) -> Features:
+        """The features of one item of one frame that shows nothing: what runs where a batch has no item."""
+        parameter = next(self.connector.parameters())
+        encoder = self.encoder
+        shape = (1, 1, encoder.tokens_per_frame, encoder.width)
+        frames = torch.ones(1, 1, dtype=torch.bool, device=parameter.device)
+        return Features(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device), frames, encoder.grid)
+
+
+class MultimodalModel(nn.Module):
+    """Branches, language model and fusion.
+
+    Encoders stay in eval mode whatever happens. Elsewhere `train()` reaches what has parameters to train, so that
+    dropout inside a frozen part never wakes up; call it after trainability is settled.
+    """
+
+    def __init__(
+        self, branches: dict[str, Branch], llm: LLM, fusion: Fusion, tuned: dict[str, list[str]] | None = None
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict(branches)
+        self.llm = llm
+        self.fusion = fusion
+        self.tuned = tuned or {}
+        """Name of a tuner to the full names of the parameters it added or opened."""
+        self.train(self.training)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.llm.parameters()).device
+
+    def train(self, mode: bool = True) -> MultimodalModel:
+        super().train(False)
+        self.training = mode
+        if mode:
+            for part in (self.llm, self.fusion, *(branch.connector for branch in self.branches.values())):
+                _wake(part)
+        return self
+
+    def encode(self, batch: Batch) -> dict[str, Features]:
+        """Features of every branch that the batch has items of.
+
+        Without gradient, unless a parameter of the encoder is trained. Where a trained encoder has nothing to do in
+        this batch, `forward` sees to it that it still takes part in the backward pass.
+        """
+        features = {}
+        for name, x in batch.media.items():
+            branch = self._branch(name)
+            frames = batch.frames[name]
+            if branch.cached:
+                features[name] = _stored(name, branch, x, frames)
+                continue
+            opened = any(parameter.requires_grad for parameter in branch.encoder.parameters())
+            with nullcontext() if opened else torch.no_grad():
+                features[name] = branch.encoder(x, frames)
+        return features
+
+    def connect(self, features: dict[str, Features]) -> dict[str, Embeds]:
+        """Embeddings of every branch with features, and a blank item times zero for every other trainable one.
+
+        The blank item makes every process of a run compute the same modules in every step. It has no real place
+        (mask all False).
+        """
+        embeds = {name: self._branch(name).connector(given) for name, given in features.items()}
+        if torch.is_grad_enabled():
+            for name, branch in self.branches.items():
+                if name not in embeds and any(parameter.requires_grad for parameter in branch.parameters()):
+                    embeds[name] = _nothing(branch)
+        return embeds
+
+    def fuse(self, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
+        """Embeddings and tokens through the language model -> hidden [B,T,D]."""
+        blank = {name: given for name, given in embeds.items() if name not in batch.media}
+        real = {name: given for name, given in embeds.items() if name in batch.media}
+        hidden = self.fusion(self.llm, batch, real, cache)
+        for given in blank.values():
+            hidden = hidden + given.tokens.sum().to(hidden.dtype) * 0
+        return hidden
+
+    def forward(self, batch: Batch) -> Tensor:
+        """hidden [B,T,D], after the last norm of the language model."""
+        return self.fuse(batch, self.connect(self.encode(batch)))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Sum of the cross entropy over labelled places (float32, nats), and their number.
+
+        The head runs on labelled places only. Divide by the number over all micro-steps and processes, once.
+        """
+        hidden = self(batch)
+        wanted = batch.labels != IGNORE
+        return self._nats(hidden[wanted], batch.labels[wanted]), int(wanted.sum())
+
+    def _nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """hidden [n,D], labels [n] -> scalar. Many labels go in pieces, computed anew in the backward pass."""
+        if not len(labels):
+            return hidden.sum().float() * 0
+        size = max(1, LOGITS // self.llm.tokenizer.vocabulary)
+        if len(labels) <= size:
+            return self._piece(hidden, labels)
+        pieces = zip(hidden.split(size), labels.split(size), strict=True)
+        return torch.stack([checkpoint(self._piece, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+    def _piece(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.llm.head(hidden).float(), labels, reduction="sum")
+
+    def _branch(self, name: str) -> Branch:
+        if name not in self.branches:
+            raise ModelError(
+                seen=f"a batch with items for branch {name!r}",
+                expected=f"one of {', '.join(self.branches) or 'no branches'}",
+                hint="make examples and model from the same recipe",
+            )
+        return self.branches[name]
+
+
+def _stored(name: str, branch: Branch, x: Tensor, frames: Tensor) -> Features:
+    encoder = branch.encoder
+    if x.ndim != 4 or x.shape[2:] != (encoder.tokens_per_frame, encoder.width):
+        raise ModelError(
+            seen=f"stored features of branch {name}: {list(x.shape)}",
+            expected=f"[M,F,{encoder.tokens_per_frame},{encoder.width}]",
+            hint="make the feature cache anew, or set `cached` of the branch to False",
+        )
+    dtype = next((parameter.dtype for parameter in branch.connector.parameters()), torch.float32)
+    return Features(x.to(dtype), frames, encoder.grid)
+
+
+def _nothing(branch: Branch) -> Embeds:
+    """One blank item through the connector, times zero, tied to what is trained in the encoder."""
+    if any(True for _ in branch.connector.parameters()):
+        tokens = branch.connector(branch.blank()).tokens * 0
+    else:
+        tokens = torch.zeros(1, 1, branch.connector.llm_width, device=next(branch.encoder.parameters()).device)
+    for parameter in branch.encoder.parameters():
+        if parameter.requires_grad:
+            tokens = tokens + parameter.sum().to(tokens.dtype) * 0
+    return Embeds(tokens, torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+
+def _wake(module: nn.Module) -> bool:
+    """Put the parts that train into training mode; returns whether all parameters of the module do.
+
+    A part without parameters, such as a dropout, follows its surroundings: it wakes if a neighbour trains whole. So
+    the dropout of a LoRA beside a frozen matrix is on, and the one of a frozen attention is off.
+    """
+    children = list(module.children())
+    whole = [_wake(child) for child in children if _has_any(child)]
+    own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    everything = [*whole, *own]
+    if everything and all(everything):
+        nn.Module.train(module, True)
+        return True
+    if any(everything):
+        for child in children:
+            if not _has_any(child):
+                nn.Module.train(child, True)
+    return False
+
+
+def _has_any(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def build(section: ModelSection, weights: bool = True, device: str | torch.device = "cpu") -> MultimodalModel:
+    """The model of a recipe's `model` section.
+
+    Encoders and the language model come frozen, but for what tuners added or opened; connectors and the fusion come
+    trainable. Groups have the last word, see `mmtune.params`. The model comes in eval mode.
+
+    Args:
+        weights: read the weights of encoders and language model; otherwise they are random.
+        device: where it ends up; "meta" makes names and shapes only.
+
+    Raises:
+        ConfigError, CheckpointError, ModelError: what the parts raise.
+    """
+    device = torch.device(device)
+    weights = weights and device.type != "meta"
+    # The random weights of a large model that is read from disk a moment later are not worth drawing.
+    with torch.device("meta") if weights or device.type == "meta" else nullcontext():
+        llm = registry.find("llm", section.llm.name)(section.llm)
+    if weights:
+        llm.load_weights()
+    llm.requires_grad_(False)
+    with device if device.type == "meta" else nullcontext():
+        tuned = _tune(llm, section)
+        branches = {name: _branch(one, llm.width, weights) for name, one in section.branches.items()}
+        fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
+    return MultimodalModel(branches, llm, fusion, tuned).to(device).eval()
+
+
+def _tune(llm: LLM, section: ModelSection) -> dict[str, list[str]]:
+    """Apply the tuners in order -> tuner name to full parameter names, all of them trainable."""
+    opened: dict[str, list[nn.Parameter]] = {}
+    for config in section.tuners:
+        names = registry.find("tuners", config.name)(config).apply(llm)
+        parameters = dict(llm.named_parameters())
+        opened.setdefault(config.name, []).extend(parameters[name] for name in names)
+    # A later tuner may have put a layer of its own around an earlier one's, so names are taken at the end.
+    names_now = {id(parameter): f"llm.{name}" for name, parameter in llm.named_parameters()}
+    for parameters_of in opened.values():
+        for parameter in parameters_of:
+            parameter.requires_grad_(True)
+    return {name: [names_now[id(parameter)] for parameter in several] for name, several in opened.items()}
+
+
+def _branch(section: Any, width: int, weights: bool) -> Branch:
+    encoder = registry.find("encoders", section.encoder.name)(section.encoder)
+    if weights:
+        encoder.load_weights()
+    encoder.requires_grad_(False)
+    shape = encoder.shape
+    connector = registry.find("connectors", section.connector.name)(section.connector, shape, width)
+    kinds = getattr(section, "kinds", None)
+    return Branch(encoder, connector, tuple(kinds) if kinds else None)

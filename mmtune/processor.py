@@ -1,0 +1,243 @@
+"""A conversation becomes an `Example`: the one place where tokens, labels, places for media and lengths are settled.
+
+Training and chat take the same road. Spans are tokenized one by one and never again; what is learned is known of every
+token as it is written, and the one shift of the labels is done here. How many places an item takes is asked of the
+connector, and the model is later held to it.
+
+Too long is a rule, never a cut through a slot or a turn:
+
+- drop: the sample is refused with reason `too_long`, to be skipped and counted;
+- turns: whole exchanges are left out until it fits, the last ones in training (media stand in the first), the oldest
+  ones in chat; what does not fit even so is refused as above;
+- error: the run stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mmtune import media
+from mmtune.errors import ConfigError, DataError, Reason, UsageError
+from mmtune.llm.base import Before, Tokenizer
+from mmtune.prompt import Span, Template
+from mmtune.types import IGNORE, Example, Kind, MediaRef, Sample, Slot
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TooLong = Literal["drop", "turns", "error"]
+
+
+class BranchLike(Protocol):
+    """What the processor needs of a branch: an `Encoder`, a `Connector`, and the kinds of media that go there."""
+
+    encoder: Any
+    connector: Any
+    kinds: tuple[Kind, ...]
+
+
+class Lookup(Protocol):
+    """A store of features of frozen encoders."""
+
+    def get(self, branch: str, ref: MediaRef) -> Tensor | None:
+        """The features [F,N,E] of an item, or none for a branch that is not kept."""
+
+
+@dataclass
+class _Draft:
+    """An example while it is written."""
+
+    tokens: list[int] = field(default_factory=list)
+    learned: list[bool] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    media: dict[str, list[Tensor]] = field(default_factory=dict)
+    after: Before = "start"
+
+    def write(self, ids: list[int], learn: bool) -> None:
+        self.tokens += ids
+        self.learned += [learn] * len(ids)
+
+
+class Processor:
+    """Sample to Example.
+
+    Args:
+        branches: name to branch; each kind of media may go to one branch only.
+        tokenizer: of the language model.
+        template: how conversations are written.
+        length: most tokens of an example; none for no limit.
+        too_long: what happens to a longer one, see above.
+        takes_places: whether media occupy places in the text, as the fusion says.
+        features: stored features, used instead of decoding wherever it has an item.
+
+    Raises:
+        ConfigError: two branches for one kind, or a template whose marks the tokenizer does not know.
+    """
+
+    def __init__(
+        self,
+        branches: Mapping[str, BranchLike],
+        tokenizer: Tokenizer,
+        template: Template,
+        length: int | None = None,
+        too_long: TooLong = "drop",
+        takes_places: bool = True,
+        features: Lookup | None = None,
+    ) -> None:
+        self.branches = dict(branches.items())
+        self.tokenizer = tokenizer
+        self.template = template
+        self.length = length
+        self.too_long = too_long
+        self.takes_places = takes_places
+        self.features = features
+        self.kinds = _routes(self.branches)
+        self.stops = frozenset(_single(tokenizer, text, "stop") for text in template.stop)
+        """Ids that end an answer."""
+        for text in template.tokens:
+            _single(tokenizer, text, "tokens")
+
+    def example(self, sample: Sample, answer: bool = False, rng: np.random.Generator | None = None) -> Example:
+        """A conversation as tokens, labels, slots and prepared media.
+
+        Args:
+            answer: leave the assistant's turn open; nothing is learned.
+            rng: randomness of the encoders' preparation; none for none.
+
+        Raises:
+            DataError: too_long, empty_target (nothing to learn), bad_text, wrong_media_type (no branch takes it).
+            MediaError: an item that cannot be decoded.
+            UsageError: too long, where the rule is error.
+        """
+        items: dict[int, Tensor] = {}
+        full = draft = self._draft(sample, answer, rng, items)
+        while self.length is not None and len(draft.tokens) > self.length:
+            shorter = _shorter(sample, answer) if self.too_long == "turns" else None
+            if shorter is None:
+                raise self._refusal(sample, len(full.tokens))
+            sample = shorter
+            draft = self._draft(sample, answer, rng, items)
+        if not answer and not any(draft.learned):
+            raise DataError(
+                Reason.empty_target,
+                f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn",
+                "an assistant's turn with text and learn=True",
+            )
+        return self._example(sample, draft, answer)
+
+    def _example(self, sample: Sample, draft: _Draft, answer: bool) -> Example:
+        tokens = torch.tensor(draft.tokens, dtype=torch.int64)
+        labels = torch.full_like(tokens, IGNORE)
+        if not answer:
+            learned = torch.tensor(draft.learned, dtype=torch.bool)
+            labels[:-1] = torch.where(learned[1:], tokens[1:], IGNORE)
+        return Example(sample.id, tokens, labels, tuple(draft.slots), draft.media, sample.stream)
+
+    def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: dict[int, Tensor]) -> _Draft:
+        draft = _Draft()
+        for span in self.template.spans(sample, answer, marks=self.takes_places):
+            if span.ref is not None:
+                self._place(draft, span.ref, rng, items)
+                continue
+            ids = self._ids(span, draft.after)
+            draft.write(ids, span.learn)
+            if ids:
+                draft.after = "mark" if ids[-1] in self.tokenizer.controls else "text"
+        return draft
+
+    def _ids(self, span: Span, after: Before) -> list[int]:
+        if span.kind == "control":
+            return self.tokenizer.control(span.text, after)
+        return self.tokenizer.encode(span.text, after)
+
+    def _place(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: dict[int, Tensor]) -> None:
+        branch, item = self.item(ref, rng, items)
+        places = self.branches[branch].connector.tokens_out(item.shape[0]) if self.takes_places else 0
+        held = draft.media.setdefault(branch, [])
+        draft.slots.append(Slot(branch, len(draft.tokens), places, len(held)))
+        held.append(item)
+        draft.write([self.tokenizer.pad] * places, learn=False)
+        if places:
+            draft.after = "start"
+
+    def branch(self, kind: Kind) -> str:
+        """The branch that takes a kind of media. Raises UsageError when there is none."""
+        if kind not in self.kinds:
+            raise UsageError(
+                seen=f"{kind}, and no branch of the model takes that",
+                expected=f"one of {', '.join(sorted(self.kinds)) or 'no media at all'}",
+                hint=f"train a model with a branch for {kind}",
+            )
+        return self.kinds[kind]
+
+    def branch_of(self, ref: MediaRef) -> str:
+        """The branch that takes an item of some data. Raises DataError wrong_media_type when there is none."""
+        try:
+            return self.branch(ref.kind)
+        except UsageError as error:
+            seen = f"{ref.origin} is {error.seen}"
+            raise DataError(Reason.wrong_media_type, seen, error.expected, error.hint) from error
+
+    def item(
+        self, ref: MediaRef, rng: np.random.Generator | None = None, items: dict[int, Tensor] | None = None
+    ) -> tuple[str, Tensor]:
+        """Branch of an item, and the item ready for it: stored features [F,N,E], or what `prepare` makes, [F,...]."""
+        branch = self.branch_of(ref)
+        items = {} if items is None else items
+        if id(ref) not in items:
+            found = self.features.get(branch, ref) if self.features is not None else None
+            if found is None:
+                encoder = self.branches[branch].encoder
+                found = encoder.prepare(media.load(ref, encoder.sampling(ref.kind)), rng)
+            items[id(ref)] = found
+        return branch, items[id(ref)]
+
+    def _refusal(self, sample: Sample, tokens: int) -> Exception:
+        seen, expected = f"{sample.id}: {tokens} tokens", f"at most {self.length}"
+        if self.too_long == "error":
+            return UsageError(seen, expected, "raise run.length, or choose the rule drop or turns")
+        return DataError(Reason.too_long, seen, expected)
+
+
+def _routes(branches: Mapping[str, BranchLike]) -> dict[Kind, str]:
+    """Kind of media to the branch it goes to."""
+    routes: dict[Kind, str] = {}
+    for name, branch in branches.items():
+        for kind in branch.kinds:
+            if kind in routes:
+                raise ConfigError(
+                    f"branches {routes[kind]} and {name} both take {kind}",
+                    "one branch for each kind of media",
+                    f"write `kinds` at the branches, as in model.branches.{name}.kinds=[...]",
+                )
+            routes[kind] = name
+    return routes
+
+
+def _single(tokenizer: Tokenizer, text: str, key: str) -> int:
+    """The id of a string that must be one control token."""
+    ids = tokenizer.control(text)
+    if len(ids) != 1 or ids[0] not in tokenizer.controls:
+        raise ConfigError(
+            f"{key} of the template has {text!r}, which is {len(ids)} tokens of plain text to this tokenizer",
+            "strings that are one control token each",
+            "use the template that belongs to the language model",
+        )
+    return ids[0]
+
+
+def _shorter(sample: Sample, answer: bool) -> Sample | None:
+    """The sample with one exchange less, or none when only one is left.
+
+    An exchange begins with a user's turn. Turns before the first one (the system's) are kept.
+    """
+    starts = [number for number, turn in enumerate(sample.turns) if turn.role == "user"]
+    if len(starts) < 2:
+        return None
+    chat = sample.turns[: starts[0]] + sample.turns[starts[1] :]
+    return replace(sample, turns=chat if answer else sample.turns[: starts[-1]])

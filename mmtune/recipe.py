@@ -1,0 +1,346 @@
+"""A recipe: everything that a run is made of, and nothing that only this machine knows.
+
+Sections are flat and typed; the remark under a field is its help text and its description in the JSON schema. What two
+fields say together is checked here, and all such mistakes are reported at once. A recipe that has been validated is
+resolved: kinds of media, formats of data and the prompt of the chat are written out, so it means the same wherever it
+is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mmtune import config, registry
+from mmtune.config import Config, entry
+from mmtune.errors import MmtuneError
+from mmtune.params import ParameterGroup
+from mmtune.types import Kind
+
+NAME = r"[a-z][a-z0-9_]*"
+Name = Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)]
+"""Of a branch, a stream or a group. It becomes part of parameter names and a file name."""
+
+Words = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""A list of texts; one alone may be written without brackets."""
+
+
+def _short_entry(value: Any) -> Any:
+    """`llava` for `{name: llava}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+EncoderEntry = entry("encoders")
+ConnectorEntry = entry("connectors")
+LLMEntry = entry("llm")
+FusionEntry = entry("fusion")
+TunerEntry = entry("tuners")
+FormatEntry = Annotated[entry("data/formats"), BeforeValidator(_short_entry)]
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class BranchSection(Config):
+    """One way into the language model: an encoder and the connector behind it."""
+
+    encoder: EncoderEntry
+    """Media to features."""
+    connector: ConnectorEntry
+    """Features to embeddings."""
+    kinds: tuple[Kind, ...] | None = None
+    """Kinds of media that go this way; all that the encoder takes when not given."""
+
+    @model_validator(mode="after")
+    def _resolve(self) -> BranchSection:
+        takes = tuple(registry.find("encoders", self.encoder.name).kinds)
+        if self.kinds is None:
+            self.__dict__["kinds"] = takes
+        strange = [kind for kind in self.kinds if kind not in takes]
+        if strange or not self.kinds:
+            what = f"{', '.join(strange)} for" if strange else "no kind for"
+            config.raise_problems(
+                "BranchSection",
+                [config.problem("kinds", f"{what} encoder {self.encoder.name}, which takes {', '.join(takes)}")],
+            )
+        return self
+
+
+class ModelSection(Config):
+    """The parts of the model."""
+
+    branches: dict[Name, BranchSection] = {}
+    """Name to branch; each kind of media goes to one branch only."""
+    llm: LLMEntry
+    """The language model."""
+    fusion: FusionEntry
+    """How media enter the language model."""
+    tuners: tuple[TunerEntry, ...] = ()
+    """Changes to the language model, applied in order."""
+    freeze: Words = ()
+    """Globs over full parameter names that stay as they are although nothing else says so, such as a connector."""
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+
+class Card(Config):
+    """A dataset: where it comes from, how its records are spelled, what it should hold."""
+
+    title: str
+    """What it is called where it comes from."""
+    source: str
+    """Where to get it: an address."""
+    licence: str
+    """Of the data, and of the media where that is another."""
+    format: FormatEntry
+    """How a record becomes a conversation."""
+    shards: Words
+    """Patterns of its shards, relative to the folder MMTUNE_DATA, or else to the current one."""
+    samples: int | None = None
+    """Number of usable samples, if known."""
+    sha256: dict[str, str] = {}
+    """File name to checksum, for files whose contents are fixed."""
+    about: str = ""
+    """What a user ought to know."""
+
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of the shards as this machine finds them; addresses and absolute paths stay as they are."""
+        folder = os.environ.get("MMTUNE_DATA", "")
+        return tuple(one if "://" in one else os.path.join(folder, one) for one in self.shards)
+
+
+class StreamSection(Config):
+    """Data that is trained on in steps of its own."""
+
+    data: Annotated[Words, Field(min_length=1)]
+    """Names of dataset cards, or patterns of shards (with a slash or a dot)."""
+    prompt: str
+    """Name or path of the prompt template."""
+    share: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Part of the steps, relative to the other streams."""
+    format: FormatEntry | None = None
+    """How a record becomes a conversation; read from the cards when not given."""
+
+    @model_validator(mode="after")
+    def _resolve(self) -> StreamSection:
+        problems = []
+        cards = {}
+        for name in self.data:
+            if is_card(name):
+                try:
+                    cards[name] = config.load(Card, name, kind="cards")
+                except MmtuneError as error:
+                    problems.append(config.problem("data", "; ".join(str(error).splitlines())))
+        if not problems and self.format is None:
+            spelled = {config.dump(card.format): card.format for card in cards.values()}
+            bare = [name for name in self.data if name not in cards]
+            if len(spelled) == 1 and not bare:
+                self.__dict__["format"] = next(iter(spelled.values()))
+            else:
+                known = ", ".join(registry.names("data/formats"))
+                why = f"{bare[0]} has no card" if bare else "the cards do not agree"
+                problems.append(config.problem("format", f"missing, and {why}; one of {known}"))
+        config.raise_problems("StreamSection", problems)
+        return self
+
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of all shards, those of cards included."""
+        found: list[str] = []
+        for name in self.data:
+            found += config.load(Card, name, kind="cards").patterns() if is_card(name) else [name]
+        return tuple(found)
+
+
+def is_card(text: str) -> bool:
+    """Whether an item of `data` is the name of a card rather than a pattern of shards."""
+    return re.fullmatch(NAME, text) is not None
+
+
+# ---------------------------------------------------------------------------------------------------------- the rest
+
+
+class ScheduleSection(Config):
+    """How long, and how the learning rate moves."""
+
+    steps: Annotated[int, Field(ge=1)] = 1000
+    """Optimizer steps in all, over all streams."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from zero."""
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls after that."""
+
+
+class RunSection(Config):
+    """How a run is carried out."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of weights, data order and everything random."""
+    length: Annotated[int, Field(ge=8)] = 1024
+    """Most tokens of an example, places of media included."""
+    too_long: Literal["drop", "turns", "error"] = "turns"
+    """A longer one is skipped and counted, loses whole exchanges until it fits, or stops the run."""
+    batch_tokens: Annotated[int, Field(ge=8)] = 4096
+    """Most places of one micro-step, all rows together, padding included."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-steps in a step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of frozen weights and of the arithmetic; what trains is kept in fp32."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient of a group; 0 turns clipping off."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, mps, cuda or cuda:N."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
+    """Processes that prepare data, per rank; 0 prepares in the process that trains."""
+    save_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between states to go on from; 0 saves at the end only."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """States kept."""
+    feature_cache: str | None = None
+    """Folder in which features of frozen encoders are kept; none encodes anew each time."""
+    stop_after_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Save and stop in good order after this much wall clock, minutes; none never does."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Most samples that may be unusable, as a part of all seen, before the run stops."""
+    max_bad_in_a_row: Annotated[int, Field(ge=1)] = 100
+    """Most unusable samples one after the other."""
+    out: str | None = None
+    """Folder of the run; usually given on the command line."""
+
+
+class EvalSection(Config):
+    """What the finished model is asked."""
+
+    task: Name | None = None
+    """Name of a benchmark."""
+    data: Words = ()
+    """Patterns of its shards."""
+
+
+class ChatSection(Config):
+    """How the finished model talks."""
+
+    prompt: str | None = None
+    """Name or path of the prompt template; the one of the streams when they all use the same."""
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Longest answer, tokens."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0 always takes the likeliest token."""
+    notice: str = ""
+    """What the model is and what it cannot do, said when a chat begins."""
+
+
+class Recipe(Config):
+    """A run, from parts to talk."""
+
+    title: str = ""
+    """One line for people."""
+    model: ModelSection
+    """The parts of the model."""
+    streams: dict[Name, StreamSection] = {}
+    """Name to data."""
+    groups: dict[Name, ParameterGroup] = {}
+    """Name to the parameters that train together."""
+    schedule: ScheduleSection = ScheduleSection()
+    """How long, and how the learning rate moves."""
+    run: RunSection = RunSection()
+    """How the run is carried out."""
+    eval: EvalSection = EvalSection()
+    """What the finished model is asked."""
+    chat: ChatSection = ChatSection()
+    """How the finished model talks."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        problems = [*_branches(self), *_groups(self), *_numbers(self), *_prompts(self)]
+        config.raise_problems("Recipe", problems)
+        if self.chat.prompt is None:
+            only = {stream.prompt for stream in self.streams.values()}
+            self.__dict__["chat"] = self.chat.model_copy(update={"prompt": only.pop()})
+        return self
+
+
+# ------------------------------------------------------------------------------------- checks over several sections
+
+Problems = list[dict[str, Any]]
+
+
+def _branches(recipe: Recipe) -> Problems:
+    claimed = Counter(kind for branch in recipe.model.branches.values() for kind in branch.kinds or ())
+    problems = []
+    for kind, times in claimed.items():
+        if times > 1:
+            names = [name for name, branch in recipe.model.branches.items() if kind in (branch.kinds or ())]
+            problems.append(
+                config.problem(
+                    "model.branches", f"{kind} goes to {' and '.join(names)}; say `kinds` of each, one branch a kind"
+                )
+            )
+    return problems
+
+
+def _groups(recipe: Recipe) -> Problems:
+    problems = []
+    tuners = [tuner.name for tuner in recipe.model.tuners]
+    for name, group in recipe.groups.items():
+        for stream in group.streams:
+            if stream not in recipe.streams:
+                problems.append(
+                    config.problem(f"groups.{name}.streams", f"no stream {stream}; {_known(stream, recipe.streams)}")
+                )
+        for pattern in group.match:
+            head, _, rest = pattern.partition(".")
+            branch = rest.partition(".")[0]
+            if pattern.startswith("@") and pattern[1:] not in tuners:
+                problems.append(
+                    config.problem(f"groups.{name}.match", f"no tuner {pattern}; {_known(pattern[1:], tuners)}")
+                )
+            elif head == "branches" and re.fullmatch(NAME, branch) and branch not in recipe.model.branches:
+                problems.append(
+                    config.problem(
+                        f"groups.{name}.match",
+                        f"{pattern}: no branch {branch}; {_known(branch, recipe.model.branches)}",
+                    )
+                )
+    for name in recipe.streams:
+        if not any(not group.streams or name in group.streams for group in recipe.groups.values()):
+            problems.append(config.problem(f"streams.{name}", "trains no group; name it under `streams` of one"))
+    if recipe.groups and not recipe.streams:
+        problems.append(config.problem("streams", "none, so the groups would never train"))
+    return problems
+
+
+def _numbers(recipe: Recipe) -> Problems:
+    run, schedule = recipe.run, recipe.schedule
+    problems = []
+    if schedule.warmup > schedule.steps:
+        problems.append(config.problem("schedule.warmup", f"{schedule.warmup} of {schedule.steps} steps"))
+    if run.batch_tokens < run.length:
+        message = f"{run.batch_tokens} holds no example of run.length = {run.length}"
+        problems.append(config.problem("run.batch_tokens", message))
+    if recipe.eval.task is not None and recipe.eval.task not in registry.names("eval/tasks"):
+        known = registry.names("eval/tasks")
+        problems.append(config.problem("eval.task", f"no task {recipe.eval.task}; {_known(recipe.eval.task, known)}"))
+    return problems
+
+
+def _prompts(recipe: Recipe) -> Problems:
+    named = {f"streams.{name}.prompt": stream.prompt for name, stream in recipe.streams.items()}
+    if recipe.chat.prompt is not None:
+        named["chat.prompt"] = recipe.chat.prompt
+    problems = []
+    if recipe.chat.prompt is None and len(set(named.values())) != 1:
+        problems.append(config.problem("chat.prompt", "missing; the streams do not settle it"))
+    known = list(config.shipped("prompts"))
+    for path, prompt in named.items():
+        # A path may point at a file of the machine that trained; only whoever uses it has to find it.
+        if re.fullmatch(r"[\w-]+", prompt) and prompt not in known:
+            problems.append(config.problem(path, f"no prompt {prompt}; {_known(prompt, known)}"))
+    return problems
+
+
+def _known(name: str, known: Any) -> str:
+    return f"known: {', '.join(registry.nearest(name, list(known))) or 'none'}"

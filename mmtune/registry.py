@@ -1,0 +1,120 @@
+"""Files are names: `find("encoders", "clip")` is the one encoder class written in `mmtune/encoders/clip.py`.
+
+There is no list to edit and nothing is imported before it is asked for. A name may also be `package.module:Class`,
+a class outside mmtune that keeps the room's contract; only code that is already installed can be reached this way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmtune.errors import ConfigError, ModelError
+
+PACKAGE = "mmtune"
+ROOMS = (
+    "encoders",
+    "connectors",
+    "llm",
+    "fusion",
+    "tuners",
+    "data/formats",
+    "eval/tasks",
+    "checkpoint/foreign",
+    "experts",
+)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def names(room: str) -> list[str]:
+    """Names that can be used in a room, sorted. Reads the directory; imports nothing.
+
+    Raises ConfigError for a room that does not exist.
+    """
+    if room not in ROOMS:
+        raise ConfigError(f"no room {room!r}", f"one of {', '.join(ROOMS)}")
+    folder = Path(__file__).parent / room
+    files = (path.stem for path in folder.glob("*.py"))
+    return sorted(name for name in files if not name.startswith("_") and name != "base")
+
+
+def nearest(name: str, known: list[str]) -> list[str]:
+    """The known names, most alike first."""
+    alike = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
+    return alike + [other for other in known if other not in alike]
+
+
+def contract(room: str) -> type:
+    """The class that every entry of a room subclasses: `Contract` in the room's base.py."""
+    names(room)
+    return _load(f"{PACKAGE}.{room.replace('/', '.')}.base", f"the contract of {room}").Contract
+
+
+def find(room: str, name: str) -> Any:
+    """The entry class called `name`.
+
+    Raises ConfigError for an unknown name (the known ones are listed, nearest first) or a class that does not keep
+    the room's contract, and ModelError when a package that the entry needs is not installed.
+    """
+    if isinstance(name, str) and _OUTSIDE.fullmatch(name):
+        return _outside(room, name)
+    known = names(room)
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name not in known:
+        listed = ", ".join(nearest(str(name), known)) or "(none yet)"
+        raise ConfigError(f"{room} has no {name!r}", f"one of {listed}, or package.module:Class")
+    base = contract(room)
+    module = _load(f"{PACKAGE}.{room.replace('/', '.')}.{name}", f"{name!r} of {room}")
+    found = [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item) and item.__module__ == module.__name__ and issubclass(item, base)
+    ]
+    # Helpers of an entry start with an underscore; the entry itself is the public one.
+    public = [item for item in found if not item.__name__.startswith("_")]
+    if len(public) != 1:
+        listed = ", ".join(item.__name__ for item in public) or "none"
+        raise ConfigError(f"{module.__name__} defines {listed}", f"exactly one public subclass of {base.__name__}")
+    return public[0]
+
+
+def _outside(room: str, name: str) -> type:
+    base = contract(room)
+    path, _, attribute = name.partition(":")
+    module = _load(path, f"{name!r} of {room}")
+    item = getattr(module, attribute, None)
+    if not (inspect.isclass(item) and issubclass(item, base)):
+        raise ConfigError(f"{name} is {item!r}", f"a subclass of {base.__module__}:{base.__name__}")
+    return item
+
+
+def _load(path: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        missing = error.name or "?"
+        if missing == path or path.startswith(missing + "."):
+            raise ConfigError(f"{what}: there is no module {path}", "a module that can be imported") from error
+        raise ModelError(
+            f"{what} needs the package {missing!r}, which is not installed",
+            hint=f"pip install {_DISTRIBUTIONS.get(missing.partition('.')[0], missing.partition('.')[0])}",
+        ) from error
+
+
+_DISTRIBUTIONS = {
+    "open_clip": "open_clip_torch",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "rapidocr": "'mmtune[ocr]'",
+    "onnxruntime": "'mmtune[ocr]'",
+    "gradio": "'mmtune[web]'",
+    "fastapi": "'mmtune[serve]'",
+    "uvicorn": "'mmtune[serve]'",
+    "flash_attn": "'mmtune[flash]'",
+}

@@ -1,0 +1,1 @@
+"""Conversations and their faces: terminal, browser page, HTTP."""

@@ -1,0 +1,117 @@
+"""What the stored recipe of a run says about chatting, read without weights and without heavy packages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtune import config, places
+from mmtune.errors import ConfigError, UsageError
+from mmtune.types import Kind
+
+if TYPE_CHECKING:
+    from mmtune.serve.engine import Engine
+
+
+def packaged_run() -> Path:
+    """The run folder inside the package.
+
+    Raises:
+        UsageError: this installation was made without weights.
+    """
+    path = places.PACKAGE / "pocket" / "chat"
+    if not (path / "recipe.yaml").is_file():
+        raise UsageError(
+            seen="no run was named, and this installation holds no weights of its own",
+            expected="the folder of a run, as `mmtune train` writes it",
+            hint='mmtune chat RUN --image foo.jpg "What is this?"',
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the recipe of a run says about chatting."""
+
+    run: Path
+    kinds: tuple[Kind, ...]
+    """Kinds of media that some branch takes."""
+    notice: str
+    """What the model is and what it is not able to do; empty for nothing to say."""
+    max_tokens: int
+    temperature: float
+    device: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """For people: the folder, or that it is the package's own."""
+        return "the packaged model" if self.run.is_relative_to(places.PACKAGE) else str(self.run)
+
+    @classmethod
+    def read(cls, run: Path, device: str = "auto") -> Plan:
+        """Read the recipe of a run.
+
+        The stored recipe has every default written out, so a look at the text is enough and the packages that the
+        encoders stand on are not imported; it is checked in full when the weights are read. Where the text is not as
+        expected it is checked now, which says what is wrong.
+
+        Raises:
+            CheckpointError: not the folder of a run.
+            ConfigError: a recipe that cannot be used.
+        """
+        try:
+            tree = config.read(run / "recipe.yaml")
+            branches, chat = tree["model"]["branches"], tree["chat"]
+            kinds = [kind for branch in branches.values() for kind in branch["kinds"]]
+            settings = str(chat["notice"] or ""), int(chat["max_tokens"]), float(chat["temperature"])
+        except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
+            from mmtune import registry
+            from mmtune.checkpoint import store
+
+            recipe = store.read_recipe(run)
+            kinds = [
+                kind
+                for branch in recipe.model.branches.values()
+                for kind in branch.kinds or registry.find("encoders", branch.encoder.name).kinds
+            ]
+            settings = recipe.chat.notice or "", recipe.chat.max_tokens, recipe.chat.temperature
+        return cls(run, tuple(dict.fromkeys(kinds)), *settings, device=device)
+
+    def check(self, kind: Kind, origin: str) -> None:
+        """Refuse a medium that no branch of the run takes.
+
+        Raises:
+            UsageError: names the kind and those that would do.
+        """
+        if kind not in self.kinds:
+            raise UsageError(
+                seen=f"{origin} is {kind}, and {self.name} has no branch for that",
+                expected=f"one of {', '.join(self.kinds)}" if self.kinds else "text only",
+                hint="name a run that was trained with it",
+            )
+
+    def load(self) -> Engine:
+        """Read the weights.
+
+        Raises:
+            CheckpointError, ConfigError, ModelError: what the parts raise.
+            UsageError: a device that is not there.
+        """
+        import torch
+
+        from mmtune.checkpoint import store
+        from mmtune.serve.engine import Engine
+
+        wish = self.device
+        if wish == "auto":
+            wish = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=wish)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                seen=f"device {wish}: {reason}", expected="a device that torch can use here", hint="--device cpu"
+            ) from error
+        model, processor, _ = store.load_run(self.run, wish)
+        return Engine(self.run, model, processor)

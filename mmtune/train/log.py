@@ -1,0 +1,153 @@
+"""What a run says of itself: metrics.jsonl always, TensorBoard beside it, and lines or a bar for the reader.
+
+Nothing in here may stop a run. A full disk or a broken tracker costs metrics, is counted, and is said once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+Style = Literal["auto", "bar", "lines", "off"]
+
+
+class Metrics:
+    """Numbers of a run, by step, as JSON lines and for TensorBoard.
+
+    Args:
+        folder: the run folder; `metrics.jsonl` and `tensorboard/` come to lie in it.
+        start: the step the run goes on from; rows of later steps, written by a run that was killed before
+            it saved, are dropped so that each step has one row.
+        tensorboard: whether event files are written too.
+    """
+
+    def __init__(self, folder: Path, start: int = 0, tensorboard: bool = True) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.lost = 0
+        self._board: Any = None
+        _drop_after(self.path, start)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+            except Exception as error:  # any fault of a tracker is only a fault of the tracker
+                print(f"note: no TensorBoard files: {error}", file=sys.stderr)
+
+    def write(self, step: int, values: dict[str, float | int | str | None]) -> None:
+        """One row. Values that are not numbers go to the JSON line only."""
+        row = {"step": step, **{k: _finite(v) for k, v in values.items()}}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            if self._board is not None:
+                for name, value in values.items():
+                    if isinstance(value, (int, float)) and not isinstance(value, bool):
+                        self._board.add_scalar(name, value, step)
+        except Exception as error:
+            self.lost += 1
+            if self.lost == 1:
+                print(f"warning: metrics are not being written: {error}; training goes on", file=sys.stderr)
+
+    def close(self) -> None:
+        if self._board is not None:
+            try:
+                self._board.close()
+            except Exception as error:
+                self.lost += 1
+                print(f"warning: TensorBoard files were not closed: {error}", file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: the word is written instead, so that a row is always valid."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def _drop_after(path: Path, start: int) -> None:
+    """Keep rows of steps up to `start`. A torn last line, left by a kill, goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+class Voice:
+    """Tells the reader how far the work is: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+        style: `auto` takes the bar on a terminal and lines elsewhere; `off` says nothing.
+        say: where lines go; stdout when not given.
+    """
+
+    def __init__(self, style: Style = "auto", say: Callable[[str], None] | None = None) -> None:
+        terminal = sys.stdout.isatty() and say is None
+        self.style: Style = ("bar" if terminal else "lines") if style == "auto" else style
+        self._say = say or _print
+        self._bar: Any = None
+        self._task: Any = None
+        self._total = 0
+        self._last = 0.0
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.style == "off":
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            self._say(text)
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Begin a piece of work of `total` parts."""
+        self.stop()
+        self._total, self._last = total, 0.0
+        if self.style == "bar":
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = Progress(*columns)
+            self._bar.start()
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+        else:
+            self._task = title
+
+    def at(self, done: int, note: str = "", every: float = 10.0) -> None:
+        """Say how far it is; as a line at most once in `every` seconds, and always at the end."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last >= every or done == self._total:
+            self._last = now
+            self.line(f"{self._task} {done}/{self._total}  {note}".rstrip())
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _print(text: str) -> None:
+    """Print, and live on when the reader of the pipe has left."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)

@@ -1,0 +1,375 @@
+"""The one training loop. What differs between runs is in the recipe.
+
+Each step belongs to one stream, and only the groups of that stream move. Data order, stream order and random numbers
+are functions of (seed, step), so a run that is stopped, killed or moved goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmtune import config as configs
+from mmtune import model as models
+from mmtune import params
+from mmtune.checkpoint import store
+from mmtune.data.build import loader_of
+from mmtune.data.features import FeatureCache
+from mmtune.data.loader import Loader
+from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
+from mmtune.recipe import Recipe
+from mmtune.train import resume as states
+from mmtune.train.distributed import Runtime
+from mmtune.train.estimate import Estimate, estimate
+from mmtune.train.log import Metrics, Style, Voice
+from mmtune.train.optim import GroupOptimizer, factor
+from mmtune.train.signals import Stop
+from mmtune.train.step import Outcome, take_step
+
+HARMLESS = {
+    "run": ("workers", "save_every", "keep", "device", "out", "stop_after_minutes"),
+    "eval": None,
+    "chat": None,
+}
+"""What a recipe may change between a stop and a resume without changing a weight; none stands for the whole section."""
+
+BAD_STEPS = 3
+"""Steps in a row in which something was not finite, before a run gives up."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended."""
+
+    out: Path | None
+    step: int
+    """Steps done since the start of the run."""
+    finished: bool
+    code: int
+    """Exit code for a process: 0, or 130 and 143 after Ctrl-C and SIGTERM."""
+    loss: float | None
+    """Mean loss over the supervised tokens of the last 20 steps; none when no step was taken."""
+
+
+def train(
+    recipe: Recipe | str | Path,
+    out: Path | str | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Style = "auto",
+    allow_changes: bool = False,
+) -> Result:
+    """Train a recipe into a run folder.
+
+    Args:
+        recipe: a recipe, or the path or name of one.
+        out: the run folder; `run.out` of the recipe when not given.
+        resume: go on from the newest whole state in `out`; with no state there, start from the first step.
+        dry_run: build everything, take one step, write nothing.
+        progress: how to talk, see `Voice`.
+        allow_changes: resume although recipe, data or tokenizer changed since the state was saved.
+
+    Raises:
+        UsageError: the folder holds a run and `resume` is not set, or another process trains in it.
+        CheckpointError: no whole state, a state of another recipe, or a frozen weight that moved.
+        DataError: too many samples could not be used, or too many steps in a row were not finite.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = configs.load(Recipe, recipe)
+    out = Path(out or recipe.run.out) if (out or recipe.run.out) else None
+    if out is None and not dry_run:
+        raise UsageError(seen="no run folder", expected="where to write the run", hint="give --out FOLDER")
+    voice = Voice(progress)
+    runtime = Runtime(recipe.run.device, recipe.run.precision)
+    if not runtime.main:
+        voice = Voice("off")
+    try:
+        if dry_run:
+            return _Run(recipe, None, runtime, voice).rehearse()
+        with states.lock(out) if runtime.main else nullcontext():
+            # asked of all ranks before one of them writes the first file
+            if runtime.any(runtime.main and not resume and (out / "recipe.yaml").exists()):
+                raise UsageError(
+                    seen=f"{out} holds a run already",
+                    expected="an empty or new folder",
+                    hint=f"mmtune train --resume {out}, or another --out",
+                )
+            return _Run(recipe, out, runtime, voice).go(resume, allow_changes)
+    finally:
+        voice.stop()
+        runtime.close()
+
+
+class _Run:
+    """Everything that one call of `train` holds."""
+
+    def __init__(self, recipe: Recipe, out: Path | None, runtime: Runtime, voice: Voice) -> None:
+        self.recipe, self.out, self.runtime, self.voice = recipe, out, runtime, voice
+        self.step = 0
+        torch.manual_seed(recipe.run.seed)
+        self.model = models.build(recipe.model, weights=True)
+        self.groups = store.groups_of(self.model, recipe)
+        voice.line(params.table(self.model, self.groups, recipe.groups))
+        self.base = store.base_of(self.model, recipe, self.groups)
+        runtime.place(self.model)
+        self.frozen = self._frozen() if recipe.run.precision != "fp32" else self._sums(self.base)
+        self.model.train()
+        self.optimizers = {
+            name: GroupOptimizer(name, named, recipe.groups[name].lr, recipe.groups[name].weight_decay, recipe.run.clip)
+            for name, named in self.groups.items()
+        }
+        self.owners = {
+            stream: [name for name, group in recipe.groups.items() if not group.streams or stream in group.streams]
+            for stream in recipe.streams
+        }
+        self.loader = self._loader()
+        for line in self._estimate().lines():
+            voice.line(line)
+
+    def _loader(self) -> Loader:
+        recipe, runtime = self.recipe, self.runtime
+        processors = {
+            name: store.processor_for(recipe, self.model, stream.prompt, self.out)
+            for name, stream in recipe.streams.items()
+        }
+        pad = self.model.llm.tokenizer.pad
+        return loader_of(recipe, processors, self.out, runtime.rank, runtime.world, pad, self.voice.line)
+
+    def _estimate(self) -> Estimate:
+        run = self.recipe.run
+        return estimate(
+            self.model,
+            self.groups,
+            self.loader.counts(),
+            self.recipe.schedule.steps,
+            run.batch_tokens,
+            run.accumulate,
+            frozen_bytes=2 if run.precision == "bf16" else 4,
+            activation_bytes=2 if run.precision == "bf16" else 4,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the whole run
+
+    def rehearse(self) -> Result:
+        """One step on real data, and nothing kept."""
+        for _, outcome, stream in self._steps(Stop(), until=1):
+            said = f"one step of {stream}: loss {outcome.loss:.4f}, {outcome.tokens} tokens"
+            self.voice.line(f"{said}. Nothing was written.")
+            return Result(self.out, 0, False, 0, outcome.loss)
+        raise AssertionError("a schedule has at least one step")
+
+    def go(self, resume: bool, allow_changes: bool) -> Result:
+        if resume:
+            self._restore(allow_changes)
+        steps = self.recipe.schedule.steps
+        if self.step >= steps:
+            self.voice.line(f"{self.out} is finished: {self.step} steps. Nothing to do.")
+            return Result(self.out, self.step, True, 0, None)
+        if self.runtime.main and self.step == 0:
+            store.start_run(self.out, self.recipe, self.base)
+        self._warm()
+        metrics = Metrics(self.out, self.step) if self.runtime.main else None
+        recent = _Recent()
+        self.voice.start("training", steps, self.step)
+        with Stop() as stop:
+            for values, outcome, stream in self._steps(stop, steps):
+                recent.add(outcome)
+                if metrics:
+                    metrics.write(self.step, values)
+                speed = f"{values['tokens_per_second']:.0f} tokens/s"
+                self.voice.at(self.step, f"{stream} loss {outcome.loss:.4f}  {speed}")
+                if self.step < steps and self.recipe.run.save_every and self.step % self.recipe.run.save_every == 0:
+                    self._save(recent)
+            self.voice.stop()
+            self._check_frozen()
+            self._save(recent)
+        if metrics:
+            metrics.close()
+        self.voice.line(f"samples that could not be used: {self.loader.ledger.summary()}")
+        done = self.step >= steps
+        if done:
+            self.voice.line(f"done: {self.step} steps, loss {recent.loss or float('nan'):.4f}, saved in {self.out}")
+        else:
+            self.voice.line(f"saved at step {self.step} of {steps}. Go on with: mmtune train --resume {self.out}")
+        return Result(self.out, self.step, done, stop.code, recent.loss)
+
+    def _steps(self, stop: Stop, until: int) -> Iterator[tuple[dict[str, Any], Outcome, str]]:
+        """Step by step: metrics, outcome, stream. `self.step` counts the steps done."""
+        run, schedule = self.recipe.run, self.recipe.schedule
+        deadline = time.monotonic() + run.stop_after_minutes * 60 if run.stop_after_minutes else None
+        bad, feed = 0, iter(self.loader.steps(self.step))
+        while self.step < until:
+            started = time.perf_counter()
+            stream, batches = next(feed)
+            waited = time.perf_counter() - started
+            states.seed_step(run.seed, self.step, self.runtime.rank)
+            lr = factor(self.step, schedule.steps, schedule.warmup, schedule.kind)
+            active = self.owners[stream]
+            outcome = self._attempt(batches, active, lr)
+            bad = 0 if outcome.updated else self._refused(bad + 1, stream, batches, outcome)
+            self.step += 1
+            seconds = time.perf_counter() - started
+            values = {
+                "stream": stream,
+                f"loss/{stream}": outcome.loss,
+                "samples": outcome.samples,
+                "tokens": outcome.tokens,
+                "supervised_tokens": outcome.supervised,
+                "samples_per_second": outcome.samples / seconds,
+                "tokens_per_second": outcome.tokens / seconds,
+                "data_wait": waited / seconds,
+                "updated": int(outcome.updated),
+                **{f"lr/{name}": self.recipe.groups[name].lr * lr for name in active},
+                **{f"norm/{name}": norm for name, norm in outcome.norms.items()},
+            }
+            yield values, outcome, stream
+            late = deadline is not None and time.monotonic() >= deadline
+            # ranks may hear a signal at different steps; they stop together
+            if self.runtime.any(bool(stop.code) or late):
+                return
+
+    def _attempt(self, batches: list[Any], active: list[str], lr: float) -> Outcome:
+        try:
+            return take_step(self.model, batches, self.optimizers, active, lr, self.runtime)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            rows, length = batches[0].tokens.shape
+            raise ModelError(
+                seen=f"out of memory in step {self.step}, in rows of {length} places, {rows} at a time: {error}",
+                expected="a micro-step that fits the device",
+                hint="halve run.batch_tokens and double run.accumulate: the step stays the same",
+            ) from error
+
+    def _refused(self, times: int, stream: str, batches: list[Any], outcome: Outcome) -> int:
+        """Note a step without an update; give up after several in a row."""
+        ids = [name for batch in batches for name in batch.ids]
+        self.voice.line(
+            f"warning: step {self.step} of {stream} had loss {outcome.loss} and gradient norms {outcome.norms}; "
+            f"no weight moved; {len(ids)} samples are named in skipped.jsonl"
+        )
+        for name in ids:
+            self.loader.ledger.skip(id=name, reason=Reason.non_finite, step=self.step, stream=stream)
+        if times >= BAD_STEPS:
+            raise DataError(
+                Reason.non_finite,
+                seen=f"{times} steps in a row with a loss or gradient that is not finite, the last of stream {stream}",
+                expected="finite numbers",
+                hint="lower the learning rate or lengthen the warm-up; the samples are named in skipped.jsonl",
+            )
+        return times
+
+    # ------------------------------------------------------------------------------------------- saving, going on
+
+    def _facts(self) -> dict[str, Any]:
+        """What a state must have in common with the run that takes it up."""
+        recipe = self.recipe.model_dump(mode="json")
+        for section, keys in HARMLESS.items():
+            recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
+        return {
+            "recipe": recipe,
+            "base": self._sums(self.base),
+            "tokenizer": self.model.llm.tokenizer.fingerprint(),
+            "data": self.loader.fingerprint(),
+        }
+
+    def _save(self, recent: _Recent) -> None:
+        if not self.runtime.main:
+            return
+        files = store.trained_tensors(self.model, self.groups)
+        weights = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
+        optimizers = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
+        info = {
+            "facts": self._facts(),
+            "positions": self.loader.positions(self.step),
+            "recent": recent.values,
+            "versions": store.versions(),
+        }
+        states.save(self.out / "state", states.State(self.step, weights, optimizers, info), self.recipe.run.keep)
+        facts = {"steps": f"{self.step} of {self.recipe.schedule.steps}"}
+        if recent.loss is not None:
+            facts["mean training loss of the last steps"] = f"{recent.loss:.4f}"
+        store.save_weights(self.out, self.model, self.recipe, self.groups, facts)
+
+    def _restore(self, allow_changes: bool) -> None:
+        state = states.load(self.out / "state", self.voice.line)
+        if state is None:
+            self.voice.line(f"no saved state in {self.out}: starting with the first step")
+            return
+        changed = states.differences(state.info["facts"], self._facts())
+        if changed and not allow_changes:
+            raise CheckpointError(
+                seen="what this run is made of has changed since it was saved:\n  " + "\n  ".join(changed),
+                expected="the same recipe, data, tokenizer and base weights",
+                hint="undo the changes, start a new folder, or allow them with --allow-changes",
+            )
+        for line in changed:
+            self.voice.line(f"changed since the state was saved, as allowed: {line}")
+        wanted = store.trained_tensors(self.model, self.groups)
+        everything = {name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}
+        store.copy_into({"state": everything}, {"state": state.weights})
+        for name, tensors in state.optimizers.items():
+            self.optimizers[name].load(tensors)
+        self.loader.restore(state.info["positions"])
+        self.step = state.step
+        self.voice.line(f"going on after step {self.step}")
+
+    def _warm(self) -> None:
+        """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""
+        branches = self.model.branches.items()
+        frozen = {n: b for n, b in branches if not any(p.requires_grad for p in b.encoder.parameters())}
+        if self.recipe.run.feature_cache is None or not frozen:
+            return
+        cache = FeatureCache(self.recipe.run.feature_cache, frozen)
+        streams = list(self.loader.streams.values())
+        if self.runtime.main:
+            self.voice.start("encoding media, once", sum(len(stream.corpus) for stream in streams))
+            counts = cache.warm(streams, self.recipe.run.workers, progress=lambda done, _: self.voice.at(done))
+            self.voice.stop()
+            self.voice.line("features: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        self.runtime.barrier()
+        cache.reload()
+        for stream in streams:
+            stream.processor.features = cache
+        for branch in frozen.values():
+            branch.cached = True
+
+    # ----------------------------------------------------------------------------------------- frozen means frozen
+
+    @staticmethod
+    def _sums(base: dict[str, dict[str, Any]]) -> dict[str, str]:
+        return {part: entry["sha256"] for part, entry in base.items()}
+
+    def _frozen(self) -> dict[str, str]:
+        return self._sums(store.base_of(self.model, self.recipe, self.groups))
+
+    def _check_frozen(self) -> None:
+        now = self._frozen()
+        moved = [part for part in self.frozen if now.get(part) != self.frozen[part]]
+        if moved:
+            raise CheckpointError(
+                seen=f"frozen weights of {', '.join(moved)} changed while training",
+                expected="frozen parts equal to the bit",
+                hint="this is a fault of the program; the last saved state is from before",
+            )
+
+
+class _Recent:
+    """Loss of the last steps, weighted by supervised tokens."""
+
+    def __init__(self, length: int = 20) -> None:
+        self.length = length
+        self.values: list[tuple[float, int]] = []
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.updated:
+            self.values = [*self.values, (outcome.loss, outcome.supervised)][-self.length :]
+
+    @property
+    def loss(self) -> float | None:
+        count = sum(n for _, n in self.values)
+        return sum(loss * n for loss, n in self.values) / count if count else None

@@ -1,0 +1,129 @@
+"""One optimizer and one learning rate for each parameter group.
+
+A single optimizer over all groups would move a group in the steps of other streams: momentum and weight decay act
+even on a zero gradient. With one optimizer per group a step touches what it owns and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from mmtune.errors import CheckpointError
+
+Kind = Literal["cosine", "linear", "constant"]
+
+
+def factor(step: int, steps: int, warmup: int, kind: Kind = "cosine", floor: float = 0.0) -> float:
+    """What the learning rate of a group is multiplied by in step `step` (0-based) of `steps`.
+
+    Rises linearly over `warmup` steps to 1, then falls to `floor` at the last step (cosine, linear) or stays.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup + 1) / max(1, steps - warmup))
+    share = 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1.0 - done
+    return floor + (1 - floor) * share
+
+
+class GroupOptimizer:
+    """AdamW over the parameters of one group. Weight decay acts on matrices only.
+
+    Vectors and scalars (norms, biases, gates, gains) are left out of the decay: pulling them to zero changes what
+    the layer does, not how smooth it is.
+
+    Args:
+        name: name of the group.
+        named: full names and parameters.
+        lr: peak learning rate.
+        weight_decay: decoupled decay per step, times the learning rate (Loshchilov and Hutter 2019, algorithm 2).
+        clip: largest norm of the gradient of this group; 0 turns clipping off.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        named: Sequence[tuple[str, Parameter]],
+        lr: float,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        self.name, self.lr, self.clip = name, lr, clip
+        self.named = list(named)
+        matrices = [p for _, p in self.named if p.ndim >= 2]
+        others = [p for _, p in self.named if p.ndim < 2]
+        halves = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        on_device = all(p.is_cuda for _, p in self.named)
+        # fused sums in another order than the plain code; on a CPU it would tie results to the build
+        self.adamw = torch.optim.AdamW([h for h in halves if h["params"]], lr=lr, betas=betas, fused=on_device)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [parameter for _, parameter in self.named]
+
+    def norm(self, divide: float) -> Tensor:
+        """Divide the gradients in place by `divide`; give their joint norm (a scalar in float32)."""
+        norms = []
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(divide)
+                norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+        if not norms:
+            return torch.zeros(())
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def step(self, norm: Tensor, lr_factor: float) -> None:
+        """Clip to the group's limit and take one step with the learning rate times `lr_factor`."""
+        if self.clip > 0 and norm > self.clip:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.clip / norm)
+        for half in self.adamw.param_groups:
+            half["lr"] = self.lr * lr_factor
+        self.adamw.step()
+
+    def drop(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that moves, by `<parameter name>/<what>`; empty before the first step."""
+        tensors = {}
+        for name, parameter in self.named:
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value.detach()
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            CheckpointError: a name or shape that does not belong to this group.
+        """
+        known = dict(self.named)
+        wrong = []
+        self.adamw.state.clear()
+        for full, value in tensors.items():
+            name, _, key = full.rpartition("/")
+            parameter = known.get(name)
+            if parameter is None or (key != "step" and value.shape != parameter.shape):
+                wrong.append(full)
+                continue
+            # the step count stays on the CPU unless the fused code wants it beside the weights
+            beside = key != "step" or self.adamw.param_groups[0]["fused"]
+            self.adamw.state[parameter][key] = value.to(parameter.device).clone() if beside else value.clone()
+        if wrong:
+            raise CheckpointError(
+                seen=f"optimizer state for {', '.join(wrong[:5])} ({len(wrong)} in all)",
+                expected=f"names and shapes of the group {self.name!r}",
+                hint="the model of this recipe is not the one that was saved",
+            )

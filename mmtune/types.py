@@ -1,0 +1,343 @@
+"""The few types that carry the data, from bytes to embeddings. Each checks its own shape when it is made.
+
+Letters: `B` rows, `T` tokens in a row, `S` segments in a row, `M` media items of one branch in a batch, `F` frames of
+an item, `N` encoder tokens per frame, `E` encoder width, `K` places an item takes in the LLM, `D` LLM width.
+An item always has a frame axis: a still image has F = 1.
+
+torch is not imported here (only named for type checkers), so that reading an index of shards stays quick. The checks
+look at ranks, sizes and dtypes only, never at values, so they cost nothing on a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mmtune.errors import MediaError, Reason, ShapeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Kind = Literal["image", "video", "audio", "points"]
+Role = Literal["system", "user", "assistant"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ROLES: tuple[Role, ...] = get_args(Role)
+
+IGNORE = -100
+"""Label of a position that carries no loss."""
+
+
+def _check(what: str, tensor: Any, rank: int, dtype: str | None = None, letters: str = "") -> None:
+    """Refuse a tensor of another rank or dtype. `letters` names the axes in the message, `dtype` is like "int64"."""
+    shape = getattr(tensor, "shape", None)
+    want = f"{dtype + ' ' if dtype else ''}tensor {letters or f'of rank {rank}'}"
+    if shape is None:
+        raise ShapeError(f"{what} is a {type(tensor).__name__}", want)
+    name = str(tensor.dtype).removeprefix("torch.")
+    if len(shape) != rank or (dtype is not None and name != dtype):
+        raise ShapeError(f"{what} is {name} {list(shape)}", want)
+
+
+def _same(what: str, left: Any, right: Any, axes: str) -> None:
+    """Refuse two shapes that ought to be equal."""
+    if tuple(left) != tuple(right):
+        raise ShapeError(f"{what}: {list(left)} against {list(right)}", f"the same {axes}")
+
+
+def _kind(kind: str, what: str) -> None:
+    if kind not in KINDS:
+        raise ShapeError(f"{what} has kind {kind!r}", f"one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """Media before decoding; cheap to carry and to pickle."""
+
+    kind: Kind
+    source: bytes | Path
+    """Encoded file bytes, or where the file lies."""
+    origin: str
+    """For messages: "shard.tar/000012.mp4" or the path."""
+
+    def __post_init__(self) -> None:
+        _kind(self.kind, f"the reference to {self.origin or 'unnamed media'}")
+        if not isinstance(self.source, (bytes, Path)):
+            raise ShapeError(
+                f"the source of {self.origin} is a {type(self.source).__name__}", "bytes or a pathlib.Path"
+            )
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises MediaError when the file cannot be read."""
+        if isinstance(self.source, bytes):
+            return self.source
+        try:
+            return self.source.read_bytes()
+        except OSError as error:
+            reason = Reason(f"unreadable_{self.kind}")
+            raise MediaError(
+                reason, f"{self.origin}: {error.strerror or error}", "a file that can be read", "check the path"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the encoded bytes, in hex."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+    def __repr__(self) -> str:
+        where = f"{len(self.source)} bytes" if isinstance(self.source, bytes) else str(self.source)
+        return f"MediaRef({self.kind}, {self.origin!r}, {where})"
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Decoded media."""
+
+    kind: Kind
+    data: Tensor
+    """uint8 [F,3,height,width], float32 [channels,samples] in -1..1, or float32 [points,3+extra]."""
+    times: Tensor | None = None
+    """float64 [F], seconds from the start; frames only."""
+    rate: int | None = None
+    """Samples per second, Hz; sound only."""
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        what = f"{self.kind} {self.origin}".strip()
+        _kind(self.kind, self.origin or "media")
+        if self.kind in ("image", "video"):
+            _check(what, self.data, 4, "uint8", "[F,3,height,width]")
+            if self.data.shape[1] != 3 or 0 in self.data.shape:
+                raise ShapeError(
+                    f"{what} is {list(self.data.shape)}", "[F,3,height,width] with three channels, nothing empty"
+                )
+            if self.kind == "image" and self.data.shape[0] != 1:
+                raise ShapeError(f"{what} has {self.data.shape[0]} frames", "a still image has F = 1")
+            if self.times is not None:
+                _check(f"times of {what}", self.times, 1, "float64", "[F]")
+                _same(f"times of {what}", self.times.shape, self.data.shape[:1], "number of frames")
+        elif self.kind == "audio":
+            _check(what, self.data, 2, "float32", "[channels,samples]")
+            if self.rate is None or self.rate <= 0:
+                raise ShapeError(f"{what} has rate {self.rate}", "samples per second, above zero")
+        else:
+            _check(what, self.data, 2, "float32", "[points,3+extra]")
+            if self.data.shape[1] < 3:
+                raise ShapeError(f"{what} is {list(self.data.shape)}", "at least x, y and z per point")
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """Text that comes from elsewhere (a reader of letters, an expert): marked data, never an instruction."""
+
+    source: str
+    """Who said it, e.g. "ocr"."""
+    text: str
+
+
+Part = str | MediaRef | Quote
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation: parts in reading order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    learn: bool = True
+    """Whether the text carries loss; only an assistant's turn ever does."""
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ShapeError(f"a turn has role {self.role!r}", f"one of {', '.join(ROLES)}")
+        if isinstance(self.parts, str) or not isinstance(self.parts, tuple):
+            raise ShapeError(f"parts of a turn are a {type(self.parts).__name__}", "a tuple of text, MediaRef, Quote")
+        for part in self.parts:
+            if not isinstance(part, (str, MediaRef, Quote)):
+                raise ShapeError(f"a part of a turn is a {type(part).__name__}", "text, MediaRef or Quote")
+
+    @property
+    def text(self) -> str:
+        """The plain text of the turn, media and quotes left out."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """The media of the turn in reading order."""
+        return tuple(part for part in self.parts if isinstance(part, MediaRef))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation, before any tokenizer is seen."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    stream: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.turns, tuple) or not self.turns:
+            raise ShapeError(f"sample {self.id!r} has turns {self.turns!r}", "a tuple with at least one Turn")
+        for turn in self.turns:
+            if not isinstance(turn, Turn):
+                raise ShapeError(f"a turn of sample {self.id!r} is a {type(turn).__name__}", "Turn")
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """All media of the conversation in reading order."""
+        return tuple(ref for turn in self.turns for ref in turn.media)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The places in one example that belong to one media item."""
+
+    branch: str
+    """Name of the branch whose embeddings fill the places."""
+    start: int
+    length: int
+    """Places taken, K; zero when the fusion takes no places in the text."""
+    item: int
+    """Index into `Example.media[branch]`."""
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.length < 0 or self.item < 0:
+            raise ShapeError(f"slot {self.branch} {self.start}+{self.length}, item {self.item}", "nothing negative")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample, tokenized: lengths, places, labels and media are settled and nothing later changes them."""
+
+    id: str
+    tokens: Tensor
+    """int64 [T]; at slots the tokenizer's pad id, overwritten by the fusion."""
+    labels: Tensor
+    """int64 [T], already shifted: the token to say after reading position t, or IGNORE."""
+    slots: tuple[Slot, ...] = ()
+    media: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Branch to prepared items, each [F,...]."""
+    stream: str = ""
+
+    def __post_init__(self) -> None:
+        _check(f"tokens of {self.id}", self.tokens, 1, "int64", "[T]")
+        _check(f"labels of {self.id}", self.labels, 1, "int64", "[T]")
+        _same(f"tokens and labels of {self.id}", self.tokens.shape, self.labels.shape, "length T")
+        length, end = self.tokens.shape[0], 0
+        for slot in sorted(self.slots, key=lambda slot: (slot.start, slot.length)):
+            if slot.start + slot.length > length:
+                raise ShapeError(f"{self.id}: {slot} in {length} tokens", "every slot inside the example")
+            if slot.length and slot.start < end:
+                raise ShapeError(f"{self.id}: {slot} begins before place {end}", "slots that do not overlap")
+            end = max(end, slot.start + slot.length)
+            if slot.item >= len(self.media.get(slot.branch, ())):
+                have = {branch: len(items) for branch, items in self.media.items()}
+                raise ShapeError(f"{self.id}: {slot} with media {have}", "a media item for every slot")
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+
+@dataclass
+class Batch:
+    """Packed rows of examples. Padding has segment 0; the samples of a row have segments 1..S."""
+
+    tokens: Tensor
+    """int64 [B,T]"""
+    labels: Tensor
+    """int64 [B,T], already shifted, IGNORE where there is no loss."""
+    positions: Tensor
+    """int64 [B,T], counted anew in each segment."""
+    segments: Tensor
+    """int32 [B,T]"""
+    media: dict[str, Tensor] = field(default_factory=dict)
+    """Branch to [M,F,...]."""
+    frames: dict[str, Tensor] = field(default_factory=dict)
+    """Branch to bool [M,F]: which frames are real."""
+    slots: dict[str, Tensor] = field(default_factory=dict)
+    """Branch to int64 [M,4] = row, segment, start, length; one line per item."""
+    stream: str = ""
+    ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("tokens", "int64"), ("labels", "int64"), ("positions", "int64"), ("segments", "int32")):
+            _check(f"batch {name}", getattr(self, name), 2, dtype, "[B,T]")
+            _same(f"batch tokens and {name}", self.tokens.shape, getattr(self, name).shape, "[B,T]")
+        if not set(self.media) == set(self.frames) == set(self.slots):
+            raise ShapeError(
+                f"branches: media {sorted(self.media)}, frames {sorted(self.frames)}, slots {sorted(self.slots)}",
+                "the same branches in all three",
+            )
+        for branch, media in self.media.items():
+            frames, slots = self.frames[branch], self.slots[branch]
+            _check(f"frames of {branch}", frames, 2, "bool", "[M,F]")
+            _same(f"media and frames of {branch}", media.shape[:2], frames.shape, "[M,F]")
+            _check(f"slots of {branch}", slots, 2, "int64", "[M,4]")
+            _same(f"slots of {branch}", slots.shape, (media.shape[0], 4), "[M,4]")
+
+    def to(self, device: str | torch.device, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: move(item) for key, item in value.items()}
+            return value.to(device, non_blocking=non_blocking)
+
+        names = ("tokens", "labels", "positions", "segments", "media", "frames", "slots")
+        return replace(self, **{name: move(getattr(self, name)) for name in names})
+
+
+@dataclass
+class Features:
+    """What every encoder gives."""
+
+    tokens: Tensor
+    """[M,F,N,E]"""
+    frames: Tensor
+    """bool [M,F]: which frames are real."""
+    grid: tuple[int, int] | None = None
+    """(height, width) in tokens with height * width == N, or none where tokens have no place in a picture."""
+
+    def __post_init__(self) -> None:
+        _check("feature tokens", self.tokens, 4, None, "[M,F,N,E]")
+        _check("feature frames", self.frames, 2, "bool", "[M,F]")
+        _same("feature tokens and frames", self.tokens.shape[:2], self.frames.shape, "[M,F]")
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens.shape[2]:
+            raise ShapeError(f"grid {self.grid} with N = {self.tokens.shape[2]}", "height * width == N")
+
+
+@dataclass
+class Embeds:
+    """What every connector gives."""
+
+    tokens: Tensor
+    """[M,K,D]"""
+    mask: Tensor
+    """bool [M,K]: which places are real."""
+
+    def __post_init__(self) -> None:
+        _check("embeds", self.tokens, 3, None, "[M,K,D]")
+        _check("embeds mask", self.mask, 2, "bool", "[M,K]")
+        _same("embeds and mask", self.tokens.shape[:2], self.mask.shape, "[M,K]")
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """What an encoder says of its `Features`, which is all that a connector is built from."""
+
+    width: int
+    """E"""
+    tokens: int
+    """N, tokens per frame."""
+    grid: tuple[int, int] | None = None
+    frames: int = 1
+    """Most frames an item may have."""
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.tokens, self.frames) < 1:
+            raise ShapeError(f"{self}", "width, tokens and frames of at least 1")
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
+            raise ShapeError(f"grid {self.grid} with N = {self.tokens}", "height * width == N")

@@ -1,0 +1,232 @@
+import json
+
+import pytest
+
+from mmtune import registry
+from mmtune.data.formats.base import Record
+from mmtune.errors import DataError, Reason
+from mmtune.types import MediaRef
+
+JPG, MP4, WAV = b"\xff\xd8\xffjpg", b"\x00\x00\x00\x18ftypmp42", b"RIFF....WAVE"
+
+
+def make(name, **options):
+    entry = registry.find("data/formats", name)
+    return entry(entry.Config(**options))
+
+
+def record(facts=None, draw=0, **files):
+    files = {name.replace("_", "."): content for name, content in files.items()}
+    if facts is not None:
+        files["json"] = facts if isinstance(facts, bytes) else json.dumps(facts).encode()
+    return Record("s/0001", files, "0001", draw)
+
+
+def refused(spelled, one):
+    with pytest.raises(DataError) as caught:
+        spelled.sample(one)
+    assert "s/0001" in caught.value.seen
+    return caught.value.reason
+
+
+def shown(sample):
+    """Turns as role and parts; media as kind and end of their origin."""
+    return [
+        (turn.role, *(f"{p.kind}:{p.origin[7:]}" if isinstance(p, MediaRef) else p for p in turn.parts))
+        for turn in sample.turns
+    ]
+
+
+def talk(human, gpt="yes", **more):
+    return {"conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}], **more}
+
+
+class TestCaption:
+    def test_img2dataset(self):
+        one = record({"key": "0001", "status": "success", "caption": "a dog"}, jpg=JPG, txt=b"a dog")
+        assert shown(make("caption").sample(one)) == [("user", "image:jpg"), ("assistant", "a dog")]
+
+    def test_video2dataset_with_prompt_and_text_member_only(self):
+        one = record(mp4=MP4, txt=b"a dog runs\n")
+        sample = make("caption", prompts=("Say what happens.",)).sample(one)
+        assert shown(sample) == [("user", "video:mp4", "Say what happens."), ("assistant", "a dog runs")]
+
+    def test_only_the_asked_kind_is_used(self):
+        one = record(mp4=MP4, wav=WAV, txt=b"a dog")
+        assert shown(make("caption", kind="video").sample(one))[0] == ("user", "video:mp4")
+        assert shown(make("caption", kind="audio").sample(one))[0] == ("user", "audio:wav")
+        assert shown(make("caption", kind="audio").sample(record(mp4=MP4, txt=b"x")))[0] == ("user", "audio:mp4")
+        assert refused(make("caption"), one) == Reason.missing_key
+        assert refused(make("caption", kind="image"), one) == Reason.missing_key
+
+    def test_the_medium_that_the_record_names(self):
+        one = record({"caption": "a dog", "image": "0001.jpg"}, jpg=JPG, mp4=MP4, wav=WAV)
+        assert shown(make("caption").sample(one))[0] == ("user", "image:jpg")
+        assert shown(make("caption", kind="video").sample(one))[0] == ("user", "video:mp4")
+
+    def test_phrasings_are_drawn(self):
+        facts = {"caption": ["one", "two", "three"]}
+        said = [shown(make("caption").sample(record(facts, draw=d, jpg=JPG)))[1][1] for d in range(6)]
+        assert set(said) == {"one", "two", "three"} and said[:3] == said[3:]
+        first = [shown(make("caption", choice="first").sample(record(facts, draw=d, jpg=JPG)))[1][1] for d in range(6)]
+        assert set(first) == {"one"}
+
+    def test_other_field(self):
+        one = record({"captions": ["a"], "caption": "b"}, jpg=JPG)
+        assert shown(make("caption", field="captions").sample(one))[1] == ("assistant", "a")
+
+    @pytest.mark.parametrize(
+        ("one", "reason"),
+        [
+            (record({"status": "failed_to_download", "caption": "x", "error_message": "404"}), Reason.download_failed),
+            (record({"status": "success", "caption": "x"}), Reason.missing_key),
+            (record(jpg=JPG), Reason.missing_key),
+            (record({}, jpg=JPG), Reason.missing_key),
+            (record(jpg=JPG, txt=b""), Reason.empty_target),
+            (record(jpg=JPG, txt=b" \n\t"), Reason.empty_target),
+            (record({"caption": ["", ""]}, jpg=JPG), Reason.empty_target),
+            (record({"caption": []}, jpg=JPG), Reason.bad_json),
+            (record({"caption": 5}, jpg=JPG), Reason.bad_json),
+            (record(jpg=JPG, txt=b"caf\xe9"), Reason.bad_text),
+            (record(jpg=JPG, txt=b"a\x00b"), Reason.bad_text),
+            (record(jpg=JPG, txt=b"\xff\xfea\x00"), Reason.bad_text),
+            (record(jpg=JPG, txt=b"\xed\xa0\x80"), Reason.bad_text),
+            (record(jpg=JPG, txt=b"x" * 10_000_000), Reason.bad_text),
+            (record(b'{"caption": "\\ud800"}', jpg=JPG), Reason.bad_text),
+        ],
+    )
+    def test_refusals(self, one, reason):
+        assert refused(make("caption"), one) == reason
+
+    def test_text_is_kept_as_it_is(self):
+        said = "\u202ea <image> \u00e9 </s> \U0001f600"
+        one = record(jpg=JPG, txt=b"\xef\xbb\xbf" + said.encode())
+        assert shown(make("caption").sample(one))[1] == ("assistant", said)
+
+
+BAD_JSON = {
+    "nan": b'{"score": NaN}',
+    "infinity": b'{"a": -Infinity}',
+    "huge float": b'{"a": 1e999}',
+    "twice": b'{"a": 1, "a": 2}',
+    "twice inside": b'{"b": [{"a": 1, "a": 2}]}',
+    "depth": b"[" * 100_000 + b"]" * 100_000,
+    "depth 70": b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}",
+    "long int": b'{"a": ' + b"9" * 5000 + b"}",
+    "cut": b'{"a": ',
+    "list": b"[]",
+    "empty": b"",
+    "two": b"{} {}",
+}
+
+
+class TestLlava:
+    @pytest.mark.parametrize("raw", BAD_JSON.values(), ids=BAD_JSON.keys())
+    def test_strict_json(self, raw):
+        # behind a good conversation, so that nothing but the fault itself can be the reason
+        good = json.dumps(talk("Hi", "Hello")).encode()
+        mixed = good[:-1] + b", " + raw[1:] if raw.startswith(b"{") and raw.endswith(b"}") and raw != b"{} {}" else raw
+        make("llava").sample(record(good))
+        assert refused(make("llava"), record(mixed)) == Reason.bad_json
+
+    def test_many_brackets_in_text_are_no_depth(self):
+        make("llava").sample(record(talk("[" * 500, "{" * 500)))
+
+    def test_plain(self):
+        one = record(talk("<image>\nWhat is it?", image="coco/0001.jpg"), jpg=JPG)
+        assert shown(make("llava").sample(one)) == [("user", "image:jpg", "\nWhat is it?"), ("assistant", "yes")]
+
+    def test_places_in_the_middle_and_in_later_turns(self):
+        turns = [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "Compare <image> with <image>."},
+            {"from": "gpt", "value": "Same."},
+            {"from": "human", "value": "And <video>?"},
+            {"from": "gpt", "value": "No.", "loss": False},
+        ]
+        facts = {"conversations": turns, "images": ["b/71.jpg", "b/70.jpg"], "video": "x.mp4"}
+        one = record(facts, **{"0_jpg": JPG, "1_jpg": JPG}, mp4=MP4)
+        sample = make("llava").sample(one)
+        # names of another folder and key mean nothing, so files are taken in their order
+        assert shown(sample)[1] == ("user", "Compare ", "image:0.jpg", " with ", "image:1.jpg", ".")
+        assert shown(sample)[3] == ("user", "And ", "video:mp4", "?")
+        assert [turn.learn for turn in sample.turns] == [True, True, True, True, False]
+
+    def test_files_by_name(self):
+        one = record(talk("<image><image>", images=["0001.1.jpg", "a/0001.0.jpg"]), **{"0_jpg": JPG, "1_jpg": JPG})
+        assert shown(make("llava").sample(one))[0] == ("user", "image:1.jpg", "image:0.jpg")
+
+    def test_media_without_a_place_come_first(self):
+        one = record(talk("What?", image="0001.jpg"), jpg=JPG)
+        assert shown(make("llava").sample(one))[0] == ("user", "image:jpg", "What?")
+
+    def test_only_named_media_are_used(self):
+        one = record(talk("<image> What?", image="0001.jpg"), jpg=JPG, mp4=MP4, wav=WAV)
+        assert shown(make("llava").sample(one))[0] == ("user", "image:jpg", " What?")
+
+    def test_unnamed_media_are_those_with_places(self):
+        one = record(talk("<audio> What?"), jpg=JPG, wav=WAV)
+        assert shown(make("llava").sample(one))[0] == ("user", "audio:wav", " What?")
+
+    def test_sound_of_a_video(self):
+        one = record(talk("<audio> What?", audio="0001.mp4"), mp4=MP4)
+        assert shown(make("llava").sample(one))[0] == ("user", "audio:mp4", " What?")
+
+    def test_messages_with_parts(self):
+        content = [
+            {"type": "text", "text": "Look: "},
+            {"type": "image_url", "image_url": {"url": "0001.jpg"}},
+            {"type": "video"},
+            {"type": "text", "text": "?"},
+        ]
+        messages = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+        ]
+        one = record({"messages": messages, "videos": ["0001.mp4"]}, jpg=JPG, mp4=MP4)
+        assert shown(make("llava").sample(one)) == [
+            ("system", "Be brief."), ("user", "Look: ", "image:jpg", "video:mp4", "?"), ("assistant", "Yes."),
+        ]
+
+    def test_text_alone(self):
+        assert shown(make("llava").sample(record(talk("Hi", "Hello")))) == [("user", "Hi"), ("assistant", "Hello")]
+
+    def test_answers_never_hold_places(self):
+        one = record(talk("<image> Say the word.", "The word is <image> <video>.", image="0001.jpg"), jpg=JPG)
+        assert shown(make("llava").sample(one))[1] == ("assistant", "The word is <image> <video>.")
+
+    @pytest.mark.parametrize(
+        ("one", "reason"),
+        [
+            (record(talk("<image><image>", image="0001.jpg"), jpg=JPG), Reason.placeholder_mismatch),
+            (record(talk("<image>", image=["0001.jpg", "0001.1.jpg"]), jpg=JPG, **{"1_jpg": JPG}),
+             Reason.placeholder_mismatch),
+            (record(talk("What is an <image> tag?")), Reason.placeholder_mismatch),
+            (record(talk("<video>", image="0001.jpg"), jpg=JPG), Reason.placeholder_mismatch),
+            (record(talk("<image>", image="0001.jpg")), Reason.missing_key),
+            (record(talk("<image>", image="0001.jpg"), mp4=MP4), Reason.missing_key),
+            (record(jpg=JPG), Reason.missing_key),
+            (record({}), Reason.bad_json),
+            (record({"conversations": []}), Reason.bad_json),
+            (record({"conversations": ["hi"]}), Reason.bad_json),
+            (record({"conversations": [{"from": "robot", "value": "x"}]}), Reason.bad_json),
+            (record({"conversations": [{"from": ["human"], "value": "x"}]}), Reason.bad_json),
+            (record(talk(5)), Reason.bad_json),
+            (record(talk("x", None)), Reason.bad_json),
+            (record(talk("x", image=5), jpg=JPG), Reason.bad_json),
+            (record(talk("x", " \n")), Reason.empty_target),
+            (record({"conversations": [{"from": "human", "value": "x"}]}), Reason.empty_target),
+            (record(b'{"conversations": [{"from": "human", "value": "\\udc80"}]}'), Reason.bad_text),
+            (record(talk("a\x07")), Reason.bad_text),
+            (record(talk("x" * 300_000)), Reason.bad_text),
+            (record(b'{"a": "\xff"}'), Reason.bad_text),
+            (record(talk("x", status="failed_to_download")), Reason.download_failed),
+        ],
+    )
+    def test_refusals(self, one, reason):
+        assert refused(make("llava"), one) == reason
+
+    def test_kinds_can_be_limited(self):
+        one = record(talk("<image>", image="0001.jpg"), jpg=JPG)
+        assert refused(make("llava", kinds=("video",)), one) == Reason.wrong_media_type

@@ -1,0 +1,165 @@
+import os
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtune.data.shards import Corpus
+from mmtune.errors import DataError, Reason
+from tests.data import tars
+
+
+def order(corpus, seed, epoch):
+    return [corpus.id(corpus.order(seed, epoch, place)) for place in range(len(corpus))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    tars.shards(folder, 7, 5)
+    return folder
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 9), window=st.integers(1, 9))
+def test_every_epoch_is_a_permutation(folder, seed, epoch, window):
+    corpus = Corpus(folder, window=window)
+    ids = order(corpus, seed, epoch)
+    assert sorted(ids) == sorted(corpus.id(key) for key in corpus.samples())
+    assert len(set(ids)) == 35
+
+
+def test_order_depends_on_seed_and_epoch_and_is_asked_in_any_order(folder):
+    corpus = Corpus(folder, window=3)
+    assert order(corpus, 0, 0) == order(Corpus(folder, window=3), 0, 0)
+    assert len({tuple(order(corpus, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    places = list(range(35))
+    random.Random(1).shuffle(places)
+    straight = order(corpus, 5, 2)
+    assert [corpus.id(corpus.order(5, 2, place)) for place in places] == [straight[place] for place in places]
+
+
+def test_windows_keep_reading_local(folder):
+    corpus = Corpus(folder, window=2)
+    labels = [corpus.label(corpus.order(0, 0, place)) for place in range(35)]
+    assert max(len(set(labels[start : start + 10])) for start in range(0, 30, 10)) == 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(lost=st.sets(st.integers(0, 34), max_size=8), seed=st.integers(0, 99))
+def test_a_sample_less_changes_the_order_of_no_other(folder, lost, seed):
+    corpus = Corpus(folder, window=3)
+    every = [corpus.id(key) for key in corpus.samples()]
+    without = [every[place] for place in lost]
+    rest = order(Corpus(folder, window=3, without=without), seed, 1)
+    assert rest == [name for name in order(corpus, seed, 1) if name not in without]
+
+
+def test_records_read_by_place(folder):
+    corpus = Corpus(folder)
+    for key in corpus.samples():
+        record = corpus.record(key)
+        assert record.files["png"] == tars.PNG
+        assert record.key in record.files["json"].decode()
+    draws = {corpus.record(key, 0, epoch).draw for epoch in (0, 1) for key in corpus.samples()}
+    assert len(draws) == 70
+
+
+def test_small_memory(tmp_path):
+    tars.shards(tmp_path, 20, 2)
+    corpus = Corpus(tmp_path, window=2)
+    order(corpus, 0, 0)
+    assert len(corpus._indexes) <= 6 and len(corpus._windows) <= 3
+
+
+def test_a_cut_shard_names_what_it_lost(tmp_path):
+    path = tars.shards(tmp_path, 2, 6)[0]
+    full = [Corpus(tmp_path).id(key) for key in Corpus(tmp_path).samples()]
+    data = path.read_bytes()
+    for cut in [*range(512, len(data) - 10240, 512), *random.Random(0).sample(range(1200, len(data) - 10240), 40)]:
+        path.write_bytes(data[:cut])
+        said = []
+        corpus = Corpus(tmp_path, said.append)
+        good, lost = [], []
+        for key in corpus.samples():
+            try:
+                dict(corpus.record(key).files)
+                good.append(corpus.id(key))
+            except DataError as error:
+                assert error.reason == Reason.truncated_shard
+                lost.append(corpus.id(key))
+        assert sorted(good + lost) == sorted(full) and lost
+        assert "cut at byte" in said[0]
+        with pytest.raises(DataError, match="lies beyond byte"):  # before any member of it is asked for
+            corpus.record(list(corpus.samples())[5])
+        with pytest.raises(DataError):
+            Corpus(tmp_path, strict=True)
+
+
+def test_a_flipped_bit_is_caught_by_its_digest(tmp_path):
+    path = tars.shards(tmp_path, 1, 4)[0]
+    corpus = Corpus(tmp_path)
+    wheres = [(key, s, w) for key in corpus.samples() for s, w in corpus._load(0)[0].groups[key.place].members.items()]
+    data = path.read_bytes()
+    undetected = 0
+    for key, suffix, (offset, size, _) in wheres:
+        damaged = bytearray(data)
+        damaged[offset + size // 2] ^= 4
+        path.write_bytes(damaged)
+        said = []
+        with pytest.raises(DataError) as caught:
+            undetected += len(Corpus(tmp_path, said.append).record(key).files[suffix]) * 0 + 1
+        assert caught.value.reason == Reason.digest_mismatch and said
+    assert undetected == 0
+
+
+def test_a_copied_shard_is_the_same_and_another_is_refused(tmp_path):
+    path = tars.shards(tmp_path, 1, 4)[0]
+    first = Corpus(tmp_path).fingerprint()
+    os.utime(path, (1, 1))
+    said = []
+    assert Corpus(tmp_path, said.append).fingerprint() == first and not said
+    tars.shards(tmp_path, 1, 60)
+    with pytest.raises(DataError, match="when it was indexed"):
+        Corpus(tmp_path)
+
+
+def test_refused_samples_keep_their_place_and_say_why(tmp_path):
+    tars.write(tmp_path / "a.tar", [*tars.talk("1"), *tars.talk("2"), ("2.pkl", b"")])
+    corpus = Corpus(tmp_path)
+    assert len(corpus) == 2 and corpus.refused == {"unsafe_suffix": 1}
+    with pytest.raises(DataError) as caught:
+        corpus.record(list(corpus.samples())[1])
+    assert caught.value.reason == Reason.unsafe_suffix and "a/2" in caught.value.seen
+
+
+def test_an_unwritable_folder_is_said(tmp_path, monkeypatch):
+    tars.shards(tmp_path, 1, 3)
+
+    def refuse(path, text):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("mmtune.data.index._write", refuse)
+    said = []
+    corpus = Corpus(tmp_path, said.append)
+    assert any("this run only" in line for line in said)
+    assert len(list(corpus)) == 3 and not list(tmp_path.glob("*.json"))
+
+
+def test_a_shard_that_vanishes_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmtune.data.shards.TRIES", (0.0, 0.0))
+    path = tars.shards(tmp_path, 1, 3)[0]
+    corpus = Corpus(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        corpus.record(next(corpus.samples())).files["png"]
+    assert caught.value.reason == Reason.truncated_shard and str(path) in caught.value.seen
+
+
+def test_same_names_in_two_folders_are_told_apart(tmp_path):
+    tars.shards(tmp_path / "a", 2, 2)
+    tars.shards(tmp_path / "b", 2, 2)
+    corpus = Corpus([tmp_path / "a", tmp_path / "b"])
+    assert len({corpus.id(key) for key in corpus.samples()}) == 8
+    assert corpus.id(next(corpus.samples())) == "a/00000/000000"

@@ -1,0 +1,102 @@
+"""Scenes: repeatable, split by what they show, and a mirror image in time that shows the same single frames."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from mmtune.data.world.language import TEMPORAL, does, questions
+from mmtune.data.world.scene import DIRECTIONS, LEVELS, PLACES, SPLITS, Event, Scene, Solid, draw_scene, step
+
+BACK = {way: next(w for w, d in DIRECTIONS.items() if d == (-x, -y)) for way, (x, y) in DIRECTIONS.items()}
+MIRROR = {"grow": "shrink", "shrink": "grow", "vanish": "appear", "appear": "vanish", "move": "move"}
+
+
+def scenes(level: str, count: int, split: str | None = None) -> list[Scene]:
+    rng = random.Random(f"{level}:{split}")
+    return [draw_scene(rng, level, split) for _ in range(count)]
+
+
+def mirrored(scene: Scene) -> Scene:
+    """The same clip from its end to its start, as a scene of its own."""
+    solids = []
+    for solid in scene.solids:
+        event = solid.event
+        if event:
+            way = BACK[event.direction] if event.direction else None
+            event = Event(MIRROR[event.kind], 1 - event.stop, 1 - event.start, way)
+        solids.append(replace(solid, place=solid.end_place, size=solid.end_size, event=event))
+    return replace(scene, solids=tuple(sorted(solids, key=lambda s: s.place)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_same_seed_same_scene(level):
+    assert scenes(level, 20) == scenes(level, 20)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_rules_of_the_world(level):
+    for scene in scenes(level, 300):
+        for feature in ("shape", "colour", "place", "end_place"):
+            values = [getattr(s, feature) for s in scene.solids]
+            assert len(set(values)) == len(values), feature
+        assert 1 <= len(scene.solids) <= (4 if level == "full" else 3)
+        assert [s.place for s in scene.solids] == sorted(s.place for s in scene.solids)
+        events = scene.events
+        assert len(events) <= 2
+        if len(events) == 2:
+            assert events[0].event.stop < events[1].event.start, "two changes never overlap"
+        for solid in events:
+            assert 0 <= solid.event.start < solid.event.stop <= 1
+            assert 0 <= solid.end_place < len(PLACES)
+
+
+def test_a_split_never_shows_what_another_shows():
+    meanings = {split: {s.meaning for s in scenes("easy", 400, split)} for split in SPLITS}
+    assert all(s.split == "test" for s in scenes("easy", 50, "test"))
+    for one in SPLITS:
+        for other in SPLITS:
+            assert one == other or not meanings[one] & meanings[other]
+
+
+def test_jitter_and_noise_do_not_move_a_scene_to_another_split():
+    for scene in scenes("easy", 50):
+        shaken = replace(scene, noise=0.0, seed=1, solids=tuple(replace(s, dx=0.0, dy=0.0) for s in scene.solids))
+        assert shaken.split == scene.split
+
+
+def test_every_single_frame_is_also_a_frame_of_the_mirrored_clip():
+    """So no frame by itself tells which way something moved, whether it grew or shrank, or which change came first."""
+    asked = 0
+    for scene in scenes("easy", 200):
+        other = mirrored(scene)
+        twins = {s.shape: s for s in other.solids}
+        for frame in range(8):
+            time = (frame + 0.5) / 8
+            for solid in scene.solids:
+                twin = twins[solid.shape]
+                assert twin.centre(1 - time) == pytest.approx(solid.centre(time))
+                assert twin.scale(1 - time) == pytest.approx(solid.scale(time))
+                near_flip = abs(solid.event.progress(time) - 0.5) < 1e-6 if solid.event else False
+                assert near_flip or twin.seen(1 - time) == solid.seen(time)
+        for solid in scene.events:
+            assert does(solid) != does(twins[solid.shape])
+            asked += 1
+        if len(scene.events) == 2:
+            assert [s.shape for s in other.events] == [s.shape for s in reversed(scene.events)]
+    assert asked > 200
+
+
+def test_a_still_picture_is_never_asked_about_change():
+    rng = random.Random(0)
+    for scene in scenes("full", 100):
+        assert not [q for q in questions(scene.snapshot(0.0), rng, still=True) if q.type in TEMPORAL]
+
+
+def test_steps_stay_in_the_world():
+    assert step(0, "left") == -1 and step(0, "right") == 1 and step(4, "up-left") == 0 and step(8, "down") == -1
+
+
+def test_an_instant_change_happens_at_the_middle_of_its_event():
+    solid = Solid("circle", "red", "small", 4, event=Event("vanish", 0.2, 0.6))
+    assert solid.seen(0.39) and not solid.seen(0.41)

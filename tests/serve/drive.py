@@ -1,0 +1,26 @@
+"""The `mmtune` command with a scripted engine: `python -m tests.serve.drive '{"answer": "..."}' chat ...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from mmtune.errors import CheckpointError
+from mmtune.serve import plan as plans
+from tests.serve.fake import FakeEngine, FakePlan
+
+
+def main() -> None:
+    script = json.loads(sys.argv.pop(1))
+    fake = FakeEngine(answer=script.get("answer", "a red circle"), pause=script.get("pause", 0.0))
+    fault = CheckpointError("no weights") if script.get("fault") else None
+    plan = FakePlan(engine=fake, wait=script.get("wait", 0.0), fault=fault)
+    plans.packaged_run = lambda: plan.run
+    plans.Plan.read = classmethod(lambda _, run, device="auto": plan)
+    from mmtune.cli import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What is known of a run before its weights are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmtune.errors import CheckpointError, UsageError
+from mmtune.serve import plan as plans
+from mmtune.serve.plan import Plan
+
+RECIPE = """
+model: {branches: {sight: {encoder: {name: absent}, kinds: [image, video]}, sound: {kinds: [audio]}}}
+chat: {notice: knows little, max_tokens: 40, temperature: 0}
+"""
+
+
+def test_no_run_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plans.places, "PACKAGE", tmp_path)
+    with pytest.raises(UsageError, match="no weights of its own"):
+        plans.packaged_run()
+
+
+def test_a_plan_reads_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    plan = Plan.read(tmp_path)
+    assert (plan.kinds, plan.notice, plan.max_tokens) == (("image", "video", "audio"), "knows little", 40)
+    plan.check("video", "a.mp4")
+    with pytest.raises(UsageError, match="no branch"):
+        plan.check("points", "a.ply")
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"recipe\.yaml"):
+        Plan.read(tmp_path)
+
+
+def test_a_plan_is_read_without_heavy_packages(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    code = (
+        "import sys; from pathlib import Path; from mmtune.serve import chat, repl; "
+        f"chat.plans.Plan.read(Path({str(tmp_path)!r})); "
+        "print([name for name in ('torch', 'numpy', 'transformers', 'open_clip') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

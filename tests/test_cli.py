@@ -1,0 +1,157 @@
+"""The command line: what starts quickly, how mistakes are told, which code it leaves with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mmtune import cli
+from mmtune.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "numpy", "open_clip", "timm", "peft", "accelerate", "webdataset", "PIL")
+
+
+def _run(*words: str, code: str | None = None):
+    program = ["-c", code] if code else ["-m", "mmtune"]
+    command = [sys.executable, *program, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["chat", "-h"], ["data", "make", "--help"]])
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys, mmtune.cli\n"
+        "try:\n    mmtune.cli.main()\n"
+        "except SystemExit as leave:\n    assert not leave.code, leave.code\n"
+        f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = _run(*words, code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("LOADED []")
+
+
+def test_help_comes_at_once() -> None:
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        assert _run("--help").returncode == 0
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.5
+
+
+def test_every_command_has_its_help() -> None:
+    for words in ("train", "chat", "eval", "show", "list", "env", "data make", "data index", "data check"):
+        result = CliRunner().invoke(cli.app, [*words.split(), "--help"])
+        assert result.exit_code == 0 and len(result.output) > 100, words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train nowhere.yaml", "nowhere.yaml"),
+        ("train --resume nowhere", "nowhere is not the folder of a run"),
+        ("train pocket steps 100", "changes as KEY=VALUE"),
+        ("train pocket --steps 100", "No such option: --steps"),
+        ("list rooms", "no room 'rooms'"),
+        ("data make pocket --out x --clips 3 --level hard", "hard"),
+        ("data make moon --out x --clips 3", "WORLD moon"),
+        ("data make pocket --out x --clips 0", "clips"),
+        ("eval nowhere --task pocket_qa --data x --frames mixed", "--frames mixed"),
+        ("eval nowhere --task pocket_qa", "nowhere has no recipe.yaml"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_mistakes_are_told_in_plain_lines_with_code_2(words: str, message: str) -> None:
+    done = _run(*words.split())
+    assert done.returncode == 2 and done.stdout == ""
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def _main(monkeypatch: pytest.MonkeyPatch, act) -> int:
+    def app(**_):
+        return act()
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as leave:
+        cli.main()
+    return leave.value.code
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def raising(error: BaseException):
+        def act():
+            raise error
+
+        return act
+
+    monkeypatch.delenv("MMTUNE_DEBUG", raising=False)
+    assert _main(monkeypatch, lambda: None) == 0
+    assert _main(monkeypatch, raising(KeyboardInterrupt())) == 130
+    assert _main(monkeypatch, lambda: 130) == 130 and capsys.readouterr().err.count("mmtune: stopped") == 2
+    assert _main(monkeypatch, raising(SystemExit(143))) == 143 and capsys.readouterr().err == ""
+    assert _main(monkeypatch, raising(UsageError("this", "that", "so"))) == 2
+    assert "mmtune: this\nexpected: that\ntry: so\n" in capsys.readouterr().err
+    assert _main(monkeypatch, raising(OSError(28, "No space left on device", "runs/x"))) == 2
+    assert capsys.readouterr().err.startswith("mmtune: runs/x: No space left on device\nexpected: ")
+    with pytest.raises(OSError):  # no word of the system: a fault of the program
+        _main(monkeypatch, raising(OSError("odd")))
+    with pytest.raises(ZeroDivisionError):  # a fault of the program shows itself
+        _main(monkeypatch, raising(ZeroDivisionError()))
+    monkeypatch.setenv("MMTUNE_DEBUG", "1")
+    with pytest.raises(UsageError):
+        _main(monkeypatch, raising(UsageError("this")))
+
+
+def test_list_names_what_a_recipe_may_use() -> None:
+    done = _run("list", "encoders")
+    assert done.returncode == 0 and "clip" in done.stdout.split()
+    everything = _run("list").stdout
+    assert all(f"{room}: " in everything for room in ("encoders", "tuners", "recipes", "prompts"))
+
+
+def test_env_says_what_works() -> None:
+    done = _run("env")
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout and "decord" in done.stdout and ("works" in done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "run", "question"),
+    [
+        ([], None, None),
+        (["what?"], None, "what?"),
+        (["RUN"], "RUN", None),
+        (["RUN", "what is it?"], "RUN", "what is it?"),
+        (["x" * 5000], None, "x" * 5000),
+        (["is 3/4 more than 1/2?"], None, "is 3/4 more than 1/2?"),
+    ],
+)
+def test_a_folder_with_a_recipe_is_the_run(tmp_path: Path, words: list[str], run: str | None, question: str | None):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
+    words = [str(tmp_path / "run") if word == "RUN" else word for word in words]
+    expected = tmp_path / "run" if run else None
+    assert cli._run_and_question(words) == (expected, question)
+
+
+@pytest.mark.parametrize("words", [["RUN", "what", "is"], ["EMPTY"], ["EMPTY", "what?"], ["what", "is"], ["runs/none"]])
+def test_words_that_are_neither_run_nor_question(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": str(tmp_path / "run"), "EMPTY": str(tmp_path / "empty")}
+    with pytest.raises(UsageError):
+        cli._run_and_question([places.get(word, word) for word in words])
+
+
+def test_the_record_of_an_answer_is_plain_data() -> None:
+    from mmtune.serve.conversation import Answer
+
+    assert json.loads(json.dumps(Answer().record()))["finish"] == "waiting"

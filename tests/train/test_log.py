@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+
+from mmtune.train.log import Metrics, Voice
+
+
+def rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_and_event_files(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.write(1, {"loss": 2.5, "stream": "a", "norm": float("nan")})
+    metrics.close()
+    assert rows(tmp_path) == [{"step": 1, "loss": 2.5, "stream": "a", "norm": "nan"}]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_rows_after_the_saved_step_go(tmp_path):
+    first = Metrics(tmp_path, tensorboard=False)
+    for step in range(1, 6):
+        first.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # torn by a kill
+    again = Metrics(tmp_path, start=3, tensorboard=False)
+    again.write(4, {"loss": 4.0})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_broken_tracker_costs_metrics_only(tmp_path, capsys):
+    metrics = Metrics(tmp_path, tensorboard=False)
+    metrics.path = tmp_path / "gone" / "metrics.jsonl"
+    metrics.write(1, {"loss": 1.0})
+    metrics.write(2, {"loss": 1.0})
+    assert metrics.lost == 2
+    assert capsys.readouterr().err.count("training goes on") == 1
+
+
+def test_plain_lines_are_few():
+    said = []
+    voice = Voice("lines", said.append)
+    voice.start("training", 100)
+    for done in range(1, 101):
+        voice.at(done, "loss 1")
+    assert said == ["training 1/100  loss 1", "training 100/100  loss 1"]
+    quiet = Voice("off", said.append)
+    quiet.start("x", 1)
+    quiet.at(1)
+    quiet.line("y")
+    assert len(said) == 2

@@ -1,0 +1,193 @@
+"""A whole call of `train`: what it refuses, what it writes, how it stops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mmtune import config, train
+from mmtune.data import ledger
+from mmtune.errors import CheckpointError, DataError, ModelError, UsageError
+from mmtune.recipe import Recipe
+from mmtune.train import loop
+from tests.train import world
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return world.recipe(tmp_path_factory.mktemp("loop"))
+
+
+def changed(recipe, *overrides):
+    tree = recipe.model_dump(mode="json")
+    for text in overrides:
+        tree = config.override(tree, text)
+    return config.validate(Recipe, tree)
+
+
+def test_the_room_is_the_verb(recipe, tmp_path):
+    result = train(recipe, tmp_path / "run", progress="off")
+    assert (result.step, result.finished, result.code) == (8, True, 0) and 0 < result.loss < 10
+
+
+def test_said_before_it_starts(recipe, tmp_path, capsys):
+    train(recipe, tmp_path / "run", progress="lines")
+    said = capsys.readouterr().out
+    for words in (
+        "branches.sight.encoder    (frozen)",
+        "samples in each stream: pictures 16, words 16",
+        "tokens    at most 1,024",
+        "memory    about",
+        "training 8/8",
+        "done: 8 steps",
+        "nothing skipped",
+    ):
+        assert words in said
+
+
+def test_dry_run_writes_nothing(recipe, tmp_path):
+    result = train(recipe, tmp_path / "run", dry_run=True, progress="off")
+    assert result.loss > 0 and not (tmp_path / "run").exists()
+
+
+def test_a_folder_holds_one_run(recipe, tmp_path):
+    train(changed(recipe, "schedule.steps=2"), tmp_path / "run", progress="off")
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(recipe, tmp_path / "run", progress="off")
+    again = train(changed(recipe, "schedule.steps=2"), tmp_path / "run", resume=True, progress="off")
+    assert again.finished and again.loss is None
+
+
+def test_resume_with_another_recipe(recipe, tmp_path):
+    train(changed(recipe, "schedule.steps=3"), tmp_path / "run", progress="off")
+    other = changed(recipe, "schedule.steps=4", "groups.sight.lr=0.5", "run.workers=1")
+    with pytest.raises(CheckpointError) as caught:
+        train(other, tmp_path / "run", resume=True, progress="off")
+    text = str(caught.value)
+    assert "recipe.schedule.steps: 3 -> 4" in text and "recipe.groups.sight.lr: 0.003 -> 0.5" in text
+    assert "workers" not in text
+    assert train(other, tmp_path / "run", resume=True, progress="off", allow_changes=True).step == 4
+
+
+def test_resume_with_other_data(recipe, tmp_path, monkeypatch):
+    train(changed(recipe, "schedule.steps=2"), tmp_path / "run", progress="off")
+    monkeypatch.setattr(loop.Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})
+    with pytest.raises(CheckpointError, match=r"data\.pictures"):
+        train(changed(recipe, "schedule.steps=2"), tmp_path / "run", resume=True, progress="off")
+
+
+def test_stop_after_minutes(recipe, tmp_path, capsys):
+    short = changed(recipe, "run.stop_after_minutes=0.000001")
+    result = train(short, tmp_path / "run", progress="lines")
+    assert (result.step, result.finished, result.code) == (1, False, 0)
+    assert f"mmtune train --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert train(recipe, tmp_path / "run", resume=True, progress="off").step == 8
+
+
+def poisoned(monkeypatch, steps):
+    """The loss of these steps is not a number; the samples they held are given back."""
+    real, number, held = loop.take_step, iter(range(1000)), []
+
+    def step(model, batches, *args):
+        if next(number) not in steps:
+            return real(model, batches, *args)
+        held.extend(name for batch in batches for name in batch.ids)
+        loss = model.loss
+        monkeypatch.setattr(model, "loss", lambda batch: (loss(batch)[0] * float("nan"), loss(batch)[1]))
+        try:
+            return real(model, batches, *args)
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setattr(loop, "take_step", step)
+
+    monkeypatch.setattr(loop, "take_step", step)
+    return held
+
+
+def test_samples_of_a_bad_step_are_named(recipe, tmp_path, monkeypatch):
+    held = poisoned(monkeypatch, {2})
+    assert train(recipe, tmp_path / "run", progress="off").finished
+    rows = ledger.read(tmp_path / "run/skipped.jsonl")
+    assert [row["id"] for row in rows] == held and {(row["reason"], row["step"]) for row in rows} == {("non_finite", 2)}
+    metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["updated"] for row in metrics] == [1, 1, 0, 1, 1, 1, 1, 1]
+
+
+def test_bad_steps_in_a_row_stop_the_run(recipe, tmp_path, monkeypatch):
+    poisoned(monkeypatch, {2, 3, 4, 5})
+    with pytest.raises(DataError, match="3 steps in a row"):
+        train(recipe, tmp_path / "run", progress="off")
+
+
+def test_out_of_memory_says_what_to_do(recipe, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(loop, "take_step", full)
+    with pytest.raises(ModelError, match=r"halve run\.batch_tokens"):
+        train(recipe, tmp_path / "run", progress="off")
+
+
+def test_no_folder(recipe):
+    with pytest.raises(UsageError, match="no run folder"):
+        train(recipe, progress="off")
+
+
+def test_kept_features_are_used(recipe, tmp_path, capsys, monkeypatch):
+    from mmtune.encoders.clip import Clip
+
+    calls = []
+    monkeypatch.setattr(Clip, "forward", lambda self, *args, real=Clip.forward: calls.append(1) or real(self, *args))
+    kept = changed(recipe, f"run.feature_cache={tmp_path / 'features'}")
+    train(kept, tmp_path / "one", progress="lines")
+    assert len(calls) == 1, "sixteen pictures fit one batch; no step runs the encoder"
+    train(kept, tmp_path / "two", progress="off")
+    assert len(calls) == 1
+    assert "features: 16 encoded, 0 kept, 0 failed" in capsys.readouterr().out
+    weights = [(tmp_path / run / "weights/sight.safetensors").read_bytes() for run in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_half_precision_keeps_what_trains_whole(recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    from mmtune.checkpoint.store import load_run
+
+    result = train(changed(recipe, "run.precision=bf16"), tmp_path / "run", progress="off")
+    assert result.finished and result.loss == pytest.approx(
+        train(recipe, tmp_path / "whole", progress="off").loss, rel=0.02
+    )
+    stored = load_file(tmp_path / "run/weights/sight.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    load_run(tmp_path / "run")
+
+
+RANK = """
+import sys
+from pathlib import Path
+from mmtune import config
+from mmtune.recipe import Recipe
+from mmtune.train import loop
+result = loop.train(config.load(Recipe, sys.argv[1]), Path(sys.argv[2]), progress="lines")
+print(result)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does(recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    from tests.train.test_step import children
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(config.dump(changed(recipe, "run.batch_tokens=256", "schedule.steps=4")))
+    outputs = children(RANK, [str(file), str(tmp_path / "two")])
+    assert "done: 4 steps" in outputs[0] and "done" not in outputs[1], "one rank talks"
+    train(config.load(Recipe, file), tmp_path / "one", progress="off")
+    for group in ("sight", "speech"):
+        one, two = (load_file(tmp_path / f"{run}/weights/{group}.safetensors") for run in ("one", "two"))
+        assert all(torch.allclose(one[name], two[name], atol=2e-5) for name in one)
+    with pytest.raises(AssertionError, match="holds a run already"):
+        children(RANK, [str(file), str(tmp_path / "two")])
