@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from mmtune.data.world.language import NUMBERS, OPPOSITE, describe, listed
+from mmtune.data.world.language import NUMBERS, OPPOSITE, Question, describe, does, listed, name
 from mmtune.data.world.scene import COLOURS, DIRECTIONS, PLACES, SHAPES, SIZES, Scene, Solid
 
 Bag = list[tuple[str, float]]
@@ -129,6 +129,31 @@ def facts(scene: Scene, rng: random.Random, heard: bool = False) -> list[Bag]:
         )
     out += [[("nothing", 1.0)] for _ in range(rng.choice((0, 2, 6, max(0, 16 - len(out)), max(0, 32 - len(out)))))]
     rng.shuffle(out)
+    return out
+
+
+def halves(scene: Scene, rng: random.Random) -> list[Question]:
+    """Questions about each half of a clip of two changes, for drills: what `order` and `before` rest on.
+
+    Their answers are many-valued, so each one teaches more than a yes or no: "half" is what a thing does in one half,
+    "middle" where it is between the changes, "when" the turn in which it changes.
+    """
+    if len(scene.events) != 2:
+        return []
+    out = []
+    for solid in scene.solids:
+        ref = rng.choice((f"the {name(solid)}", f"the {solid.shape}", f"the {solid.colour} object"))
+        turn = scene.events.index(solid) if solid.event else None
+        for half, word in enumerate(("first", "last")):
+            out.append(
+                Question("half", f"What does {ref} do at {word}?", does(solid) if turn == half else "stays still")
+            )
+        if solid.event:
+            out.append(Question("when", f"When does {ref} change?", ("first", "last")[turn]))
+        if solid.seen(0.48):
+            x, y = solid.centre(0.48)
+            place = int(min(2, max(0, y))) * 3 + int(min(2, max(0, x)))
+            out.append(Question("middle", f"Where is {ref} in the middle?", PLACES[place]))
     return out
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from notes import CHANGES, UNMARKED, Bag, chatter, facts, marks, moments, quoted, sounds
+from notes import CHANGES, UNMARKED, Bag, chatter, facts, halves, marks, moments, quoted, sounds
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -236,7 +236,9 @@ class Stage(NamedTuple):
 STAGES = {
     "look": Stage(5, ("colour", "shape", "size", "position"), ("still", "still", "facts"), most=(2, 3, 3)),
     "change": Stage(5, ("event", "direction", "does"), ("sparse",), most=(1, 2, 2, 3)),
-    "before": Stage(6, ("order", "before", "event"), ("sparse",), most=(2, 3), least=4),
+    "told": Stage(3, ("order", "before", "when", "half"), ("facts",), most=(2, 2, 3), least=4),
+    "half": Stage(5, ("half", "middle", "event"), ("cut", "sparse", "sparse"), most=(2, 2, 3), least=4),
+    "before": Stage(6, ("order", "before", "when", "half"), ("sparse", "sparse", "facts"), most=(2, 2, 3), least=4),
     "sets": Stage(3, ("count", "list", "exists", "compare"), ("still",)),
     "full": Stage(
         5, ("texture", "text", "speed", "size", "direction"), ("sparse", "still", "facts"), ("full",), least=2
@@ -274,6 +276,9 @@ class Teacher:
                 scene = scene.snapshot(0.0)
             heard = bool({*HEARD} & {*stage.types})
             asked = [q for _ in range(6) for q in questions(scene, rng, still=form == "still", heard=heard)]
+            asked += [q for _ in range(2) for q in halves(scene, rng)]
+            if form == "cut":
+                asked = [q for q in asked if q.type in ("middle", "half") and "last" not in q.question]
             pool = {q.question: q for q in asked if q.type in stage.types}
             if len(pool) >= stage.least:
                 break
@@ -283,21 +288,26 @@ class Teacher:
         quotes: list[tuple[str, str]] = []
         if form == "still":
             bags = moments(scene, 1)
-        elif form == "sparse":
-            bags, marked = self.sparse(scene)
+        elif form in ("sparse", "cut"):
+            bags, marked = self.sparse(scene, form == "cut")
         elif form == "facts":
             bags = facts(scene, rng, heard)
         else:
             quotes = [("caption", describe(scene))]
-        prefix = self.writer.prefix("quoted" if quotes else form, bags, quotes)
+        prefix = self.writer.prefix("quoted" if quotes else "moments", bags, quotes)
         return Row(self.writer, prefix, turns, chained=False, marked=marked)
 
-    def sparse(self, scene: Scene) -> tuple[list[Bag], list[tuple[int, int]]]:
-        """A few of the eight moments, the first and the last among them, and one in the middle for two events."""
+    def sparse(self, scene: Scene, cut: bool = False) -> tuple[list[Bag], list[tuple[int, int]]]:
+        """A few of the eight moments, the first and the last among them, and one in the middle for two events.
+
+        cut: nothing after the middle.
+        """
         bags, marked = moments(scene, 8), marks(scene, 8)
         kept = {0, 7, *self.rng.sample(range(1, 7), self.rng.choice((0, 0, 1, 2, 3)))}
         if len(scene.events) == 2:
-            kept.add(self.rng.choice((3, 4)))
+            kept.add(self.rng.choice((3, 3, 4)))
+        if cut:
+            kept = {moment for moment in kept if moment < 3} | {3}
         chosen = [9 * moment + place for moment in sorted(kept) for place in range(9)]
         return [bags[i] for i in chosen], [marked[i] for i in chosen]
 
@@ -449,6 +459,8 @@ def main() -> None:
     start = logged = time.time()
     language._ref = lean_reference
     ends = dict(zip(a.stages, itertools.accumulate(STAGES[name].minutes for name in a.stages), strict=True))
+    lately: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    """Right answers of the drill held since the last report."""
     steps, running, average, drilled, noticed = 0, defaultdict(lambda: [0, 0]), 0.0, 0.0, 0.0
     control = a.out / "control.json"  # {"threads": 2, "minutes": 100}: read while training
     while True:
@@ -484,7 +496,9 @@ def main() -> None:
         average = loss.item() if steps == 0 else 0.98 * average + 0.02 * loss.item()
         if stage and steps % 6:
             drilled = loss.item() if not drilled else 0.95 * drilled + 0.05 * loss.item()
-        if not stage and not steps % 2:
+        if stage and steps % 6:
+            tally(rows, batch, right, lately)
+        elif not stage and not steps % 2:
             tally(rows, batch, right, running)
         steps += 1
         if steps % 40 == 0:
@@ -495,6 +509,9 @@ def main() -> None:
             logged = time.time()
             state = f"rate {rate:.4f} {stage or 'everything'} {drilled:.3f} noticed {noticed:.2f}"
             print(f"{spent:.1f} min step {steps} loss {average:.3f} {state}", flush=True)
+            if lately:
+                print(f"   lately: {line(lately)}", flush=True)
+                lately.clear()
             for (form, level), rows in exams.items():
                 print(f"   {form:8} {level}: {line(examine(model, rows))}", flush=True)
             model.save_pretrained(a.out)
