@@ -21,7 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from vectors._base import Case, Got, Vector, read  # noqa: E402
+from vectors._base import Case, Got, Vector, read
 
 QUIRK = "_quirk"
 
