@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
-from mmtune import registry
+from mmtune import places, registry
 from mmtune.errors import ConfigError, MmtuneError, ModelError
 
 MAX_BYTES = 1_000_000
@@ -267,16 +267,17 @@ def read(path_or_name: str | Path, overrides: Sequence[str] = (), kind: Shelf = 
 
     `base:` is a path, tried beside the file first, or a name on the same shelf. Mappings merge key by key, except an
     entry whose `name` changes: it is replaced whole, so that options of the old entry do not stick to the new one.
-    Lists are replaced. Null in place of a mapping takes it out, as `streams.caption=null`. Raises ConfigError.
+    Lists are replaced. Null in place of a mapping takes it out, as `streams.caption=null`. `here:NAME` in a file is a
+    path in that file's folder. Raises ConfigError.
     """
     path = locate(path_or_name, kind)
-    tree = _read_mapping(path)
+    tree = places.from_here(_read_mapping(path), path.parent)
     base = tree.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base is {base!r}", "one path or name")
         below = locate(base, kind, beside=path.parent)
-        under = _read_mapping(below)
+        under = places.from_here(_read_mapping(below), below.parent)
         if "base" in under:
             raise ConfigError(f"{path} builds on {below}, which has a base itself", "one level of base")
         tree = merge(under, tree)

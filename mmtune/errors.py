@@ -29,6 +29,7 @@ class Reason(StrEnum):
     no_audio_stream = "no_audio_stream"
     audio_limits = "audio_limits"
     unreadable_points = "unreadable_points"
+    points_limits = "points_limits"
     bad_text = "bad_text"
     bad_json = "bad_json"
     empty_target = "empty_target"

@@ -237,6 +237,7 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
         tuned = _tune(llm, section)
         branches = {name: _branch(one, llm.width, weights) for name, one in section.branches.items()}
         fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
+    fusion.check(llm)
     return MultimodalModel(branches, llm, fusion, tuned).to(device).eval()
 
 

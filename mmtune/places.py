@@ -1,18 +1,23 @@
 """Where named things lie: `mmtune:pocket/image` is a path inside the installed package.
 
 A recipe stored beside weights must mean the same on another machine, so it may name what the package
-ships without saying where the package is installed. This is the only file that turns such a name into
-a path; everything else (a plain path, a hub repository) passes through unchanged.
+ships (`mmtune:NAME`) without saying where the package is installed, and what lies in its own run folder
+(`here:NAME`) without saying where that is. This is the only file that turns such names into paths;
+everything else (a plain path, a hub repository) passes through unchanged.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mmtune.errors import ConfigError
 
 PREFIX = "mmtune:"
 """Marks a place inside the installed package."""
+
+HERE = "here:"
+"""Marks a place in the folder of the file that names it."""
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -49,3 +54,36 @@ def portable(path: Path | str) -> str:
         return PREFIX + Path(text).resolve().relative_to(PACKAGE).as_posix()
     except ValueError:
         return text
+
+
+def from_here(tree: Any, folder: Path) -> Any:
+    """A tree of settings with every `here:NAME` in it as the absolute path of NAME inside `folder`.
+
+    Raises:
+        ConfigError: a name that leaves the folder.
+    """
+    if isinstance(tree, dict):
+        return {key: from_here(value, folder) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [from_here(value, folder) for value in tree]
+    if not isinstance(tree, str) or not tree.startswith(HERE):
+        return tree
+    root = folder.resolve()
+    path = (root / tree[len(HERE) :]).resolve()
+    if root not in path.parents:
+        raise ConfigError(seen=f"the place {tree!r}", expected=f"a name inside the folder, as {HERE}parts/NAME")
+    return str(path)
+
+
+def to_here(tree: Any, folder: Path) -> Any:
+    """The other way: absolute paths of what lies in `parts/` of `folder` become `here:parts/NAME`."""
+    if isinstance(tree, dict):
+        return {key: to_here(value, folder) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [to_here(value, folder) for value in tree]
+    if isinstance(tree, str) and Path(tree).is_absolute():
+        root = folder.resolve()
+        path = Path(tree).resolve()
+        if root / "parts" in path.parents:
+            return HERE + path.relative_to(root).as_posix()
+    return tree

@@ -2,6 +2,7 @@
 
 There is no list to edit and nothing is imported before it is asked for. A name may also be `package.module:Class`,
 a class outside mmtune that keeps the room's contract; only code that is already installed can be reached this way.
+Installed packages may add names to some rooms (`OPEN`) by entry points, whose group is the room with `mmtune.` before it.
 """
 
 from __future__ import annotations
@@ -28,15 +29,37 @@ ROOMS = (
     "checkpoint/foreign",
     "experts",
 )
+OPEN = ("experts",)
+"""Rooms to which installed packages may add names."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def names(room: str) -> list[str]:
-    """Names that can be used in a room, sorted. Reads the directory; imports nothing.
+    """Names that can be used in a room, sorted. Reads the directory and, for an open room, what packages say of
+    themselves; imports nothing.
 
     Raises ConfigError for a room that does not exist.
     """
+    return sorted({*_files(room), *plugins(room)})
+
+
+def plugins(room: str) -> dict[str, str]:
+    """Name to `package.module:Class` of what installed packages add to a room. A file of the room goes before it."""
+    if room not in OPEN:
+        return {}
+    from importlib import metadata
+
+    points = metadata.entry_points(group=f"{PACKAGE}.{room.replace('/', '.')}")
+    own = _files(room)
+    return {
+        point.name: point.value
+        for point in points
+        if _NAME.fullmatch(point.name) and _OUTSIDE.fullmatch(point.value) and point.name not in own
+    }
+
+
+def _files(room: str) -> list[str]:
     if room not in ROOMS:
         raise ConfigError(f"no room {room!r}", f"one of {', '.join(ROOMS)}")
     folder = Path(__file__).parent / room
@@ -68,6 +91,8 @@ def find(room: str, name: str) -> Any:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name not in known:
         listed = ", ".join(nearest(str(name), known)) or "(none yet)"
         raise ConfigError(f"{room} has no {name!r}", f"one of {listed}, or package.module:Class")
+    if name not in _files(room):
+        return _outside(room, plugins(room)[name])
     base = contract(room)
     module = _load(f"{PACKAGE}.{room.replace('/', '.')}.{name}", f"{name!r} of {room}")
     found = [

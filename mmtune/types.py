@@ -104,6 +104,9 @@ class Media:
     rate: int | None = None
     """Samples per second, Hz; sound only."""
     origin: str = ""
+    columns: tuple[str, ...] = ()
+    """Points only: a name for each column: x, y, z, then red, green, blue (in 0..1) where there are colours; empty for
+    a column that the file does not name. None at all: nothing is known but x, y and z."""
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.origin}".strip()
@@ -127,6 +130,8 @@ class Media:
             _check(what, self.data, 2, "float32", "[points,3+extra]")
             if self.data.shape[1] < 3:
                 raise ShapeError(f"{what} is {list(self.data.shape)}", "at least x, y and z per point")
+            if self.columns:
+                _same(f"columns of {what}", (len(self.columns),), self.data.shape[1:], "number of columns")
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,28 +87,56 @@ class KeyMap:
         return self._apply(tensors, reverse=True)
 
     def _apply(self, tensors: Mapping[str, Tensor], reverse: bool) -> dict[str, Tensor]:
-        result: dict[str, Tensor] = {}
-        used: set[int] = set()
-        mistakes = []
-        for name, tensor in tensors.items():
-            if not reverse and any(pattern.fullmatch(name) for pattern in self.ignore):
-                continue
-            hits = [(i, target) for i, rule in enumerate(self.rules) if (target := rule.match(name, reverse))]
-            if len(hits) != 1:
-                mistakes.append(f"{name}: {'no rule' if not hits else f'{len(hits)} rules'}")
-            used.update(i for i, _ in hits)
-            for i, target in hits[:1]:
-                if target in result:
-                    mistakes.append(f"{name}: another tensor already became {target}")
-                turn = self.rules[i].out if reverse else self.rules[i].into
-                result[target] = turn(tensor) if turn else tensor
-        for i, rule in enumerate(self.rules):
-            if i not in used and not rule.optional:
-                mistakes.append(f"{rule.ours if reverse else rule.theirs}: the rule matches nothing")
-        if mistakes:
+        traced = self.trace(tensors, reverse)
+        if mistakes := traced.strange + traced.idle:
             raise CheckpointError(
                 seen=f"{len(mistakes)} names do not fit the table: " + "; ".join(mistakes),
                 expected="every tensor matched by exactly one rule, and every rule by a tensor",
                 hint="the file is of another kind or version than this importer reads",
             )
+        return traced.tensors
+
+    def trace(self, tensors: Mapping[str, Tensor], reverse: bool = False) -> Traced:
+        """As `into` (or `out`, with `reverse`), but mistakes are returned with what could be turned."""
+        result = Traced()
+        used: set[int] = set()
+        for name, tensor in tensors.items():
+            if not reverse and any(pattern.fullmatch(name) for pattern in self.ignore):
+                continue
+            hits = [(i, target) for i, rule in enumerate(self.rules) if (target := rule.match(name, reverse))]
+            if len(hits) != 1:
+                result.strange.append(f"{name}: {'no rule' if not hits else f'{len(hits)} rules'}")
+            used.update(i for i, _ in hits)
+            for i, target in hits[:1]:
+                if target in result.tensors:
+                    result.strange.append(f"{name}: another tensor already became {target}")
+                turn = self.rules[i].out if reverse else self.rules[i].into
+                try:
+                    result.tensors[target] = turn(tensor) if turn else tensor
+                except (RuntimeError, ValueError, IndexError) as error:  # a shape that cannot be turned
+                    what = str(error).splitlines()[0]
+                    result.strange.append(f"{name}: {list(tensor.shape)} cannot be turned ({what})")
+                    result.tensors[target] = tensor
+                result.names[target] = name
+        for i, rule in enumerate(self.rules):
+            if i not in used and not rule.optional:
+                result.idle.append(f"{rule.ours if reverse else rule.theirs}: the rule matches nothing")
         return result
+
+    def theirs(self, ours: str) -> str | None:
+        """The published name of one of our names; none when no rule has it."""
+        return next((name for rule in self.rules if (name := rule.match(ours, reverse=True))), None)
+
+
+@dataclass
+class Traced:
+    """What a table made of some tensors, right or wrong."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """New name to tensor."""
+    names: dict[str, str] = field(default_factory=dict)
+    """New name to old."""
+    strange: list[str] = field(default_factory=list)
+    """Names without a rule, with several, or of a shape that cannot be turned."""
+    idle: list[str] = field(default_factory=list)
+    """Rules that had to match something and did not."""

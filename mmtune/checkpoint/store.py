@@ -142,8 +142,9 @@ def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     made = versions()
     head = f"# resolved by mmtune {made['mmtune']}; versions are in base.yaml\n"
-    seal.write_file(out / "recipe.yaml", head + configs.dump(recipe))
-    seal.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": dict(base)}))
+    base = places.to_here(dict(base), out)
+    seal.write_file(out / "recipe.yaml", head + configs.dump(places.to_here(recipe.model_dump(mode="json"), out)))
+    seal.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": base}))
     _copy_prompts(out, recipe)
     seal.write_file(out / "card.md", _card(recipe, base, {}))
 

@@ -8,7 +8,10 @@ from mmtune.types import Embeds, Features, FeatureShape
 
 
 class Tokenwise(Connector):
-    """Applies `project` to every token and lays frames one after another; F frames take F * N places."""
+    """Applies `project` to every token and lays frames one after another; F frames take F * N places.
+
+    `tokens` is N, the places of a frame; an entry that gives another number of them than the encoder sets it.
+    """
 
     def __init__(self, config: ScaledConfig, shape: FeatureShape, llm_width: int) -> None:
         super().__init__(config, shape, llm_width)
@@ -30,7 +33,7 @@ class Tokenwise(Connector):
         """[M,F,N,E] -> tokens [M,F*N,D], frame-major; places of masked frames are zero and masked."""
         tokens = features.tokens[features.frames].to(next(self.parameters()).dtype)
         real = self.scale(self.project(tokens))
-        out = real.new_zeros(*features.tokens.shape[:3], real.shape[-1])
+        out = real.new_zeros(*features.frames.shape, *real.shape[1:])
         out = out.index_put((features.frames,), real)
         mask = features.frames[:, :, None].expand(out.shape[:3])
         return Embeds(out.flatten(1, 2), mask.flatten(1, 2))

@@ -10,7 +10,7 @@ SUFFIXES: dict[str, Kind | None] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image"),
     **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov", "m4v"), "video"),
     **dict.fromkeys(("wav", "flac", "mp3", "ogg", "opus", "m4a"), "audio"),
-    **dict.fromkeys(("ply", "pcd", "npy"), "points"),
+    **dict.fromkeys(("ply", "pcd", "npy", "xyz", "off"), "points"),
     **dict.fromkeys(("json", "txt", "caption"), None),
 }
 """The closed table: last part of a suffix to the kind of media, or none for text. Other members are not read."""

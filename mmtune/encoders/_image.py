@@ -1,27 +1,22 @@
-"""Shared by image towers: pixels in, frames folded into one axis, chunks that bound memory, the fingerprint.
-
-An entry builds a tower and says what it computes for a stack of frames; everything else is here.
-"""
+"""Shared by image towers: the config, and pixels of any size to the tower's input."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from PIL import Image
+from PIL.Image import Resampling
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from mmtune.encoders.base import Encoder, EncoderConfig
-from mmtune.errors import MediaError, ModelError, Reason
+from mmtune.encoders._tower import TowerEncoder
+from mmtune.encoders.base import EncoderConfig
 from mmtune.media import Sampling
-from mmtune.types import Features, Kind, Media
+from mmtune.types import Kind, Media
 
 Resize = Literal["crop", "pad", "fit", "stretch"]
 STRIP = 32
@@ -33,7 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageConfig(EncoderConfig):
     frames: int = Field(default=8, ge=1)
     """Frames taken from a video; a still image is always one."""
-    rule: Literal["uniform", "middle", "first", "fps"] = "uniform"
+    rule: Literal["uniform", "middle", "first", "fps", "video_llama"] = "uniform"
     """How the frames of a video are chosen; see `mmtune.media.Sampling`."""
     fps: float | None = Field(default=None, gt=0)
     """Frames per second for `rule: fps`, of which at most `frames` are taken."""
@@ -127,6 +122,22 @@ class Pixels:
         return canvas
 
 
+@dataclass(frozen=True)
+class PillowPixels(Pixels):
+    """Pixels resized by Pillow itself, to the bit, as pipelines over PIL images do; several times slower.
+
+    torch rounds the same sums differently, so that about one value in two hundred is off by one or two of 255.
+    """
+
+    def _scale(self, frames: Tensor, size: tuple[int, ...]) -> Tensor:
+        if tuple(frames.shape[-2:]) == tuple(size):
+            return frames
+        how = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR, "nearest-exact": Resampling.NEAREST}
+        pictures = [Image.fromarray(frame.numpy()) for frame in frames.permute(0, 2, 3, 1).contiguous()]
+        done = [np.array(picture.resize(size[::-1], how[self.interpolation])) for picture in pictures]
+        return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2)
+
+
 def _crop_middle(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut the middle; a picture smaller than `size` is bordered with black first, as torchvision does."""
     missing = [max(0, want - have) for want, have in zip(size, frames.shape[-2:], strict=True)]
@@ -148,46 +159,19 @@ def _random_rectangle(height: int, width: int, share: tuple[float, float], rng: 
     return [0, 0, height, width]
 
 
-class ImageEncoder(Encoder):
-    """A tower over single frames.
-
-    A subclass sets `pixels`, `structure` and `tower_name` in its constructor, calls `measure` at its end, and defines
-    `tower_forward`. The tower is always in evaluation mode: dropout and the like stay off also when a parameter group
-    opens its weights.
-    """
+class ImageEncoder(TowerEncoder):
+    """A tower over single pictures [3,height,width]; besides what its base asks for, a subclass sets `pixels`."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("image", "video")
     config: ImageConfig
     pixels: Pixels
-    structure: dict[str, Any]
-    """What the tower was built from, part of the fingerprint."""
-    tower_name: ClassVar[str]
-    """Attribute that holds the tower, the first part of its parameters' names."""
 
-    @abstractmethod
-    def tower_forward(self, tower: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
-        """Normalised frames [R,3,height,width] through `tower` -> tokens [R,N,E] and their grid, if they have one."""
-        raise NotImplementedError
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (3, *self.pixels.size)
 
-    @staticmethod
-    def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-        """A tower whose random weights are the same every time, without touching the caller's random state."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build()
-
-    def measure(self, build: Callable[[], nn.Module]) -> None:
-        """Set width, tokens per frame and grid by running a second tower from `build` on the meta device: no memory,
-        no arithmetic, and no formula per architecture."""
-        with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            tokens, self.grid = self.tower_forward(build().eval(), torch.empty(1, 3, *self.pixels.size))
-        self.tokens_per_frame, self.width = tokens.shape[1], tokens.shape[2]
-        self.max_frames = self.config.frames
-        self.eval()
-
-    def train(self, mode: bool = True) -> ImageEncoder:
-        """Stays in evaluation mode whatever is asked."""
-        return super().train(False)
+    def identity(self) -> list[Any]:
+        return [self.structure, asdict(self.pixels)]
 
     def sampling(self, kind: Kind) -> Sampling:
         """One frame for an image, `config.frames` by `config.rule` for a video."""
@@ -209,48 +193,3 @@ class ImageEncoder(Encoder):
             frames = frames[:, :, top : top + h, left : left + w]
             return replace(self.pixels, resize="stretch")(frames)
         return self.pixels(frames)
-
-    def forward(self, x: Tensor, frames: Tensor) -> Features:
-        """[M,F,3,height,width], bool [M,F] -> tokens [M,F,N,E]; only real frames are computed, the others are zero."""
-        dtype, tower = next(self.parameters()).dtype, getattr(self, self.tower_name)
-        whole = bool(frames.all())
-        real = x.flatten(0, 1) if whole else x[frames]
-        blank = not real.shape[0]
-        if blank:
-            # The tower runs all the same, so that an opened one is part of every process's graph.
-            real = torch.zeros_like(x[:1, :1]).flatten(0, 1)
-        done = torch.cat([self.tower_forward(tower, part.to(dtype))[0] for part in real.split(self.config.chunk)])
-        if whole:
-            return Features(done.unflatten(0, tuple(frames.shape)), frames, self.grid)
-        out = done.new_zeros(*frames.shape, *done.shape[1:])
-        return Features(out + done.sum() * 0 if blank else out.index_put((frames,), done), frames, self.grid)
-
-    def fingerprint(self) -> str:
-        """sha256 over what the tower is built from, its settings and its weights, wherever these lie."""
-        config = self.config.model_dump(mode="json")
-        for place in ("weights", "model", "revision", "chunk"):
-            config.pop(place, None)
-        digest = hashlib.sha256()
-        identity = [type(self).__qualname__, config, self.structure, asdict(self.pixels)]
-        digest.update(json.dumps(identity, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def _refuse(self, kind: Kind, origin: str) -> None:
-        if kind not in self.kinds:
-            raise MediaError(
-                Reason.wrong_media_type,
-                f"{kind} {origin}".strip() + f" for the encoder `{self.config.name}`",
-                " or ".join(self.kinds),
-                "give it to a branch whose encoder takes this kind",
-            )
-
-
-def layer_index(layer: int, depth: int, what: str) -> int:
-    """A layer counted from the end (-1 is the last block) or from 0, as an index from 0. Raises ModelError outside."""
-    index = layer + depth if layer < 0 else layer
-    if not 0 <= index < depth:
-        raise ModelError(f"layer {layer} of {what} with {depth} blocks", f"-{depth}..-1 or 0..{depth - 1}")
-    return index

@@ -19,7 +19,8 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels, layer_index
+from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_json, read_tensors
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.layers.positions import resize_grid

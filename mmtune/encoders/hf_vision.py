@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels, layer_index
+from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_json, read_tensors
 from mmtune.errors import ConfigError, ModelError
 

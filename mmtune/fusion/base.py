@@ -37,6 +37,9 @@ class Fusion(nn.Module):
         self.depth = depth
         self.heads = heads
 
+    def check(self, llm: LLM) -> None:
+        """Told once, when a model is built, the language model with its tuners; raises ModelError when it cannot be."""
+
     @abstractmethod
     def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """Run the LLM over a batch whose branches gave `embeds` -> hidden [B,T,D].

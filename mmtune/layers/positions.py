@@ -26,8 +26,10 @@ class FramePositions(nn.Embedding):
         return self.weight[:frames]
 
 
-def resize_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
-    """A learned position table on another patch grid, by bicubic interpolation with anti-aliasing.
+def resize_grid(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int, antialias: bool = True
+) -> Tensor:
+    """A learned position table on another patch grid, by bicubic interpolation, with anti-aliasing unless told not to.
 
     [prefix + old height * old width, E] -> [prefix + new height * new width, E], both row-major; the first `prefix`
     rows (class token) are kept. Equal grids return the table itself.
@@ -42,7 +44,7 @@ def resize_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int], prefi
         return table
     head, body = table[:prefix], table[prefix:]
     body = body.T.reshape(1, -1, *old).float()
-    body = F.interpolate(body, size=new, mode="bicubic", antialias=True, align_corners=False)
+    body = F.interpolate(body, size=new, mode="bicubic", antialias=antialias, align_corners=False)
     return torch.cat([head, body[0].flatten(1).T.to(table.dtype)])
 
 

@@ -151,24 +151,26 @@ _REFUSED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 def prompt_term(
-    module: nn.Module, query: Tensor, prompts: Tensor, mask: Tensor, segments: Tensor | None, gate: Tensor
+    module: nn.Module, query: Tensor, prompts: Tensor, mask: Tensor | None, segments: Tensor | None, gate: Tensor
 ) -> Tensor:
     """What prompts add to an attention module: gate * softmax(q k^T) v over the prompts alone.
 
     `prompts` [B,S,L,D] belong to segments 1..S of each row, or [1,1,L,D] to all; `mask` bool of the same shape without
-    D marks the real ones. Keys and values are the module's own projections of the prompts, without norm and without
-    rotation; queries are rotated; the softmax has its own sum. `gate` (tanh already applied where the method has one)
-    broadcasts against [B,T,H,d]. A token whose segment has no prompt gets zero. -> [B,T,H,d]
+    D marks the real ones, None says that all are. Keys and values are the module's own projections of the prompts,
+    without the norm before the layer and without rotation; queries are rotated; the softmax has its own sum. `gate`
+    (tanh already applied where the method has one) broadcasts against [B,T,H,d]. A token whose segment has no prompt
+    gets zero. -> [B,T,H,d]
 
     LLaMA-Adapter (arXiv 2303.16199), equations 5 to 8, and LLaMA-Adapter V2 (arXiv 2304.15010).
     """
     b, heads, length, d = query.shape
     rows, owners, size, _ = prompts.shape
-    flat = prompts.reshape(rows, owners * size, -1).to(query.dtype)
-    key, value = (
-        repeat_heads(project(flat).unflatten(-1, (-1, d)).transpose(1, 2), heads)
-        for project in (module.k_proj, module.v_proj)
-    )
+    key, value = _keys_and_values(module, prompts.reshape(rows, owners * size, -1).to(query.dtype), d)
+    key, value = (repeat_heads(x, heads).expand(b, -1, -1, -1) for x in (key, value))
+    if mask is None and (rows, owners) == (1, 1):
+        term = F.scaled_dot_product_attention(query, key, value, scale=module.scaling).transpose(1, 2)
+        return gate.to(term.dtype) * term
+    mask = prompts.new_ones(rows, owners, size, dtype=torch.bool) if mask is None else mask
     owned = mask.reshape(rows, 1, owners * size).expand(b, length, -1)
     if (rows, owners) != (1, 1):
         segments = query.new_ones(b, length) if segments is None else segments
@@ -176,10 +178,38 @@ def prompt_term(
         owned = owned & (segments[:, :, None] == owner)
     some = owned.any(-1)
     allowed = (owned | ~some[..., None])[:, None]
-    term = F.scaled_dot_product_attention(
-        query, key.expand(b, -1, -1, -1), value.expand(b, -1, -1, -1), attn_mask=allowed, scale=module.scaling
-    ).transpose(1, 2)
+    term = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=module.scaling).transpose(1, 2)
     return gate.to(term.dtype) * term * some[:, :, None, None]
+
+
+def _keys_and_values(module: nn.Module, prompts: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """Prompts [R,P,D] -> keys and values [R,h,P,d] by the module's own matrices.
+
+    What `peft` put around a matrix is left out, as published: low-rank pairs are for the text. A norm that the model
+    has on its keys belongs to them, or they would meet the queries at another scale.
+    """
+    if not (hasattr(module, "k_proj") and hasattr(module, "v_proj")):
+        raise ModelError(
+            seen=f"prompts in {type(module).__name__}, which has no k_proj and v_proj",
+            expected="attention with matrices of these names, as Llama, Qwen, Mistral and Gemma have",
+            hint="this architecture takes media as tokens only: fusion.name=tokens",
+        )
+    k, v = _bare(module.k_proj)(prompts), _bare(module.v_proj)(prompts)
+    norm = getattr(module, "k_norm", None)
+    if norm is None:
+        k = k.unflatten(-1, (-1, d))
+    elif norm.weight.shape[-1] == d:
+        k = norm(k.unflatten(-1, (-1, d)))
+    else:
+        k = norm(k).unflatten(-1, (-1, d))
+    return k.transpose(1, 2), v.unflatten(-1, (-1, d)).transpose(1, 2)
+
+
+def _bare(projection: nn.Module) -> nn.Module:
+    """A matrix without what `peft` put around it."""
+    while hasattr(projection, "base_layer"):
+        projection = projection.base_layer
+    return projection
 
 
 def register() -> str:

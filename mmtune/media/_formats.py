@@ -6,6 +6,7 @@ other files), rare picture formats (where decoder faults are found) and text out
 
 from __future__ import annotations
 
+import re
 import struct
 
 from mmtune.types import Kind
@@ -28,6 +29,9 @@ FORMATS: dict[str, tuple[Kind, ...]] = {
     "ply": ("points",),
     "pcd": ("points",),
     "npy": ("points",),
+    "npz": ("points",),
+    "off": ("points",),
+    "xyz": ("points",),
 }
 """Format to the kinds that it may be declared as. The first is what the bytes are called when nobody says."""
 
@@ -47,11 +51,19 @@ _PREFIXES = (
     (b"ply\n", "ply"),
     (b"ply\r", "ply"),
     (b"# .PCD", "pcd"),
+    (b"VERSION .", "pcd"),
+    (b"VERSION 0.", "pcd"),
     (b"\x93NUMPY", "npy"),
 )
 _RIFF = {b"WAVE": "wav", b"AVI ": "avi", b"WEBP": "webp"}
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OFF = re.compile(rb"C?N?OFF[\s\d]")
+_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_GAP = re.compile(rb"[ \t]*[,;][ \t]*|[ \t]+")
+_COUNT = re.compile(rb"\d{1,15}")
+_TEXT = 4096
+"""Bytes in which a text must have come to its first point."""
 _ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
@@ -74,7 +86,11 @@ def detect(data: bytes) -> str | None:
         return "bmp"
     if _mp3_frame(head):
         return "mp3"
-    return None
+    if _OFF.match(head):
+        return "off"
+    if head[:4] == b"PK\x03\x04" and data[30 : 30 + int.from_bytes(data[26:28], "little")].endswith(b".npy"):
+        return "npz"
+    return "xyz" if first_row(data) else None
 
 
 def names(kind: Kind) -> str:
@@ -88,3 +104,22 @@ def _mp3_frame(head: bytes) -> bool:
         return False
     version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
     return version != 1 and bitrate not in (0, 15) and rate != 3
+
+
+def first_row(data: bytes) -> tuple[int, int | None, bytes] | None:
+    """Of text whose first line is three numbers or more: where its points begin, how many it says there are (a number
+    alone in a line before them), and that first line. None for everything else."""
+    count, start = None, 0
+    if b"\x00" in data[:_TEXT]:
+        return None
+    for line in data[:_TEXT].splitlines(keepends=True):
+        text = line.strip()
+        if text and not text.startswith((b"#", b"//")):
+            words = [word for word in _GAP.split(text) if word]
+            if not all(_NUMBER.fullmatch(word) for word in words):
+                return None
+            if len(words) != 1 or count is not None or not _COUNT.fullmatch(words[0]):
+                return (start, count, text) if len(words) >= 3 else None
+            count = int(words[0])
+        start += len(line)
+    return None

@@ -1,4 +1,5 @@
-"""Which frames are shown when, and which of them a `Sampling` asks for. Whole numbers only, so nothing rounds.
+"""Which frames are shown when, and which of them a `Sampling` asks for. Whole numbers only, so nothing rounds, but in
+the one rule whose published form does.
 
 Every video backend is given the indices that come out of here; none of them chooses frames by itself.
 """
@@ -6,9 +7,11 @@ Every video backend is given the indices that come out of here; none of them cho
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 
 from mmtune.media.base import Sampling
 
@@ -64,7 +67,25 @@ def choose(line: Timeline, sampling: Sampling) -> list[int]:
         return [i * count // frames for i in range(frames)]
     if sampling.rule == "middle":
         return [(2 * i + 1) * count // (2 * frames) for i in range(frames)]
+    if sampling.rule == "video_llama":
+        # One more than asked, which the published code gives at some lengths, would have no place in a position table.
+        return video_llama(count, frames)[:frames]
     if sampling.rule == "fps":
         wanted = Fraction(span) * line.unit * Fraction(sampling.fps or 0)
         frames = max(1, min(frames, int(wanted + Fraction(1, 2))))
     return [bisect_right(offsets, (2 * i + 1) * span // (2 * frames)) - 1 for i in range(frames)]
+
+
+def video_llama(count: int, frames: int) -> list[int]:
+    """The indices that Video-LLaMA's uniform sampling gives for `count` frames, as published.
+
+    Steps of count / n in floating point, n at most the number of frames there are. Rounding can give n + 1 indices,
+    the last of them out of range (only where n is no power of two).
+    """
+    step = count / min(frames, count)
+    return [int(i * step) for i in range(ceil(count / step))]
+
+
+def spoken(seconds: Iterable[float]) -> list[str]:
+    """Times as Video-LLaMA's prompt says them: seconds with one decimal."""
+    return [str(round(second, 1)) for second in seconds]

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.media import _formats
 from mmtune.types import Kind, Media, MediaRef
 
-Rule = Literal["uniform", "middle", "first", "fps"]
+Rule = Literal["uniform", "middle", "first", "fps", "video_llama"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,11 @@ class Sampling:
     - "middle": the frame in the middle of each of F equal runs of frames, floor((i + 0.5) * V / F). The same as
       "uniform" at a constant frame rate;
     - "first": the first frame of each of F equal runs, floor(i * V / F);
-    - "fps": as "uniform", with round(duration * fps) frames, at least 1 and at most F.
+    - "fps": as "uniform", with round(duration * fps) frames, at least 1 and at most F;
+    - "video_llama": as "first", in steps of V / F in floating point as its published code takes them, which at some V
+      chooses the frame before (never where F is a power of two). A shorter video gives each of its frames once.
 
-    A video with fewer frames than asked shows the nearest ones repeatedly, so that F is always as asked.
+    Otherwise a video with fewer frames than asked shows the nearest ones repeatedly, so that F is always as asked.
     """
     fps: float | None = None
     """Frames per second for rule "fps"."""
@@ -48,8 +50,8 @@ class Sampling:
     this many pixels. None, the default, decodes every pixel."""
 
     def __post_init__(self) -> None:
-        if self.rule not in ("uniform", "middle", "first", "fps"):
-            raise ConfigError(f"sampling rule {self.rule!r}", "uniform, middle, first or fps")
+        if self.rule not in get_args(Rule):
+            raise ConfigError(f"sampling rule {self.rule!r}", f"one of {', '.join(get_args(Rule))}")
         if self.frames < 1:
             raise ConfigError(f"sampling of {self.frames} frames", "at least 1")
         if self.rule == "fps" and not (self.fps and 0 < self.fps <= 1000):
@@ -91,6 +93,10 @@ class Limits:
     min_rate: int = 1000
     max_rate: int = 384_000
     """Samples per second of a sound as stored, Hz."""
+    points: int = 5_000_000
+    """Points of a cloud."""
+    point_values: int = 40_000_000
+    """Points times values of each; four bytes each."""
     complete: float = 0.9
     """Least share of the promised frames or samples that must be there; less is a damaged file."""
 
@@ -120,17 +126,14 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
 
     Returns:
         image: uint8 [1,3,height,width]; video: uint8 [F,3,height,width] with `times`, seconds of each frame from the
-        first one; audio: float32 [channels,samples] in -1..1 at `sampling.rate`. On the CPU, contiguous.
+        first one; audio: float32 [channels,samples] in -1..1 at `sampling.rate`; points: float32 [points,3+extra] with
+        `columns`. On the CPU, contiguous.
 
     Raises:
         MediaError: with the Reason; the message names the item and what was wrong.
     """
     sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
     unreadable = Reason(f"unreadable_{ref.kind}")
-    if ref.kind == "points":
-        raise MediaError(
-            unreadable, f"{origin}: a point cloud", "an image, video or sound", "point clouds are not read yet"
-        )
     data = _read(ref, limits, unreadable, origin)
     name = _formats.detect(data)
     if name is None or ref.kind not in _formats.FORMATS[name]:
@@ -146,6 +149,8 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
         from mmtune.media.image import decode
     elif ref.kind == "video":
         from mmtune.media.video import decode
+    elif ref.kind == "points":
+        from mmtune.media.points import decode
     else:
         from mmtune.media.audio import decode
     return decode(data, name, sampling, limits, origin)
@@ -173,9 +178,7 @@ def _read(ref: MediaRef, limits: Limits, unreadable: Reason, origin: str) -> byt
     else:
         size = len(ref.source)
     if size > limits.bytes:
-        reason = {"image": Reason.unreadable_image, "video": Reason.video_limits, "audio": Reason.audio_limits}[
-            ref.kind
-        ]
+        reason = Reason.unreadable_image if ref.kind == "image" else Reason(f"{ref.kind}_limits")
         raise MediaError(reason, f"{origin}: {size} bytes", f"at most {limits.bytes} bytes")
     data = ref.read()
     if not data:

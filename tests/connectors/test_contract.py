@@ -20,6 +20,15 @@ TINY: dict[str, list[dict]] = {
         {"time": 4, "height": 2, "width": 3, "short": "repeat"},
         {"time": 2, "height": 2, "width": 2, "norm": True, "bins": True, **SCALED},
     ],
+    "query_blocks": [
+        {"queries": 3, "width": 8, "depth": 2, "heads": 2},
+        {"queries": 2, "width": 6, "depth": 1, "heads": 3, "mlp_ratio": 1.5, "match_scale": True},
+        {"queries": 2, "width": 6, "depth": 1, "heads": 1, "out_norm": False},
+    ],
+    "qformer": [
+        {"queries": 3, "width": 8, "depth": 3, "heads": 2},
+        {"queries": 2, "width": 8, "depth": 1, "heads": 2, "hidden": 12, "cross_every": 1, **SCALED},
+    ],
     "video_qformer": [
         {"queries": 3, "width": 8, "heads": 2, "frames": 5},
         {"queries": 3, "width": 8, "heads": 2, "frames": 5, "pool": 2, "norm": True, "places": True, **SCALED},

@@ -54,7 +54,24 @@ def hf_folder(folder: Path, kind: str = "clip") -> Path:
     return folder
 
 
+BLIP2 = {"trained_size": 16, "patch": 8, "vit_width": 12, "vit_depth": 2, "vit_heads": 2, "queries": 3}
+BLIP2 |= {"vit_hidden": 20, "qformer_width": 8, "qformer_depth": 3, "qformer_heads": 2}
+
+
+def blip2_folder(folder: Path) -> dict:
+    """A tiny BLIP-2 eye with random weights in our layout, and the settings that fit it."""
+    from mmtune.encoders.blip2_eva import Blip2Eva, Config
+
+    made = Blip2Eva(Config(**BLIP2))
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(1)
+    drawn = {name: 0.2 * torch.randn(t.shape) for name, t in made.tower.state_dict().items()}
+    save_file(drawn, folder / "model.safetensors")
+    return {"weights": str(folder), "frames": 4, **BLIP2}
+
+
 TINY: dict[str, Callable[[Path], dict]] = {
+    "blip2_eva": blip2_folder,
     "clip": lambda folder: {"weights": str(clip_folder(folder)), "frames": 4},
     "hf_vision": lambda folder: {"weights": str(hf_folder(folder)), "frames": 4},
 }

@@ -10,7 +10,7 @@ from tests.llm import tiny
 NAMES = registry.names("fusion")
 Entry = config.entry("fusion")
 PLACES = 3
-TINY: dict[str, dict] = {}
+TINY: dict[str, dict] = {"added_prompts": {"length": PLACES}}
 """Options of a fusion whose defaults do not fit a model of two layers."""
 
 

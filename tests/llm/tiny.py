@@ -46,7 +46,8 @@ def llama_bpe(legacy=True, marks=("<unk>", "<s>", "</s>"), plain=()) -> Tokenize
 
 def folder(path: Path, kind="llama", weights=True, tokenizer=None, **changes) -> Path:
     """A model folder. Grouped-query attention (4 heads, 2 for keys) unless changed."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GemmaConfig, LlamaConfig, MistralConfig
+    from transformers import Qwen2Config, Qwen3Config
 
     path.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:
@@ -64,7 +65,10 @@ def folder(path: Path, kind="llama", weights=True, tokenizer=None, **changes) ->
         max_position_embeddings=512,
         initializer_range=0.2,
     )
-    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
+    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig, "gemma": GemmaConfig}
+    kinds |= {"qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
+    if kind in ("gemma", "gemma3", "qwen3"):
+        plan["head_dim"] = 8
     config = kinds[kind](**{**plan, **changes})
     if weights:
         with torch.random.fork_rng(devices=[]):

@@ -38,6 +38,9 @@ def samples() -> dict[str, tuple[bytes, str]]:
         "m4a": (make.sound("aac", "ipod"), "audio"),
         "ply": (b"ply\nformat ascii 1.0\n", "points"),
         "npy": (b"\x93NUMPY\x01\x00", "points"),
+        "pcd": (b"# .PCD v0.7\n", "points"),
+        "off": (b"OFF\n3 1 0\n", "points"),
+        "xyz": (b"# made by hand\n1 2 3\n", "points"),
     }
 
 
@@ -58,7 +61,7 @@ def test_unknown_bytes_are_refused(name):
     with pytest.raises(MediaError) as error:
         sniff(PLAYLISTS[name])
     assert error.value.reason == Reason.wrong_media_type
-    for kind in ("image", "video", "audio"):
+    for kind in ("image", "video", "audio", "points"):
         with pytest.raises(MediaError) as error:
             make.get(kind, PLAYLISTS[name])
         assert error.value.reason == Reason.wrong_media_type
@@ -78,17 +81,11 @@ def test_a_wrong_declaration_is_refused_and_says_what_it_is(samples):
     assert tried > 25
 
 
-@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+@pytest.mark.parametrize("kind", ["image", "video", "audio", "points"])
 def test_nothing_is_unreadable(kind):
     with pytest.raises(MediaError) as error:
         make.get(kind, b"")
     assert error.value.reason == f"unreadable_{kind}"
-
-
-def test_points_are_refused_by_name():
-    with pytest.raises(MediaError, match="not read yet") as error:
-        make.get("points", b"ply\n")
-    assert error.value.reason == Reason.unreadable_points
 
 
 def test_a_path_is_read_and_its_size_judged_first(tmp_path):

@@ -20,7 +20,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -38,6 +40,8 @@ from mmtune.data.world import language
 from mmtune.data.world.language import CAPTION_PROMPTS, HEARD, TEMPORAL, Question, describe, questions
 from mmtune.data.world.scene import DIRECTIONS, Scene, Solid, draw_scene
 
+ORDERED = ("order", "before", "when", "half")
+"""Types that rest on which change came first."""
 FORMS = ("moments", "facts", "quoted")
 
 
@@ -76,6 +80,10 @@ class Writer:
             lambda text: tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
         )
 
+        self.spans = lru_cache(maxsize=100_000)(
+            lambda text: self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        )
+
     def bag(self, bag: Bag) -> list[tuple[int, float]]:
         return [(i, w) for word, w in bag for i in self.ids(word)]
 
@@ -89,6 +97,12 @@ class Writer:
         for source, text in quotes:
             out += self.plain("<|quote|>") + self.plain(f"{source}: {text}") + self.plain("<|/quote|>")
         return out
+
+    def ends(self, text: str, phrase: str) -> list[int]:
+        """Index of the token that ends each occurrence of a phrase, as a whole word, in a text."""
+        spans = self.spans(text)
+        stops = (found.end() for found in re.finditer(rf"\b{re.escape(phrase)}\b", text))
+        return [next(i for i, (_, end) in enumerate(spans) if end >= stop) for stop in stops]
 
     def turn(self, asked: str, answer: str, first: bool) -> tuple[list[int], list[int]]:
         """(ids, labels already shifted) of one question and its answer."""
@@ -106,11 +120,19 @@ class Row:
     """One sequence: prefix bags, turn ids, labels, block numbers, positions, and the type of each block."""
 
     def __init__(
-        self, writer: Writer, prefix: list, turns: list[Question], chained: bool, marked: Sequence[tuple[int, int]] = ()
+        self,
+        writer: Writer,
+        prefix: list,
+        turns: list[Question],
+        chained: bool,
+        marked: Sequence[tuple[int, int]] = (),
+        scene: Scene | None = None,
     ) -> None:
         self.prefix, self.types = prefix, [q.type for q in turns]
         self.marks = [*[UNMARKED] * 3, *marked][: len(prefix)]
         """Of the prefix, whose bags begin at its fourth position; see notes.marks."""
+        self.mentions: list[tuple[int, int]] = []
+        """(index into ids, turn of its change: 0 none, 1 first, 2 last) of solids that questions about order name."""
         self.ids: list[int] = []
         self.labels: list[int] = []
         self.blocks: list[int] = []
@@ -118,11 +140,24 @@ class Row:
         for block, q in enumerate(turns, 1):
             ids, labels = writer.turn(q.question, q.answer, first=not chained or block == 1)
             start = len(prefix) + (len(self.ids) if chained else 0)
+            if scene and q.type in ORDERED and len(scene.events) == 2:
+                skip = len(self.ids) + (chained and block > 1)
+                self.mentions += [(skip + i, turn) for i, turn in mentions(writer, scene, q.question)]
             self.ids += ids
             self.labels += labels
             self.blocks += [block] * len(ids)
             self.positions += range(start, start + len(ids))
         self.chained = chained
+
+
+def mentions(writer: Writer, scene: Scene, asked: str) -> list[tuple[int, int]]:
+    """(index of the token that ends a name, turn of the named solid's change) for the solids that a question names."""
+    out = []
+    for solid in scene.solids:
+        turn = scene.events.index(solid) + 1 if solid.event else 0
+        ways = (solid.shape, f"{solid.colour} object")
+        out += [(i, turn) for way in ways for i in writer.ends(asked, way)]
+    return out
 
 
 def collate(rows: list[Row], embedding: nn.Embedding, noise: float, multiple: int = 1) -> dict[str, Tensor]:
@@ -139,11 +174,14 @@ def collate(rows: list[Row], embedding: nn.Embedding, noise: float, multiple: in
     position = torch.zeros(count, longest + tail, dtype=torch.long)
     chained = torch.tensor([r.chained for r in rows])
     marked = torch.full((count, longest, 2), -100)
+    mentioned = torch.full((count, tail), -100)
     for i, row in enumerate(rows):
         for j, words in enumerate(row.prefix):
             bag[i, j, : len(words)] = torch.tensor([w[0] for w in words])
             weight[i, j, : len(words)] = torch.tensor([w[1] for w in words])
         marked[i, : len(row.marks)] = torch.tensor(row.marks)
+        for index, turn in row.mentions:
+            mentioned[i, index] = turn
         n, p = len(row.ids), len(row.prefix)
         ids[i, :n], labels[i, :n] = torch.tensor(row.ids), torch.tensor(row.labels)
         block[i, :p], block[i, longest : longest + n] = 0, torch.tensor(row.blocks)
@@ -164,12 +202,14 @@ def collate(rows: list[Row], embedding: nn.Embedding, noise: float, multiple: in
         "embeds": torch.cat([summed, embedding(ids)], 1), "labels": labels, "position": position,
         "blocks": block[:, longest:],
         "marks": marked,
+        "mentions": mentioned,
         "mask": torch.zeros(count, 1, length, length).masked_fill_(~allowed[:, None], torch.finfo(torch.float32).min),
     }  # fmt: skip
 
 
 class Marker(nn.Module):
-    """Reads from the middle of the model, at each position of a note, what has changed there so far.
+    """Reads from the middle of the model what has changed so far, at each position of a note, and a layer later, at
+    each name that a question about order gives, in which turn the named thing changes.
 
     A crutch for learning, thrown away afterwards. What it adds has not been measured apart from the rest.
     """
@@ -178,38 +218,52 @@ class Marker(nn.Module):
         super().__init__()
         self.layer, self.kinds = layer, 1 + len(DIRECTIONS) + len(CHANGES)
         self.read = nn.Linear(width, self.kinds + 3)
+        self.name = nn.Linear(width, 3)
 
-    def forward(self, hidden: Tensor, marked: Tensor) -> tuple[Tensor, float]:
-        """hidden [B,T,D], marked [B,P,2] -> (loss, share of right marks of what has changed)"""
+    def forward(self, states: Sequence[Tensor], marked: Tensor, mentioned: Tensor) -> tuple[Tensor, float, float]:
+        """states of all layers [B,T,D], marked [B,P,2], mentioned [B,Q] of the last Q places
+
+        -> (loss, share of right marks of what has changed, share of right turns)
+        """
+        loss, noticed, named = states[0].sum() * 0, math.nan, math.nan
         chosen = marked[..., 0] >= 0
-        if not chosen.any():
-            return hidden.sum() * 0, 0.0
-        logits, target = self.read(hidden[:, : marked.shape[1]][chosen]), marked[chosen]
-        kind, turn = logits[:, : self.kinds], logits[:, self.kinds :]
-        weight = torch.where(target[:, 0] > 0, 1.0, 0.3)
-        loss = sum(F.cross_entropy(x, t, reduction="none") for x, t in ((kind, target[:, 0]), (turn, target[:, 1])))
-        changed = target[:, 0] > 0
-        right = ((kind.argmax(-1) == target[:, 0]) & (turn.argmax(-1) == target[:, 1]) & changed).sum()
-        return (loss * weight).sum() / weight.sum(), (right / changed.sum().clamp(min=1)).item()
+        if (marked[..., 0] > 0).any():
+            logits, target = self.read(states[self.layer][:, : marked.shape[1]][chosen]), marked[chosen]
+            kind, turn = logits[:, : self.kinds], logits[:, self.kinds :]
+            weight = torch.where(target[:, 0] > 0, 1.0, 0.3)
+            each = sum(F.cross_entropy(x, t, reduction="none") for x, t in ((kind, target[:, 0]), (turn, target[:, 1])))
+            changed = target[:, 0] > 0
+            right = (kind.argmax(-1) == target[:, 0]) & (turn.argmax(-1) == target[:, 1]) & changed
+            loss, noticed = loss + (each * weight).sum() / weight.sum(), (right.sum() / changed.sum()).item()
+        told = mentioned >= 0
+        if told.any():
+            logits = self.name(states[self.layer + 1][:, -mentioned.shape[1] :][told])
+            loss = loss + F.cross_entropy(logits, mentioned[told])
+            named = (logits.argmax(-1) == mentioned[told]).float().mean().item()
+        return loss, noticed, named
 
 
 def answer(
     model: LlamaForCausalLM, batch: dict[str, Tensor], marker: Marker | None = None
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """(mean loss, whether each supervised token was the likeliest, loss and accuracy of the marker)"""
+) -> tuple[Tensor, Tensor, Tensor, tuple[float, float]]:
+    """(mean loss, whether each supervised token was the likeliest, loss and accuracies of the marker)"""
     tail = batch["labels"].shape[1]
     states = model.model(
         inputs_embeds=batch["embeds"], attention_mask=batch["mask"], position_ids=batch["position"], use_cache=False,
         output_hidden_states=marker is not None,
     )  # fmt: skip
     hidden = states.last_hidden_state[:, -tail:]
-    extra, marked = marker(states.hidden_states[marker.layer], batch["marks"]) if marker else (hidden.sum() * 0, 0.0)
+    extra, *marked = (
+        marker(states.hidden_states, batch["marks"], batch["mentions"])
+        if marker
+        else (hidden.sum() * 0, math.nan, math.nan)
+    )
     chosen = batch["labels"] != -100
     logits = model.lm_head(hidden[chosen])
     target = batch["labels"][chosen]
     right = torch.ones_like(batch["labels"], dtype=torch.bool)
     right[chosen] = logits.argmax(-1) == target
-    return F.cross_entropy(logits, target), right, extra, marked
+    return F.cross_entropy(logits, target), right, extra, tuple(marked)
 
 
 def tally(rows: list[Row], batch: dict[str, Tensor], right: Tensor, into: dict[str, list[int]]) -> None:
@@ -231,6 +285,8 @@ class Stage(NamedTuple):
     """Solids of a scene, at most; drawn from these."""
     least: int = 3
     """Fewest questions that a scene must offer."""
+    without: str = ""
+    """Questions that hold this word are left out."""
 
 
 STAGES = {
@@ -239,6 +295,8 @@ STAGES = {
     "told": Stage(3, ("order", "before", "when", "half"), ("facts",), most=(2, 2, 3), least=4),
     "half": Stage(5, ("half", "middle", "event"), ("cut", "sparse", "sparse"), most=(2, 2, 3), least=4),
     "before": Stage(6, ("order", "before", "when", "half"), ("sparse", "sparse", "facts"), most=(2, 2, 3), least=4),
+    "first": Stage(3, ("order", "before"), ("sparse", "sparse", "facts"), most=(2, 2, 3), least=3, without="last"),
+    "order": Stage(6, ("order", "before", "when"), ("sparse", "sparse", "facts"), most=(2, 2, 3), least=4),
     "sets": Stage(3, ("count", "list", "exists", "compare"), ("still",)),
     "full": Stage(
         5, ("texture", "text", "speed", "size", "direction"), ("sparse", "still", "facts"), ("full",), least=2
@@ -277,6 +335,8 @@ class Teacher:
             heard = bool({*HEARD} & {*stage.types})
             asked = [q for _ in range(6) for q in questions(scene, rng, still=form == "still", heard=heard)]
             asked += [q for _ in range(2) for q in halves(scene, rng)]
+            if stage.without:
+                asked = [q for q in asked if stage.without not in q.question]
             if form == "cut":
                 asked = [q for q in asked if q.type in ("middle", "half") and "last" not in q.question]
             pool = {q.question: q for q in asked if q.type in stage.types}
@@ -295,7 +355,7 @@ class Teacher:
         else:
             quotes = [("caption", describe(scene))]
         prefix = self.writer.prefix("quoted" if quotes else "moments", bags, quotes)
-        return Row(self.writer, prefix, turns, chained=False, marked=marked)
+        return Row(self.writer, prefix, turns, chained=False, marked=marked, scene=scene)
 
     def sparse(self, scene: Scene, cut: bool = False) -> tuple[list[Bag], list[tuple[int, int]]]:
         """A few of the eight moments, the first and the last among them, and one in the middle for two events.
@@ -335,7 +395,9 @@ class Teacher:
         quotes = [("caption", describe(scene))] if form == "quoted" else []
         asked = sorted(pool.values(), key=lambda q: rng.random())[:9]
         marked = marked if form == "moments" else []
-        return Row(self.writer, self.writer.prefix(form, bags, quotes), asked, chained=False, marked=marked)
+        return Row(
+            self.writer, self.writer.prefix(form, bags, quotes), asked, chained=False, marked=marked, scene=scene
+        )
 
     def row(self, share: float) -> Row:
         """share: how much of the training is over, for the curriculum."""
@@ -375,7 +437,7 @@ class Teacher:
                 asked.insert(
                     rng.randrange(len(asked) + 1), Question("describe", rng.choice(CAPTION_PROMPTS), describe(scene))
                 )
-        return Row(writer, writer.prefix(form, bags, quotes), asked, chained, marked)
+        return Row(writer, writer.prefix(form, bags, quotes), asked, chained, marked, scene)
 
 
 def examination(writer: Writer, form: str, level: str, split: str, scenes: int, seed: str) -> list[Row]:
@@ -461,7 +523,7 @@ def main() -> None:
     ends = dict(zip(a.stages, itertools.accumulate(STAGES[name].minutes for name in a.stages), strict=True))
     lately: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     """Right answers of the drill held since the last report."""
-    steps, running, average, drilled, noticed = 0, defaultdict(lambda: [0, 0]), 0.0, 0.0, 0.0
+    steps, running, average, drilled, noticed = 0, defaultdict(lambda: [0, 0]), 0.0, 0.0, [0.0, 0.0]
     control = a.out / "control.json"  # {"threads": 2, "minutes": 100}: read while training
     while True:
         if steps % 50 == 0 and control.exists():
@@ -487,8 +549,9 @@ def main() -> None:
         batch = collate(rows, model.get_input_embeddings(), a.noise)
         loss, right, extra, marked = answer(model, batch, marker)
         (loss + 0.5 * extra).backward()
-        if extra.item():
-            noticed = 0.95 * noticed + 0.05 * marked
+        noticed = [
+            old if math.isnan(new) else 0.95 * old + 0.05 * new for old, new in zip(noticed, marked, strict=True)
+        ]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
@@ -507,7 +570,9 @@ def main() -> None:
             running.clear()
         if time.time() - logged > (60 if stage else 240):
             logged = time.time()
-            state = f"rate {rate:.4f} {stage or 'everything'} {drilled:.3f} noticed {noticed:.2f}"
+            state = (
+                f"rate {rate:.4f} {stage or 'everything'} {drilled:.3f} noticed {noticed[0]:.2f} named {noticed[1]:.2f}"
+            )
             print(f"{spent:.1f} min step {steps} loss {average:.3f} {state}", flush=True)
             if lately:
                 print(f"   lately: {line(lately)}", flush=True)

@@ -59,6 +59,34 @@ def test_a_split_never_shows_what_another_shows():
             assert one == other or not meanings[one] & meanings[other]
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_split_begins_with_a_picture_that_another_begins_with(level):
+    """Single solids, so that many scenes begin alike; most of them go on differently."""
+    rng = random.Random(3)
+    drawn = {split: [draw_scene(rng, level, split, most=1) for _ in range(300)] for split in SPLITS}
+    stills = {split: {s.still for s in some} for split, some in drawn.items()}
+    assert len(stills["test"]) < len({s.meaning for s in drawn["test"]}), "some pictures began several scenes"
+    for one in SPLITS:
+        for other in SPLITS:
+            assert one == other or stills[one] & stills[other] <= {""}, "the empty picture alone is in all of them"
+        for scene in drawn[one]:
+            snapshot = scene.snapshot(0.0)
+            assert snapshot.still == scene.still
+            assert not scene.still or snapshot.split in (one, None)
+
+
+def test_what_is_left_of_each_split():
+    """Scenes with and without changes are kept alike: a split is a fair sample of the world."""
+    every = scenes("easy", 20000)
+    for some in (every, [s for s in every if not s.events], [s for s in every if len(s.events) == 2]):
+        found = {split: sum(s.split == split for s in some) / len(some) for split in SPLITS}
+        assert found == {
+            "train": pytest.approx(0.48, abs=0.06),
+            "val": pytest.approx(0.02, abs=0.01),
+            "test": pytest.approx(0.02, abs=0.01),
+        }
+
+
 def test_jitter_and_noise_do_not_move_a_scene_to_another_split():
     for scene in scenes("easy", 50):
         shaken = replace(scene, noise=0.0, seed=1, solids=tuple(replace(s, dx=0.0, dy=0.0) for s in scene.solids))

@@ -1,0 +1,381 @@
+"""Published checkpoints into run folders, and runs into published layouts: the one driver for all importers.
+
+Everything is strict. Names and shapes are compared on the meta device before a byte is written, and all that is wrong
+is told in one error, in the published spelling; then the run is built as any other is, by the loaders that will read
+it later. What is written appears under its final name when it is whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmtune import config as configs
+from mmtune import model as models
+from mmtune import places, registry
+from mmtune.checkpoint import seal, store
+from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Source, is_file_name, submodule
+from mmtune.checkpoint.keymap import KeyMap
+from mmtune.errors import CheckpointError, UsageError
+from mmtune.recipe import EncoderEntry, Recipe
+
+ROOM = "checkpoint/foreign"
+LISTED = 24
+"""Wrong names told one by one."""
+
+
+def importer(kind: str, options: Sequence[str] = ()) -> Foreign:
+    """The importer of a kind, with options written as NAME=VALUE.
+
+    Raises ConfigError for an unknown kind, option or value.
+    """
+    found = registry.find(ROOM, kind)
+    tree: dict[str, Any] = {}
+    for text in options:
+        tree = configs.override(tree, text)
+    return found(configs.validate(found.Config, tree, f"the options of {kind}"))
+
+
+def assign(foreign: Foreign, paths: Sequence[str], scratch: Path) -> dict[str, Source]:
+    """The paths of the command line by role: NAME=PATH by name, the others in the order of the roles.
+
+    Raises:
+        UsageError: a role without a path, twice, or unknown; a path where nothing lies.
+    """
+    known = {role.name: role for role in foreign.roles}
+    given: dict[str, str] = {}
+    plain = []
+    for text in paths:
+        name, sign, path = text.partition("=")
+        if sign and name in known and name not in given:
+            given[name] = path
+        elif sign and not Path(text).exists():
+            raise UsageError(
+                f"{text}: {'given twice' if name in known else f'no role {name!r}'}", f"one of {_usage(foreign)}"
+            )
+        else:
+            plain.append(text)
+    free = [name for name in known if name not in given]
+    if len(plain) > len(free):
+        raise UsageError(f"{len(paths)} paths", f"at most {len(known)}: {_usage(foreign)}")
+    given |= dict(zip(free, plain, strict=False))
+    if missing := [role for role in foreign.roles if role.name not in given and not role.optional]:
+        raise UsageError("no path for " + "; ".join(f"{role.name} ({role.about})" for role in missing), _usage(foreign))
+    gone = [f"{name}: there is no {path}" for name, path in given.items() if not Path(path).expanduser().exists()]
+    if gone:
+        raise UsageError(
+            "; ".join(gone), "files or folders on this machine", "fetch them first, for example: hf download"
+        )
+    return {name: Source(name, Path(given[name]).expanduser(), scratch) for name in known if name in given}
+
+
+def _usage(foreign: Foreign) -> str:
+    return " ".join(f"[{role.name}=PATH]" if role.optional else f"{role.name}=PATH" for role in foreign.roles)
+
+
+# --------------------------------------------------------------------------------------------------------------- in
+
+
+def bring(
+    kind: str, paths: Sequence[str], out: Path | str, options: Sequence[str] = (), changes: Sequence[str] = ()
+) -> Path:
+    """Make a run folder (or the folder of an encoder) from published files; returns it.
+
+    Args:
+        paths: as `assign` takes them.
+        options: NAME=VALUE for the importer.
+        changes: a.b.c=value for the recipe.
+
+    Raises:
+        ConfigError, UsageError: what was asked for. CheckpointError: what the files hold.
+    """
+    out = Path(out)
+    foreign = importer(kind, options)
+    with _whole(out) as (draft, scratch):
+        sources = assign(foreign, paths, scratch)
+        imported = foreign.read(sources)
+        facts = {
+            "imported from": f"{kind}: " + ", ".join(f"{name} {source.path.name}" for name, source in sources.items()),
+            **({"options": ", ".join(options)} if options else {}),
+            **imported.facts,
+        }
+        if set(imported.recipe) == {"encoder"}:
+            _bring_encoder(imported, draft, changes, facts)
+        else:
+            _bring_run(imported, draft, changes, facts)
+    return out
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
+    """A draft folder beside `out` that becomes `out` at the end, and a scratch folder; neither outlives a failure."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already", "a new or empty folder", "give another --out")
+    out = Path(os.path.abspath(out))
+    draft, scratch = (out.with_name(f".{out.name}.{what}") for what in ("draft", "scratch"))
+    try:
+        for folder in (draft, scratch):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        yield draft, scratch
+        if out.exists():
+            out.rmdir()
+        os.rename(draft, out)
+        seal.flush(out.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _bring_run(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
+    for name, part in imported.parts.items():
+        _write_files(draft / "parts" / name, part.files)
+    tree = imported.recipe
+    for text in changes:
+        tree = configs.override(tree, text)
+    recipe = configs.validate(Recipe, places.from_here(tree, draft), "the recipe of the import")
+    _refuse_random(recipe, imported.parts)
+    given = Given.trace(imported)
+    given.compare(*_wanted(recipe, imported.parts))
+    for name, part in imported.parts.items():
+        _write_tensors(draft / "parts" / name / "model.safetensors", given.part(name), part)
+    model = models.build(recipe.model, weights=True)
+    groups = store.groups_of(model, recipe)
+    files = store.trained_tensors(model, groups)
+    with torch.no_grad():
+        for tensors in files.values():
+            for name, tensor in tensors.items():
+                tensor.copy_(given.tensors[name])
+    store.save_run(draft, model, recipe, facts)
+
+
+def _bring_encoder(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
+    """The folder of an encoder: its files, model.safetensors, and encoder.yaml for a recipe."""
+    ((name, part),) = imported.parts.items()
+    tree = imported.recipe
+    for text in changes:
+        tree = configs.override(tree, text)
+    _write_files(draft, part.files)
+    entry = {**tree["encoder"], "weights": str(draft)}
+    given = Given.trace(imported)
+    with torch.device("meta"):
+        built = _encoder(entry)
+    given.compare(*_state(submodule(built, part.holds), name))
+    _write_tensors(draft / "model.safetensors", given.part(name), part)
+    _encoder(entry).load_weights()
+    seal.write_file(draft / "encoder.yaml", configs.dump({"encoder": tree["encoder"]}))
+    lines = [f"# {tree['encoder']['name']}: an encoder for mmtune", "", *(f"- {key}: {v}" for key, v in facts.items())]
+    lines += ["", "Use it as in encoder.yaml, with `weights` naming this folder."]
+    seal.write_file(draft / "card.md", "\n".join(lines) + "\n")
+
+
+class _Holder(configs.Config):
+    encoder: EncoderEntry
+    """The one that is brought in."""
+
+
+def _encoder(entry: dict[str, Any]) -> Any:
+    settings = configs.validate(_Holder, {"encoder": entry}, "the encoder of the import").encoder
+    return registry.find("encoders", settings.name)(settings)
+
+
+def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if not is_file_name(name):
+            raise CheckpointError(f"a file called {name!r}", "a plain file name")
+        if isinstance(content, Path):
+            shutil.copyfile(content, folder / name)
+        else:
+            text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], part: Part) -> None:
+    kind = getattr(torch, part.dtype) if part.dtype else None
+    plain = {
+        name: (tensor.to(kind) if kind and tensor.is_floating_point() else tensor).contiguous().clone()
+        for name, tensor in tensors.items()
+    }
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
+    """Base parts for which a loader would draw random weights, because nothing is there to read."""
+    covered = {part.holds for part in parts.values()}
+    bare = [
+        f"branches.{name}.encoder"
+        for name, branch in recipe.model.branches.items()
+        if branch.encoder.weights is None and not any(held.startswith(f"branches.{name}.") for held in covered)
+    ]
+    folder = getattr(recipe.model.llm, "folder", None)
+    held = any(one.startswith("llm") for one in covered)
+    if folder and not held and not any(Path(places.resolve(folder)).glob("*.safetensors")):
+        bare.append(f"llm ({folder} has no *.safetensors)")
+    if bare:
+        raise CheckpointError(
+            "nothing to read for " + ", ".join(bare),
+            "weights for every part; nothing is left random",
+            "name the files of the missing part",
+        )
+
+
+def _wanted(recipe: Recipe, parts: Mapping[str, Part]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every name that sources have to give, with a tensor on the meta device: trained ones, and `PART:NAME`; and the
+    second names of tied weights."""
+    section = recipe.model
+    model = models.build(section, weights=False, device="meta")
+    groups = store.groups_of(model, recipe)
+    wanted: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for tensors in store.trained_tensors(model, groups).values():
+        wanted |= tensors
+    with torch.device("meta"):
+        for name, part in parts.items():
+            head, *rest = part.holds.split(".")
+            if head == "llm":
+                root: nn.Module = registry.find("llm", section.llm.name)(section.llm)
+            else:
+                encoder = section.branches[rest[0]].encoder
+                root, rest = registry.find("encoders", encoder.name)(encoder), rest[2:]
+            state, tied = _state(submodule(root, ".".join(rest)), name)
+            wanted |= state
+            aliases |= tied
+    return wanted, aliases
+
+
+def _state(module: nn.Module, part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """state_dict under the names of a part, tied weights once; and second names of tied weights to their first."""
+    first: dict[int, str] = {}
+    state, aliases = {}, {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        name = f"{part}:{key}"
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            state[name] = tensor
+    return state, aliases
+
+
+@dataclass
+class Given:
+    """What sources gave, under our names."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Ours to theirs."""
+    tables: list[KeyMap] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
+
+    @classmethod
+    def trace(cls, imported: Imported) -> Given:
+        """All pieces through their tables; what is strange is kept for `compare`."""
+        found = cls()
+        for piece in imported.pieces:
+            traced = piece.table.trace(piece.tensors)
+            found.tables.append(piece.table)
+            found.origins.append(piece.origin)
+            found.wrong += [f"unexpected: {line}" for line in traced.strange]
+            found.idle += [f"missing: {line}" for line in traced.idle]
+            twice = sorted(found.tensors.keys() & traced.tensors.keys())
+            found.wrong += [f"given twice: {traced.names[name]} ({piece.origin})" for name in twice]
+            found.tensors |= traced.tensors
+            found.names |= traced.names
+        return found
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a base part by their name in its file."""
+        return {n.partition(":")[2]: t for n, t in self.tensors.items() if n.startswith(f"{name}:")}
+
+    def theirs(self, ours: str) -> str:
+        """The published spelling of one of our names, where a table has it."""
+        known = (name for table in self.tables if (name := table.theirs(ours)))
+        return self.names.get(ours) or next(known, ours)
+
+    def compare(self, wanted: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+        """Raise one CheckpointError for everything missing, unexpected, misshapen or given twice.
+
+        Args:
+            aliases: second name of a tied weight -> its first, which is in `wanted`.
+        """
+        for alias, first in aliases.items():
+            self._untie(alias, first)
+        missing = [f"missing: {self.theirs(name)} {list(wanted[name].shape)}" for name in wanted.keys() - self.tensors]
+        for name in self.tensors.keys() - wanted.keys():
+            self.wrong.append(f"unexpected: {self.theirs(name)} {list(self.tensors[name].shape)}")
+        for name in wanted.keys() & self.tensors.keys():
+            ours, theirs = wanted[name], self.tensors[name]
+            if ours.shape != theirs.shape:
+                self.wrong.append(
+                    f"misshapen: {self.theirs(name)} is {list(theirs.shape)}, the model has {list(ours.shape)}"
+                )
+            elif ours.is_floating_point() != theirs.is_floating_point():
+                self.wrong.append(f"misshapen: {self.theirs(name)} is {theirs.dtype}, the model has {ours.dtype}")
+        wrong = sorted(missing) + sorted(self.wrong) + ([] if missing else sorted(self.idle))
+        if wrong:
+            shown = wrong[:LISTED] + ([f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else [])
+            raise CheckpointError(
+                "\n  ".join([f"{', '.join(self.origins) or 'the sources'}: {len(wrong)} names do not fit", *shown]),
+                "every tensor of the model, in its shape, and no other",
+                "check that the files are whole, of one model, and of the KIND that was named",
+            )
+
+    def _untie(self, alias: str, first: str) -> None:
+        """A tied weight may be stored under either name, or under both if they are equal."""
+        if alias not in self.tensors:
+            return
+        tensor, name = self.tensors.pop(alias), self.names.pop(alias, alias)
+        held = self.tensors.setdefault(first, tensor)
+        self.names.setdefault(first, name)
+        if held is not tensor and not (held.is_meta or (held.shape == tensor.shape and torch.equal(held, tensor))):
+            self.wrong.append(f"misshapen: {name} differs from {self.theirs(first)}, to which config.json ties it")
+
+
+# -------------------------------------------------------------------------------------------------------------- out
+
+
+def send(run: Path | str, kind: str, out: Path | str, options: Sequence[str] = ()) -> Path:
+    """Write a run in a published layout into a new folder; returns it.
+
+    Raises:
+        ConfigError, UsageError: what was asked for. CheckpointError: a run that the layout has no place for.
+    """
+    foreign = importer(kind, options)
+    if type(foreign).write is Foreign.write:
+        foreign.write(None)  # type: ignore[arg-type]  # raises: this kind has no way out
+    with _whole(Path(out)) as (draft, _):
+        model, _, recipe = store.load_run(run)
+        write(foreign.write(Opened(model, recipe, Path(places.resolve(str(run))))), draft)
+    return Path(out)
+
+
+def write(exported: Exported, folder: Path) -> None:
+    """Write what an importer made into a folder that is there and empty."""
+    _write_files(folder, exported.files)
+    for name, tensors in exported.tensors.items():
+        if not is_file_name(name):
+            raise CheckpointError(f"a file called {name!r}", "a plain file name")
+        if name.endswith(".safetensors"):
+            save_file(_plain(tensors), folder / name, metadata={"format": "pt"})
+        else:
+            torch.save(_plain(tensors), folder / name)
+
+
+def _plain(tree: Any) -> Any:
+    """Tensors of their own on the CPU, so that neither views nor ties make a file larger or unreadable."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    return tree.detach().cpu().contiguous().clone() if isinstance(tree, Tensor) else tree

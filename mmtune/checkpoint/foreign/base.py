@@ -1,0 +1,254 @@
+"""The contract of importers: a published layout in, and out again.
+
+    mmtune import KIND PATH... --out RUN [--option NAME=VALUE] [--set recipe.key=value]
+    mmtune export RUN --kind KIND --out FOLDER [--option NAME=VALUE]
+
+An importer is plain: sources to an `Imported` (`read`), an opened run to an `Exported` (`write`). It writes nothing and
+builds no model; `mmtune.checkpoint.carry` does, strictly, for all kinds alike. So both directions also work on tensors
+in memory, and on the meta device, where only names and shapes are looked at.
+
+Names on our side of a table are either full parameter names of the model (`branches.sight.connector.layers.0.weight`),
+stored in `weights/`, or `PART:NAME` (`llm:model.norm.weight`), which go to the base part `PART` in `parts/` of the run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from mmtune import places
+from mmtune.checkpoint.foreign import _files
+from mmtune.checkpoint.keymap import KeyMap
+from mmtune.config import Config
+from mmtune.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.recipe import Recipe
+
+
+class ForeignConfig(Config):
+    """Named options of an importer; each upstream oddity that weights depend on is one, and never a default."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """One PATH of the command line. They are given in the order of `Foreign.roles`, or as NAME=PATH."""
+
+    name: str
+    about: str
+    """What lies there, for `mmtune import --list`."""
+    optional: bool = False
+
+
+class Source:
+    """What was given for one role: a file or a folder, or files and tensors in memory."""
+
+    def __init__(self, role: str, path: Path, scratch: Path | None = None) -> None:
+        """
+        Args:
+            scratch: folder for what pickled files are converted to; without one they are refused.
+        """
+        self.role = role
+        self.path = path
+        self.scratch = scratch
+        self._memory: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None
+
+    @classmethod
+    def memory(cls, role: str, tensors: Mapping[str, Tensor], files: Mapping[str, Any] | None = None) -> Source:
+        """Tensors by published name (those on the meta device will do), and JSON files by name, as trees."""
+        source = cls(role, Path(f"({role} in memory)"))
+        source._memory = (tensors, files or {})
+        return source
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_folder(self) -> bool:
+        return self._memory is None and self.path.is_dir()
+
+    def has(self, name: str) -> bool:
+        """Whether a folder holds a file of this name."""
+        return name in self._memory[1] if self._memory else (self.path / name).is_file()
+
+    def file(self, name: str) -> Path:
+        """A file of a folder. Raises CheckpointError when it is not there."""
+        if self._memory is None and self.has(name):
+            return self.path / name
+        raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published", "copy it again")
+
+    def json(self, name: str = "config.json") -> dict[str, Any]:
+        """A JSON object. Raises CheckpointError."""
+        if self._memory:
+            if name not in self._memory[1]:
+                raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published")
+            return dict(self._memory[1][name])
+        return _files.read_json(self.file(name))
+
+    def tensors(self, inside: Sequence[str] = (), pattern: str | None = None) -> dict[str, Tensor]:
+        """All tensors by published name: one file, or a folder with or without an index of shards.
+
+        Safetensors are read as they are. Pickled files go through a converter in a child process, which takes tensors
+        and plain values only.
+
+        Args:
+            inside: keys of a pickled mapping that may wrap the tensors, such as ("model", "state_dict"): the first
+                that is there is opened and what lies beside it is left out. None of them there: all tensors are taken.
+            pattern: glob for the files of a folder, instead of the usual names.
+
+        Raises:
+            CheckpointError: no file, a damaged one, a shard missing, a name in two shards, a pickle with code in it.
+        """
+        if self._memory:
+            return dict(self._memory[0])
+        return _files.read_tensors(self.path, inside, pattern, self.scratch)
+
+    def each(self, pattern: str, inside: Sequence[str] = ()) -> list[tuple[Path, dict[str, Tensor]]]:
+        """The tensors of every file of a folder on their own, sorted by name: slices of tensor parallelism."""
+        if self._memory:
+            return [(self.path, dict(self._memory[0]))]
+        found = sorted(self.path.glob(pattern)) if self.is_folder else [self.path]
+        if not found:
+            raise CheckpointError(f"{self} has no {pattern}", "the whole folder as it was published")
+        return [(path, _files.read_tensors(path, inside, None, self.scratch)) for path in found]
+
+
+@dataclass
+class Piece:
+    """Tensors by published name, and the table that says what they are called here."""
+
+    origin: str
+    """For messages: where they come from."""
+    table: KeyMap
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass
+class Part:
+    """A base part to be written to `parts/NAME` of the run, because no folder holds it in a layout that we read."""
+
+    holds: str
+    """The module whose tensors it has, by its full name before tuners change it: `llm.model`,
+    `branches.sight.encoder.tower`. The file has the names of that module's state_dict."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Files beside the tensors: name to a tree (JSON), a text, or the path of a file to copy."""
+    dtype: str | None = None
+    """Type that floating tensors are stored in; none keeps what was published."""
+
+
+HERE = f"{places.HERE}parts/"
+"""How a recipe names a part of its own run: `here:parts/llm`, valid wherever the run folder is moved."""
+
+
+@dataclass
+class Imported:
+    """What an importer makes of its sources."""
+
+    recipe: dict[str, Any]
+    """The tree of the recipe, as it would be written in YAML. A kind that brings in an encoder alone gives
+    `{"encoder": {...}}`, and the folder written is that part: files and model.safetensors, no run."""
+    pieces: list[Piece] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    """Lines for the card: what was published, under which licence, which oddity was chosen."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Our names (with `PART:NAME`) -> tensors. Raises CheckpointError, all strange names at once."""
+        found: dict[str, Tensor] = {}
+        for piece in self.pieces:
+            found |= piece.table.into(piece.tensors)
+        return found
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one part, under their names in its file."""
+        return {n.partition(":")[2]: t for n, t in self.tensors().items() if n.startswith(f"{name}:")}
+
+
+@dataclass
+class Opened:
+    """A run that was read back, to be written in another layout."""
+
+    model: MultimodalModel
+    recipe: Recipe
+    path: Path | None = None
+    """The run folder; none for a model in memory."""
+
+    def tensors(self, parts: Mapping[str, str]) -> dict[str, Tensor]:
+        """Every tensor of the model under the names that a table's side `ours` has.
+
+        Args:
+            parts: part to the module it holds, as `{"llm": "llm.model"}`: those tensors are called `llm:NAME`.
+        """
+        found = {}
+        for name, tensor in self.model.state_dict().items():
+            part = next((p for p, module in parts.items() if name.startswith(module + ".")), None)
+            found[f"{part}:{name[len(parts[part]) + 1 :]}" if part else name] = tensor.detach()
+        return found
+
+
+@dataclass
+class Exported:
+    """Files to be written."""
+
+    tensors: dict[str, Mapping[str, Any]]
+    """File name to tensors by published name. `*.safetensors`, or `*.pth`, `*.bin`, `*.pt` where the published code
+    reads nothing else; there a mapping may lie in a mapping."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """File name to a tree (JSON), a text, or the path of a file to copy."""
+
+
+class Foreign(ABC):
+    """One published layout."""
+
+    Config: ClassVar[type[ForeignConfig]] = ForeignConfig
+    about: ClassVar[str] = ""
+    """One line for `mmtune import --list`."""
+    roles: ClassVar[tuple[Role, ...]] = ()
+
+    def __init__(self, config: ForeignConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def read(self, sources: Mapping[str, Source]) -> Imported:
+        """Role to source -> what the run is made of. An optional role that was not given is absent.
+
+        Raises:
+            CheckpointError: sources of another kind, or settings in them that mmtune has no counterpart for.
+        """
+        raise NotImplementedError
+
+    def write(self, run: Opened) -> Exported:
+        """A run in the published layout.
+
+        Raises:
+            UsageError: a layout without a way out. CheckpointError: a run that the layout has no place for.
+        """
+        kind = type(self).__module__.rpartition(".")[2]
+        raise UsageError(f"{kind} is read only", "a kind that can be written: mmtune import --list")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name may be written into a folder: no path, nothing hidden."""
+    return name == Path(name).name and not name.startswith(".")
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path; the empty path is the root. Raises CheckpointError when there is none."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError as error:
+        raise CheckpointError(f"{type(root).__name__} has no module {path!r}", "a part that the model has") from error
+
+
+def unlike(what: str, given: Any, expected: Any, hint: str = "") -> CheckpointError:
+    """The error for a source of another kind: `raise unlike("model_type of config.json", "bert", "llava")`."""
+    return CheckpointError(f"{what} is {given!r}", str(expected), hint or "choose another KIND: mmtune import --list")
+
+
+Contract = Foreign

@@ -1,0 +1,13 @@
+"""`mmtune export`: a run in a published layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def run(folder: str, kind: str, out: Path, options: list[str]) -> None:
+    """Export, and say where. Raises what `carry.send` raises."""
+    from mmtune.checkpoint import carry
+
+    written = carry.send(folder, kind, out, options)
+    print(f"{kind} is in {written}: " + ", ".join(sorted(path.name for path in written.iterdir())))

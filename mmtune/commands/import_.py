@@ -1,0 +1,34 @@
+"""`mmtune import`: published checkpoints into run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmtune import registry
+
+
+def run(kind: str, paths: list[str], out: Path, options: list[str], changes: list[str]) -> None:
+    """Import, and say what to do with the result. Raises what `carry.bring` raises."""
+    from mmtune.checkpoint import carry
+
+    folder = carry.bring(kind, paths, out, options, changes)
+    if (folder / "encoder.yaml").is_file():
+        print(f"an encoder is in {folder}. Use it in a recipe as in {folder / 'encoder.yaml'}, with `weights: {folder}`")
+        return
+    print(f"a run is in {folder}. Talk with it: mmtune chat {folder}")
+
+
+def show() -> None:
+    """Print every kind with its roles and options."""
+    from mmtune.checkpoint import carry
+    from mmtune.checkpoint.foreign.base import Foreign
+
+    for name in registry.names(carry.ROOM):
+        found = registry.find(carry.ROOM, name)
+        way = "in" if found.write is Foreign.write else "in and out"
+        print(f"{name}: {found.about} ({way})")
+        for role in found.roles:
+            print(f"  {f'[{role.name}=PATH]' if role.optional else f'{role.name}=PATH'}: {role.about}")
+        for option, field in found.Config.model_fields.items():
+            default = "needed" if field.is_required() else f"default {field.default}"
+            print(f"  --option {option}=...: {' '.join((field.description or '').split())} ({default})")

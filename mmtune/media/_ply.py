@@ -1,0 +1,120 @@
+"""PLY: the element `vertex` of ascii, little-endian and big-endian files, with all its plain properties.
+
+Elements behind the points (faces) are not read; that they can be there at all is checked by their least size. A list
+among the points, or in front of them, is refused: files of points have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmtune.media._cloud import HEADER, Columns, Gate, fields, named, rows
+
+TYPES = {
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "float32": "f4", "float64": "f8",
+}  # fmt: skip
+ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+END = b"end_header"
+TRAIL = 16
+"""Bytes of white space that may follow the last element."""
+
+
+@dataclass
+class _Element:
+    """One element of the header."""
+
+    name: str
+    count: int
+    properties: list[tuple[str, str]] = field(default_factory=list)
+    """Name and numpy type; a list counts with the type of its length."""
+    lists: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Bytes of one, the least where it has lists."""
+        return sum(np.dtype(kind).itemsize for _, kind in self.properties)
+
+
+def read(data: bytes, gate: Gate) -> Columns:
+    """The points. Raises MediaError."""
+    order, elements, start = _header(data, gate)
+    place = next((i for i, element in enumerate(elements) if element.name == "vertex"), None)
+    if place is None:
+        raise gate.refusal("no element vertex", "points")
+    before, points, after = elements[:place], elements[place], elements[place + 1 :]
+    if points.lists or any(element.lists for element in before):
+        raise gate.refusal("a list before or among the points", "plain properties", "store the points alone")
+    names = [name for name, _ in points.properties]
+    if len(set(names)) != len(names):
+        raise gate.refusal(f"properties {', '.join(names)[:80]}", "every name once")
+    if not order:
+        return _ascii(data[start:], gate, before, points, after)
+    start += sum(element.count * element.stride for element in before)
+    left = max(0, len(data) - start)
+    gate.admit(points.count, len(names), points.stride, left)
+    left -= points.count * points.stride
+    least = sum(element.count * element.stride for element in after)
+    whole = not any(element.lists and element.count for element in after)
+    rest = data[start + points.count * points.stride + least :]
+    if least > left or (whole and (len(rest) > TRAIL or rest.strip())):
+        raise gate.refusal(f"{left} bytes behind the points", f"{least}, as the header says")
+    kind = np.dtype([(name, order + kind) for name, kind in points.properties])
+    return fields(np.frombuffer(data, kind, points.count, start))
+
+
+def _ascii(body: bytes, gate: Gate, before: list[_Element], points: _Element, after: list[_Element]) -> Columns:
+    gate.admit(points.count, len(points.properties), 2 * len(points.properties) - 1, len(body))
+    lines = sum(element.count for element in (*before, points, *after))
+    there = body.count(b"\n") + body.count(b"\r") + 1
+    if there < lines:
+        raise gate.refusal(f"{there} lines of data", f"{lines}, as the header says")
+    table = rows(body, gate, sum(element.count for element in before), points.count)
+    if table.shape[1] != len(points.properties):
+        raise gate.refusal(f"{table.shape[1]} numbers in a line", f"{len(points.properties)}, as the header says")
+    columns = named(table, tuple(name for name, _ in points.properties))
+    # whole numbers keep their type, which says what range colours have
+    kinds = [np.dtype(kind) for _, kind in points.properties]
+    return [(name, _whole(values, kind, gate)) for (name, values), kind in zip(columns, kinds, strict=True)]
+
+
+def _whole(values: np.ndarray, kind: np.dtype, gate: Gate) -> np.ndarray:
+    if kind.kind == "f":
+        return values
+    range_ = np.iinfo(kind)
+    if not ((values >= range_.min) & (values <= range_.max) & (values == np.floor(values))).all():
+        raise gate.refusal(f"values from {values.min():g} to {values.max():g}", f"whole numbers of type {kind}")
+    return values.astype(kind)
+
+
+def _header(data: bytes, gate: Gate) -> tuple[str, list[_Element], int]:
+    """Byte order (empty for text), elements, and where the data begin."""
+    stop = data.find(END, 0, HEADER)
+    if stop < 0:
+        raise gate.refusal("no end_header", f"a header of at most {HEADER} bytes")
+    newline = b"\r\n" if data[3:5] == b"\r\n" else data[3:4]
+    if data[stop - len(newline) : stop] != newline or data[stop + len(END) :][: len(newline)] != newline:
+        raise gate.refusal("end_header is not a line of its own", "a PLY header")
+    order: str | None = None
+    elements: list[_Element] = []
+    for line in data[:stop].decode("latin1").splitlines()[1:]:
+        match line.split():
+            case [] | ["comment" | "obj_info", *_]:
+                pass
+            case ["format", kind, "1.0"] if kind in ORDERS and order is None:
+                order = ORDERS[kind]
+            case ["element", name, count]:
+                elements.append(_Element(name, gate.count(count)))
+            case ["property", "list", length, item, _] if elements and length in TYPES and item in TYPES:
+                elements[-1].properties.append(("", TYPES[length]))
+                elements[-1].lists = True
+            case ["property", kind, name] if elements and kind in TYPES:
+                elements[-1].properties.append((name, TYPES[kind]))
+            case _:
+                raise gate.refusal(f"the header line {line[:80]!r}", "format, element, property or comment")
+    if order is None:
+        raise gate.refusal("no format line", f"format {' or '.join(ORDERS)} 1.0")
+    return order, elements, stop + len(END) + len(newline)
