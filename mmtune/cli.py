@@ -62,6 +62,11 @@ def chat(
         list[str] | None,
         typer.Option("-a", "--attach", metavar="PATH", help="Any of these, told by its content, in the order given."),
     ] = None,
+    expert: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:K=V]", help="Who else looks at the media, as ocr; see `mmtune list experts`."),
+    ] = None,
+    no_experts: Annotated[bool, typer.Option("--no-experts", help="Without the experts of the recipe.")] = False,
     system: Annotated[str | None, typer.Option("-s", "--system", help="Text of a system turn.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0: the likeliest token each time.")] = None,
@@ -88,6 +93,8 @@ def chat(
         run=run,
         question=question,
         media=media,  # type: ignore[arg-type]
+        experts=expert or [],
+        no_experts=no_experts,
         system=system,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -113,6 +120,12 @@ def evaluate(
     frames: Annotated[str | None, typer.Option(metavar="shuffled|reversed", help="Control: order of frames.")] = None,
     other_media: Annotated[bool, typer.Option("--other-media", help="Control: media of another sample.")] = False,
     all_controls: Annotated[bool, typer.Option("--all-controls", help="The plain run and every control.")] = False,
+    expert: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:K=V]", help="Ask without and with what it finds, as ocr.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="Only questions of this type, as text.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
@@ -123,7 +136,7 @@ def evaluate(
 
     from mmtune.commands import evaluate as command
 
-    command.run(run, task, data or [], limit, [c for c in chosen if c], all_controls, json_file, device)
+    command.run(run, task, data or [], limit, [c for c in chosen if c], all_controls, json_file, device, expert, kind)
 
 
 @app.command()
@@ -212,6 +225,9 @@ def data_make(
     per_shard: Annotated[int, typer.Option(min=1, help="Clips in one shard.")] = 500,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     split: Annotated[str, typer.Option(metavar="train|val|test", help="Splits never share a clip.")] = "train",
+    kinds: Annotated[
+        str | None, typer.Option(help="What successive records are about: video,image,audio,points; repeats count.")
+    ] = None,
 ) -> None:
     """Draw clips with questions and answers, and write them as shards."""
     if world != "pocket":
@@ -219,7 +235,9 @@ def data_make(
 
     from mmtune.commands import data as command
 
-    command.make(out=out, clips=clips, seed=seed, level=level, split=split, per_shard=per_shard, workers=workers)
+    command.make(
+        out=out, clips=clips, seed=seed, level=level, split=split, per_shard=per_shard, workers=workers, kinds=kinds
+    )
 
 
 @data_app.command("index")

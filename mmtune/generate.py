@@ -54,10 +54,33 @@ class Sampling:
         return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
 
 
+Stop = int | tuple[int, ...]
+"""A token that ends an answer, or tokens that do so in a row."""
+
+
+class _Ends:
+    """What ends an answer, asked with every token of it."""
+
+    def __init__(self, stops: Collection[Stop]) -> None:
+        self.rows = [(stop,) if isinstance(stop, int) else tuple(stop) for stop in stops]
+
+    def cut(self, said: Sequence[int]) -> int:
+        """How many tokens at the end of `said` are a stop; 0 while the answer goes on."""
+        return max((len(row) for row in self.rows if row and row == tuple(said[-len(row) :])), default=0)
+
+    def held(self, said: Sequence[int]) -> int:
+        """How many tokens at the end of `said` may yet become part of a stop."""
+        most = min(len(said), max(map(len, self.rows), default=0))
+        for length in range(most, 0, -1):
+            if any(len(row) > length and row[:length] == tuple(said[-length:]) for row in self.rows):
+                return length
+        return 0
+
+
 def stream(
     model: MultimodalModel,
     example: Example,
-    stops: Collection[int],
+    stops: Collection[Stop],
     max_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -65,10 +88,10 @@ def stream(
     seed: int = 0,
     embeds: dict[str, Embeds] | None = None,
 ) -> Iterator[int]:
-    """The answer to one prompt, token by token; the stop token is not given. Close the iterator to stop early.
+    """The answer to one prompt, token by token; the stop is not given. Close the iterator to stop early.
 
     Args:
-        stops: ids that end the answer, `Processor.stops`.
+        stops: what ends the answer, `Processor.stops`. A token that may begin a row of several waits for the next.
         embeds: what `model.connect` gave for this example's media; none to compute it here.
 
     Raises:
@@ -77,13 +100,13 @@ def stream(
     choice = Sampling(temperature, top_p, repetition, seed)
     if max_tokens < 1:
         raise UsageError(seen=f"max_tokens = {max_tokens}", expected="at least 1")
-    return _stream(model, example, frozenset(stops), max_tokens, choice, embeds)
+    return _stream(model, example, _Ends(stops), max_tokens, choice, embeds)
 
 
 def _stream(
     model: MultimodalModel,
     example: Example,
-    stops: frozenset[int],
+    ends: _Ends,
     max_tokens: int,
     choice: Sampling,
     embeds: dict[str, Embeds] | None,
@@ -92,23 +115,28 @@ def _stream(
         reader = _Reader(model, [example], embeds)
     generator = torch.Generator().manual_seed(choice.seed)
     said = torch.empty(1, 0, dtype=torch.int64, device=model.device)
+    waiting: list[int] = []
     for number in range(max_tokens):
         # Entered anew for each token: a mode held over a yield would leak into the caller.
         with torch.inference_mode():
             ids = choice.choose(reader.logits, said, generator)
-            token = int(ids)
-        if token in stops:
+            waiting.append(int(ids))
+        if ends.cut(waiting):
+            yield from waiting[: -ends.cut(waiting)]
             return
-        yield token
+        ready = len(waiting) - ends.held(waiting)
+        yield from waiting[:ready]
+        del waiting[:ready]
         if number + 1 < max_tokens:
             with torch.inference_mode():
                 said = torch.cat([said, ids[:, None]], dim=1)
                 reader.read(ids)
+    yield from waiting
 
 
 @torch.inference_mode()
 def answer_batch(
-    model: MultimodalModel, examples: Sequence[Example], stops: Collection[int], max_tokens: int = 32, rows: int = 32
+    model: MultimodalModel, examples: Sequence[Example], stops: Collection[Stop], max_tokens: int = 32, rows: int = 32
 ) -> list[list[int]]:
     """Greedy answers to many prompts, as `stream` would give one by one; in the order of the prompts.
 
@@ -119,11 +147,11 @@ def answer_batch(
     Args:
         rows: most prompts at once.
     """
-    stops = frozenset(stops)
+    ends = _Ends(stops)
     answers: list[list[int]] = [[] for _ in examples]
     order = sorted(range(len(examples)), key=lambda number: len(examples[number]))
     for start in range(0, len(order), rows):
-        _answer(model, examples, order[start : start + rows], stops, max_tokens, answers)
+        _answer(model, examples, order[start : start + rows], ends, max_tokens, answers)
     return answers
 
 
@@ -131,7 +159,7 @@ def _answer(
     model: MultimodalModel,
     examples: Sequence[Example],
     numbers: list[int],
-    stops: frozenset[int],
+    ends: _Ends,
     max_tokens: int,
     answers: list[list[int]],
 ) -> None:
@@ -140,8 +168,11 @@ def _answer(
         ids = reader.logits.float().argmax(-1)
         going = []
         for row, token in enumerate(ids.tolist()):
-            if token not in stops:
-                answers[numbers[row]].append(token)
+            answer = answers[numbers[row]]
+            answer.append(token)
+            if cut := ends.cut(answer):
+                del answer[-cut:]
+            else:
                 going.append(row)
         if not going or step + 1 == max_tokens:
             return

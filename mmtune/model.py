@@ -61,8 +61,9 @@ class Branch(nn.Module):
 class MultimodalModel(nn.Module):
     """Branches, language model and fusion.
 
-    Encoders stay in eval mode whatever happens. Elsewhere `train()` reaches what has parameters to train, so that
-    dropout inside a frozen part never wakes up; call it after trainability is settled.
+    Encoders stay in eval mode whatever happens, but for what they name in `wakes`. There and elsewhere `train()`
+    reaches what has parameters to train, so that dropout inside a frozen part never wakes up; call it after
+    trainability is settled.
     """
 
     def __init__(
@@ -86,6 +87,10 @@ class MultimodalModel(nn.Module):
         if mode:
             for part in (self.llm, self.fusion, *(branch.connector for branch in self.branches.values())):
                 _wake(part)
+            for branch in self.branches.values():
+                for name in branch.encoder.wakes:
+                    if isinstance(part := getattr(branch.encoder, name), nn.Module):
+                        _wake(part)
         return self
 
     def encode(self, batch: Batch) -> dict[str, Features]:

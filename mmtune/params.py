@@ -34,6 +34,8 @@ class ParameterGroup(Config):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decoupled weight decay; acts on matrices only."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of AdamW's running means of the gradient and of its square."""
     streams: tuple[str, ...] = ()
     """Streams whose steps train the group; none named means all."""
 

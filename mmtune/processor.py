@@ -9,6 +9,8 @@ Too long is a rule, never a cut through a slot or a turn:
 - drop: the sample is refused with reason `too_long`, to be skipped and counted;
 - turns: whole exchanges are left out until it fits, the last ones in training (media stand in the first), the oldest
   ones in chat; what does not fit even so is refused as above;
+- cut: in training, what is behind the last place goes, the end mark with it, as the published code of LLaMA-Adapter
+  does; where that leaves nothing to learn, or goes through a slot, and in chat, it is refused as above;
 - error: the run stops.
 """
 
@@ -30,7 +32,8 @@ from mmtune.types import IGNORE, Example, Kind, MediaRef, Sample, Slot
 if TYPE_CHECKING:
     import numpy as np
 
-TooLong = Literal["drop", "turns", "error"]
+TooLong = Literal["drop", "turns", "cut", "error"]
+Stop = int | tuple[int, ...]
 
 
 class BranchLike(Protocol):
@@ -61,6 +64,13 @@ class _Draft:
     def write(self, ids: list[int], learn: bool) -> None:
         self.tokens += ids
         self.learned += [learn] * len(ids)
+
+    def cut(self, length: int) -> bool:
+        """Keep the first `length` tokens; false, and nothing is changed, where a slot reaches further."""
+        if any(slot.start + slot.length > length for slot in self.slots):
+            return False
+        del self.tokens[length:], self.learned[length:]
+        return True
 
 
 class Processor:
@@ -97,8 +107,10 @@ class Processor:
         self.takes_places = takes_places
         self.features = features
         self.kinds = _routes(self.branches)
-        self.stops = frozenset(_single(tokenizer, text, "stop") for text in template.stop)
-        """Ids that end an answer."""
+        self.stops: frozenset[Stop] = frozenset(_single(tokenizer, text, "stop") for text in template.stop)
+        """Ids that end an answer, and rows of ids that do so together."""
+        for text in template.ends:
+            self.stops |= {tuple(tokenizer.encode(text, after)) for after in ("start", "text")}
         for text in template.tokens:
             _single(tokenizer, text, "tokens")
 
@@ -117,6 +129,8 @@ class Processor:
         items: dict[int, Tensor] = {}
         full = draft = self._draft(sample, answer, rng, items)
         while self.length is not None and len(draft.tokens) > self.length:
+            if self.too_long == "cut" and not answer and draft.cut(self.length):
+                break
             shorter = _shorter(sample, answer) if self.too_long == "turns" else None
             if shorter is None:
                 raise self._refusal(sample, len(full.tokens))
@@ -141,7 +155,7 @@ class Processor:
     def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: dict[int, Tensor]) -> _Draft:
         draft = _Draft()
         for span in self.template.spans(sample, answer, marks=self.takes_places):
-            if span.ref is not None:
+            if span.kind == "media":
                 self._place(draft, span.ref, rng, items)
                 continue
             ids = self._ids(span, draft.after)
@@ -153,17 +167,26 @@ class Processor:
     def _ids(self, span: Span, after: Before) -> list[int]:
         if span.kind == "control":
             return self.tokenizer.control(span.text, after)
+        if span.kind == "times":
+            return self.tokenizer.encode(self._told(span), after)
         return self.tokenizer.encode(span.text, after)
 
     def _place(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: dict[int, Tensor]) -> None:
         branch, item = self.item(ref, rng, items)
-        places = self.branches[branch].connector.tokens_out(item.shape[0]) if self.takes_places else 0
+        to = self.branches[branch]
+        places = to.connector.places(item, to.encoder) if self.takes_places else 0
         held = draft.media.setdefault(branch, [])
         draft.slots.append(Slot(branch, len(draft.tokens), places, len(held)))
         held.append(item)
         draft.write([self.tokenizer.pad] * places, learn=False)
         if places:
             draft.after = "start"
+
+    def _told(self, span: Span) -> str:
+        """What a template says about when the frames of a video are taken."""
+        encoder = self.branches[self.branch_of(span.ref)].encoder
+        seconds = media.spoken(media.moments(span.ref, encoder.sampling(span.ref.kind)))
+        return span.text.replace("{count}", str(len(seconds))).replace("{times}", ", ".join(seconds))
 
     def branch(self, kind: Kind) -> str:
         """The branch that takes a kind of media. Raises UsageError when there is none."""

@@ -3,9 +3,13 @@
 A template is data (configs/prompts/NAME.yaml). Nothing is joined to one string here and split again later: spans are
 tokenized one by one, so what is learned is known for every token, and no text can pass for a mark.
 
-Spaces. The text of a part is stripped at both ends. A control string that ends in a space gives this space to the text
-behind it ("USER: " and "hello" become "USER:" and " hello"), because that is where tokenizers put it; where no text
-follows, as before an answer that is still to be written, the space is left out.
+Spaces. The text of a part is stripped at both ends, unless its side says otherwise. A control string that ends in a
+space gives this space to the text behind it ("USER: " and "hello" become "USER:" and " hello"), because that is where
+tokenizers put it; where no text follows, as before an answer that is still to be written, the space is left out.
+
+Quotes. Text from elsewhere stands between the two marks of `quote`. Where these are control tokens nothing inside can
+spell them. Where they are ordinary text, as brackets are, the quoted text is put on one line and loses whatever would
+end or begin a quote, so that it cannot step out of its marks.
 """
 
 from __future__ import annotations
@@ -19,12 +23,16 @@ from mmtune.config import Config
 from mmtune.errors import ConfigError
 from mmtune.types import Kind, MediaRef, Quote, Sample, Turn
 
+_SOFTER = {"[": "(", "]": ")", "{": "(", "}": ")", "<": "(", ">": ")"}
+"""What stands for a bracket inside a quote that such brackets mark."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """A stretch of a prompt. Text and quotes are content: no control token may come out of them."""
 
-    kind: Literal["control", "text", "quote", "media"]
+    kind: Literal["control", "text", "quote", "media", "times"]
+    """Of `times`, `text` has {count} and {times} in it, which stand for when the frames of `ref` are taken."""
     text: str = ""
     ref: MediaRef | None = None
     learn: bool = False
@@ -41,6 +49,8 @@ class Side(Config):
     """For the system role: write the turn into the next user turn, after its `before`."""
     text: bool = True
     """Whether the text of the turn is written; if not, only its media are."""
+    strip: bool = True
+    """Whether blanks at both ends of its texts are left out; if not, texts are written as they are."""
 
 
 class Template(Config):
@@ -63,6 +73,11 @@ class Template(Config):
     """For each kind of media that may occur, the control strings before and after its places."""
     quote: tuple[str, str] = ("[", "]\n")
     """Control strings before and after text that comes from elsewhere; it is written as "source: text"."""
+    times: str = ""
+    """Said behind a video: {count} is the number of its frames, {times} their seconds with one decimal."""
+    ends: tuple[str, ...] = ()
+    """Strings that end an answer too, although they are plain text to the tokenizer, for models that were published
+    without a mark of their own. Whoever writes such a string ends the answer as well."""
     stop: tuple[str, ...] = ("{eos}",)
     """Strings that end an answer; each must be one control token of the tokenizer."""
     tokens: tuple[str, ...] = ()
@@ -117,18 +132,30 @@ class Template(Config):
             match part:
                 case MediaRef():
                     yield from self._media(part, marks)
-                    glue = ""
+                    glue = " " if self._timed(part, marks) else ""
                 case Quote():
                     yield Span("control", self.quote[0])
-                    yield Span("quote", f"{part.source.strip()}: {part.text.strip()}")
+                    yield Span("quote", self._inside(f"{part.source.strip()}: {part.text.strip()}"))
                     yield Span("control", self.quote[1])
                     glue = ""
                 case _ if side.text and part.strip():
-                    yield Span("text", glue + part.strip(), learn=learn)
+                    yield Span("text", glue + part.strip() if side.strip else part, learn=learn)
                     glue = " "
         end, rest = self._end(side.after) if turn.role == "assistant" else ("", side.after)
         yield Span("control", end, learn=learn)
         yield Span("control", rest)
+
+    def _inside(self, text: str) -> str:
+        """Quoted text that cannot pass for the marks around it."""
+        plain = [mark.strip() for mark in self.quote if mark.strip() not in (*self.tokens, *self.stop)]
+        if not plain:
+            return text
+        text = " ".join(text.split())
+        for mark in filter(None, plain):
+            other = _SOFTER.get(mark, "")
+            while mark in text:  # what is left over may make another one
+                text = text.replace(mark, other)
+        return text
 
     def _media(self, ref: MediaRef, marks: bool) -> Iterator[Span]:
         if ref.kind not in self.media:
@@ -140,16 +167,21 @@ class Template(Config):
         yield Span("control", before)
         yield Span("media", ref=ref)
         yield Span("control", after)
+        if self._timed(ref, marks):
+            yield Span("times", self.times.strip(), ref)
+
+    def _timed(self, ref: MediaRef, marks: bool) -> bool:
+        return bool(self.times) and marks and ref.kind == "video"
 
     def _end(self, after: str) -> tuple[str, str]:
         """What an assistant learns to write after its text, and the rest, which is written for it."""
-        places = [after.find(stop) + len(stop) for stop in self.stop if stop in after]
+        places = [after.find(stop) + len(stop) for stop in (*self.stop, *self.ends) if stop in after]
         cut = min(places) if places else len(after)
         return after[:cut], after[cut:]
 
     def render(self, sample: Sample, answer: bool = False) -> str:
         """The prompt as one string for people to read; media as [kind]. Nothing tokenizes this."""
-        return "".join(f"[{span.ref.kind}]" if span.ref else span.text for span in self.spans(sample, answer))
+        return "".join(f"[{span.ref.kind}]" if span.kind == "media" else span.text for span in self.spans(sample, answer))
 
 
 def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:
@@ -162,7 +194,7 @@ def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:
             held = replace(span, text=held.text + span.text)
             continue
         if held is not None:
-            if span.kind in ("text", "quote") and held.text.endswith(" ") and not held.learn:
+            if span.kind in ("text", "quote", "times") and held.text.endswith(" ") and not held.learn:
                 held, span = replace(held, text=held.text[:-1]), replace(span, text=" " + span.text)
             if held.text:
                 yield held

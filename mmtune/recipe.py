@@ -39,6 +39,7 @@ ConnectorEntry = entry("connectors")
 LLMEntry = entry("llm")
 FusionEntry = entry("fusion")
 TunerEntry = entry("tuners")
+ExpertEntry = Annotated[entry("experts"), BeforeValidator(_short_entry)]
 FormatEntry = Annotated[entry("data/formats"), BeforeValidator(_short_entry)]
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -170,8 +171,10 @@ class ScheduleSection(Config):
     """Optimizer steps in all, over all streams."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises from zero."""
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls after that."""
+    kind: Literal["cosine", "half_cosine", "linear", "constant"] = "cosine"
+    """How it falls after that. half_cosine: a cosine that counts from zero, as LLaMA-Adapter's loop does."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What it falls to, as a part of the peak."""
 
 
 class RunSection(Config):
@@ -181,8 +184,8 @@ class RunSection(Config):
     """Of weights, data order and everything random."""
     length: Annotated[int, Field(ge=8)] = 1024
     """Most tokens of an example, places of media included."""
-    too_long: Literal["drop", "turns", "error"] = "turns"
-    """A longer one is skipped and counted, loses whole exchanges until it fits, or stops the run."""
+    too_long: Literal["drop", "turns", "cut", "error"] = "turns"
+    """A longer one is skipped and counted, loses whole exchanges until it fits, its end, or stops the run."""
     batch_tokens: Annotated[int, Field(ge=8)] = 4096
     """Most places of one micro-step, all rows together, padding included."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -231,6 +234,8 @@ class ChatSection(Config):
     """0 always takes the likeliest token."""
     notice: str = ""
     """What the model is and what it cannot do, said when a chat begins."""
+    experts: tuple[ExpertEntry, ...] = ()
+    """Who else looks at the media and tells the model what is found, such as `ocr`; a name, or a name with options."""
 
 
 class Recipe(Config):

@@ -30,8 +30,8 @@ from mmtune.errors import CheckpointError, UsageError
 from mmtune.recipe import EncoderEntry, Recipe
 
 ROOM = "checkpoint/foreign"
-LISTED = 24
-"""Wrong names told one by one."""
+LISTED = 16
+"""Names told one by one that are strange, and as many that are missing."""
 
 
 def importer(kind: str, options: Sequence[str] = ()) -> Foreign:
@@ -324,11 +324,12 @@ class Given:
                 )
             elif ours.is_floating_point() != theirs.is_floating_point():
                 self.wrong.append(f"misshapen: {self.theirs(name)} is {theirs.dtype}, the model has {ours.dtype}")
-        wrong = sorted(missing) + sorted(self.wrong) + ([] if missing else sorted(self.idle))
-        if wrong:
-            shown = wrong[:LISTED] + ([f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else [])
+        lists = [sorted(self.wrong), sorted(missing) or sorted(self.idle)]
+        if count := sum(map(len, lists)):
+            # what is missing must not push what is strange out of sight, nor the other way round
+            lines = [line for one in lists for line in _shortened(one)]
             raise CheckpointError(
-                "\n  ".join([f"{', '.join(self.origins) or 'the sources'}: {len(wrong)} names do not fit", *shown]),
+                "\n  ".join([f"{', '.join(self.origins) or 'the sources'}: {count} names do not fit", *lines]),
                 "every tensor of the model, in its shape, and no other",
                 "check that the files are whole, of one model, and of the KIND that was named",
             )
@@ -342,6 +343,10 @@ class Given:
         self.names.setdefault(first, name)
         if held is not tensor and not (held.is_meta or (held.shape == tensor.shape and torch.equal(held, tensor))):
             self.wrong.append(f"misshapen: {name} differs from {self.theirs(first)}, to which config.json ties it")
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    return lines[:LISTED] + ([f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else [])
 
 
 # -------------------------------------------------------------------------------------------------------------- out

@@ -62,10 +62,12 @@ def _split(model: nn.Module, groups: Groups) -> tuple[dict[str, dict[str, Tensor
     """All tensors of the model as ({part: frozen tensors from a base}, the rest); trained ones are in neither."""
     state = model.state_dict(keep_vars=True)
     trained = {id(parameter) for named in groups.values() for _, parameter in named}
+    # what tuners added is in no base, also where it does not train any more
+    added = {name for names in getattr(model, "tuned", {}).values() for name in names}
     bases: dict[str, dict[str, Tensor]] = {}
     claimed: set[str] = set()
     for part, module in parts(model).items():
-        names = [name for name in state if name.startswith(part + ".")]
+        names = [name for name in state if name.startswith(part + ".") and name not in added]
         # running statistics of a part that trains move with it, so they are not the base's any more
         moving = any(id(parameter) in trained for parameter in module.parameters())
         frozen = {

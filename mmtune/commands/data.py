@@ -7,22 +7,26 @@ import time
 from pathlib import Path
 
 
-def make(*, out: Path, clips: int, seed: int, level: str, split: str, per_shard: int, workers: int) -> None:
+def make(
+    *, out: Path, clips: int, seed: int, level: str, split: str, per_shard: int, workers: int, kinds: str | None
+) -> None:
     """Draw clips of the pocket world into shards under `out`, and index them.
 
     Raises:
-        UsageError: an unknown level or split.
+        UsageError: an unknown level, split or kind.
     """
-    from mmtune.data.world.make import make_shards
+    from mmtune.data.world.make import CYCLE, make_shards
 
     start = time.monotonic()
+
+    about = [word.strip() for word in kinds.split(",")] if kinds else CYCLE
 
     def progress(done: int) -> None:
         if sys.stderr.isatty() and (done % 10 == 0 or done == clips):
             print(f"\r{done} of {clips} clips", end="\n" if done == clips else "", file=sys.stderr, flush=True)
 
     paths = make_shards(
-        out, clips, seed, level, split=split, per_shard=per_shard, workers=workers, progress=progress
+        out, clips, seed, level, split=split, per_shard=per_shard, workers=workers, progress=progress, kinds=about
     )
     for path in paths:
         print(path)

@@ -14,22 +14,36 @@ def run(
     every: bool,
     out: Path | None,
     device: str,
+    experts: list[str] | None = None,
+    kinds: list[str] | None = None,
 ) -> None:
     """Ask, score, print the report and write it.
 
     Args:
         controls: what to ask under; empty asks plainly.
         every: the plain questions and every control.
+        experts: NAME[:key=value,...]; with any, everything is asked without them and with them.
+        kinds: ask only questions of these types; all when none are given.
     """
+    from mmtune.serve.experts import Adviser, Panel
+    from mmtune.serve.terminal import say
+
+    panel = Panel(experts or [])  # names and options are checked before anything slow begins
+
     from mmtune.eval.controls import CONTROLS
     from mmtune.eval.run import evaluate
 
-    evaluate(
-        folder,
-        task,
-        data,
-        limit=limit,
-        controls=CONTROLS if every else controls or None,
-        out=out,
-        device=device,
-    )
+    try:
+        evaluate(
+            folder,
+            task,
+            data,
+            limit=limit,
+            controls=CONTROLS if every else controls or None,
+            out=out,
+            device=device,
+            experts=Adviser(panel, say) if panel else None,
+            kinds=kinds or (),
+        )
+    finally:
+        panel.close()

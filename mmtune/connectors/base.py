@@ -6,9 +6,9 @@ How many places an item takes is plain arithmetic over its real frames, so the p
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmtune.config import Config
 from mmtune.types import Embeds, Features, FeatureShape
@@ -47,6 +47,13 @@ class Connector(nn.Module):
     def tokens_out(self, frames: int) -> int:
         """K, the places that an item with `frames` real frames takes."""
         raise NotImplementedError
+
+    def places(self, item: Tensor, encoder: Any) -> int:
+        """K of one item as the processor has it, prepared [F,...] or as stored features [F,N,E].
+
+        That is `tokens_out` of its frames, but for a connector whose places depend on what is in them.
+        """
+        return self.tokens_out(item.shape[0])
 
     @abstractmethod
     def forward(self, features: Features) -> Embeds:

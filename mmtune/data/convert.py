@@ -39,9 +39,10 @@ def llava(row: Row, number: int) -> Row:
 
 
 def alpaca(row: Row, number: int) -> Row:
-    """Instruction and input in one turn of the user."""
+    """Instruction and input in one turn of the user; and as they are, for the format `alpaca`."""
     asked = "\n".join(text for text in (row["instruction"], row.get("input", "")) if text)
-    return {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": row["output"]}]}
+    kept = {key: row.get(key, "") for key in ("instruction", "input", "output")}
+    return {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": row["output"]}], **kept}
 
 
 def video_chatgpt(row: Row, number: int) -> Row:

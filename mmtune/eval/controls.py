@@ -5,6 +5,8 @@ other_media  each question is asked about the next clip instead of its own
 shuffled     the frames of each item in a drawn order, never the true one
 reversed     the frames from last to first
 
+Something may also be added: `EXPERTS` is the row of the same questions with what experts say about the media.
+
 A model that does as well blind has learnt the questions, one that does as well shuffled does not see time.
 """
 
@@ -23,6 +25,7 @@ from mmtune.types import MediaRef, Sample, Turn
 
 Control = Literal["plain", "blind", "other_media", "shuffled", "reversed"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
+EXPERTS = "experts"
 
 
 def check(names: Sequence[str]) -> tuple[Control, ...]:

@@ -77,18 +77,23 @@ class Mark:
     right: bool
     answer: str
     truth: str
+    medium: str = ""
+    """Kind of media that it was about."""
 
 
 OVERALL, STATIC, TEMPORAL = "overall", "static", "temporal"
 
 
 def table(marks: Sequence[Mark]) -> dict[str, Score]:
-    """Overall, static, temporal, then every kind by name.  marks -> {row: Score}"""
+    """Overall, static, temporal, each medium if there are several, then every type by name.  marks -> {row: Score}"""
     rows = {
         OVERALL: score([mark.right for mark in marks]),
         STATIC: score([mark.right for mark in marks if not mark.temporal]),
         TEMPORAL: score([mark.right for mark in marks if mark.temporal]),
     }
+    media = sorted({mark.medium for mark in marks if mark.medium})
+    for medium in media if len(media) > 1 else ():
+        rows[f"about {medium}"] = score([mark.right for mark in marks if mark.medium == medium])
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for mark in marks:
         by_kind[mark.kind].append(mark.right)

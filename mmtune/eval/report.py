@@ -6,8 +6,10 @@ Intervals count questions as independent. Questions about one clip are not quite
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mmtune.eval.controls import EXPERTS
 from mmtune.eval.metrics import OVERALL, STATIC, TEMPORAL, Mark, constant_answers, exact_match, table
 
 NOTE = "constant: the best single answer of each type, chosen on these very questions"
@@ -17,7 +19,7 @@ def summary(marks: Mapping[str, Sequence[Mark]]) -> dict[str, Any]:
     """Scores of each control, and of the best constant answer of each type."""
     first = next(iter(marks.values()))
     best = constant_answers((mark.kind, mark.truth) for mark in first)
-    constant = [Mark(m.kind, m.temporal, exact_match(best[m.kind], [m.truth]), best[m.kind], m.truth) for m in first]
+    constant = [replace(m, right=exact_match(best[m.kind], [m.truth]), answer=best[m.kind]) for m in first]
     return {
         "scores": {control: _rows(one) for control, one in marks.items()},
         "constant": {"chosen_on": "the answers of these questions", "answers": best, "scores": _rows(constant)},
@@ -35,8 +37,10 @@ def text(result: Mapping[str, Any]) -> str:
     lines = [f"{result['task']['name']}: {result['records']} records, {questions} questions, {result['seconds']} s"]
     if result["skipped"]:
         lines.append("skipped: " + ", ".join(f"{reason} {count}" for reason, count in result["skipped"].items()))
+    if result.get("experts"):
+        lines.append("experts: " + ", ".join(f"{what} {count}" for what, count in result["experts"].items()))
     for control, rows in scores.items():
-        if control != "plain" and len(scores) > 1:
+        if control not in ("plain", EXPERTS) and len(scores) > 1:
             continue
         lines += ["", f"{control:<20}{'questions':>10}{'accuracy':>10}   {'95 % interval':<16}{'constant':>9}"]
         for row, one in rows.items():

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from mmtune.eval import controls as ctl
 from mmtune.eval import report
 from mmtune.eval.metrics import Mark
 from mmtune.eval.tasks.base import Question, Task
-from mmtune.types import MediaRef
+from mmtune.types import MediaRef, Sample
 
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
@@ -37,6 +37,16 @@ if TYPE_CHECKING:
 
 CLIPS = 32
 """Records asked about at a time: enough for full batches, few enough to hold their frames in memory."""
+
+
+class Adviser(Protocol):
+    """Who adds to a sample what experts find in its media."""
+
+    def advise(self, sample: Sample) -> Sample:
+        """The sample with quotes behind its media."""
+
+    def record(self) -> dict[str, Any]:
+        """What came of it so far, for the report."""
 
 
 @dataclass
@@ -60,6 +70,8 @@ def evaluate(
     device: str = "auto",
     max_tokens: int = 24,
     quiet: bool = False,
+    experts: Adviser | None = None,
+    kinds: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score a model on a task; print the tables and write the report.
 
@@ -73,6 +85,8 @@ def evaluate(
         out: file for the report; for a run folder `eval/<task>.json` in it when not given.
         max_tokens: longest answer.
         quiet: print nothing.
+        experts: adds to a sample what is found in its media; everything is then asked once more with that.
+        kinds: ask only questions of these types; all when none are given.
 
     Returns:
         The report as plain data, as it is written.
@@ -89,12 +103,14 @@ def evaluate(
     patterns = list(data) or _from_recipe(recipe)
     started = time.perf_counter()
     skipped: Counter[str] = Counter()
-    tallies = {control: _Tally() for control in asked}
+    tallies: dict[str, _Tally] = {control: _Tally() for control in asked}
+    if experts is not None:
+        tallies[ctl.EXPERTS] = _Tally()
     records = 0
     with torch.inference_mode(), _stored_features(model, processor) as memo:
         spare: list[MediaRef] = []
-        for chunk in _chunks(_usable(task, patterns, limit, skipped)):
-            spare = _ask(model, processor, memo, chunk, tallies, spare, skipped, task, max_tokens)
+        for chunk in _chunks(_usable(task, patterns, limit, skipped, kinds)):
+            spare = _ask(model, processor, memo, chunk, tallies, spare, skipped, task, max_tokens, experts)
             records += len(chunk)
     if not records:
         seen = f"no record of {', '.join(patterns)} can be asked about: {dict(skipped)}"
@@ -105,6 +121,7 @@ def evaluate(
         "data": patterns,
         "records": records,
         "skipped": dict(skipped),
+        **({"experts": experts.record()} if experts is not None else {}),
         "seconds": round(time.perf_counter() - started, 2),
         "max_tokens": max_tokens,
         **report.summary({control: tally.marks for control, tally in tallies.items()}),
@@ -143,7 +160,9 @@ def _from_recipe(recipe: Recipe | None) -> list[str]:
     return patterns
 
 
-def _usable(task: Task, patterns: Sequence[str], limit: int | None, skipped: Counter[str]) -> Iterator[list[Question]]:
+def _usable(
+    task: Task, patterns: Sequence[str], limit: int | None, skipped: Counter[str], kinds: Sequence[str]
+) -> Iterator[list[Question]]:
     """The questions of each record, in the order of the shards; records that cannot be used are counted by reason."""
     corpus = Corpus(list(patterns), say=lambda text: print(text, file=sys.stderr))
     for key in islice(corpus.samples(), limit):
@@ -152,6 +171,7 @@ def _usable(task: Task, patterns: Sequence[str], limit: int | None, skipped: Cou
         except DataError as error:
             skipped[error.reason.value] += 1
             continue
+        questions = [question for question in questions if not kinds or question.kind in kinds]
         if questions:
             yield questions
 
@@ -198,11 +218,12 @@ def _ask(
     processor: Processor,
     memo: _Memo,
     chunk: list[list[Question]],
-    tallies: dict[ctl.Control, _Tally],
+    tallies: dict[str, _Tally],
     spare: list[MediaRef],
     skipped: Counter[str],
     task: Task,
     max_tokens: int,
+    experts: Adviser | None,
 ) -> list[MediaRef]:
     """One chunk under every control; returns media that a next chunk of one record may borrow."""
     prepared = {}
@@ -227,18 +248,31 @@ def _ask(
         elif control == "other_media":
             others = ctl.next_of_kind(refs, spare)
             samples = [ctl.swap(sample, others) for sample in samples]
+        elif control == ctl.EXPERTS and experts is not None:
+            samples = [_advised(processor, experts, sample) for sample in samples]
         examples = [processor.example(sample, answer=True) for sample in samples]
         answers = generate.answer_batch(model, examples, processor.stops, max_tokens)
         for question, ids in zip(questions, answers, strict=True):
             text = processor.tokenizer.decode(ids).strip()
             right = task.score(question, text)["accuracy"] > 0.5
-            tally.marks.append(Mark(question.kind, question.temporal, right, text, question.answers[0]))
+            medium = "+".join(sorted({ref.kind for ref in question.sample.media}))
+            tally.marks.append(Mark(question.kind, question.temporal, right, text, question.answers[0], medium))
             asked = " ".join(part for part in question.sample.turns[-1].parts if isinstance(part, str))
             tally.answers.append(
                 {"id": question.id, "type": question.kind, "temporal": question.temporal, "question": asked,
                  "answer": text, "truth": question.answers[0], "right": right}
             )
     return list({ref.kind: ref for ref in (*spare, *refs)}.values())
+
+
+def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:
+    """The sample with what experts say, or as it is where that makes it too long or cannot be written."""
+    advised = experts.advise(sample)
+    try:
+        processor.example(advised, answer=True)
+    except DataError:
+        return sample
+    return advised
 
 
 def _prepare(processor: Processor, ref: MediaRef) -> tuple[str, Tensor]:

@@ -1,7 +1,7 @@
 """What experts found, kept on disk, so that a picture is looked at once and not once for each question and run.
 
-An entry is a small JSON file with its own digest. One that is damaged, or of another layout, is as if it were not there,
-and the next result is written over it.
+An entry is a small JSON file with its own digest. One that is damaged, or of another layout, is as if it were not
+there, and the next result is written over it.
 """
 
 from __future__ import annotations

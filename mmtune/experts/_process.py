@@ -24,9 +24,9 @@ from typing import Any
 from mmtune.experts import _wire
 
 KEPT = (
-    "PATH", "HOME", "USER", "USERPROFILE", "LANG", "LC_*", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "PYTHONPATH", "PYTHONHOME",
-    "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_*", "MKL_NUM_THREADS",
-    "HF_HOME", "XDG_CACHE_HOME", "MMTUNE_CACHE", "MMTUNE_DEBUG",
+    "PATH", "HOME", "USER", "USERPROFILE", "LANG", "LC_*", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "PYTHONPATH",
+    "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_*",
+    "MKL_NUM_THREADS", "HF_HOME", "XDG_CACHE_HOME", "MMTUNE_CACHE", "MMTUNE_DEBUG",
 )  # fmt: skip
 """Variables of the environment that a child gets; one that ends in a star stands for all that begin so."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mmtune import registry
-from mmtune.errors import MmtuneError
+from mmtune.errors import ConfigError, MmtuneError
 from mmtune.experts import _cache, _wire
 from mmtune.experts._cache import Cache
 from mmtune.experts._process import Failure, Process
@@ -84,29 +84,29 @@ class Runner:
         clock: seconds, for the rest after failures.
 
     Raises:
-        ConfigError, ModelError: there is no such expert. This is a mistake of whoever named it, so it is raised.
+        ConfigError, ModelError: there is no such expert, or it cannot be made. This is a mistake of whoever named it,
+            so it is raised.
+
+    Attributes:
+        kinds: kinds of media that it looks at.
+        asks: whether the question changes what it finds.
     """
 
     def __init__(self, config: ExpertConfig, cache: Cache, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
-        self.label = config.name.rpartition(":")[2]
-        self._expert: Expert = registry.find("experts", config.name)(config)
+        cls = registry.find("experts", config.name)
+        try:
+            self._expert: Expert = cls(config)
+            self.kinds: tuple[str, ...] = tuple(self._expert.kinds)
+            self.asks = bool(self._expert.asks)
+        except Exception as error:
+            raise ConfigError(f"the expert {config.name} cannot be made: {_plain(error)}") from error
         self._cache = cache
         self._clock = clock
         self._process: Process | None = None
         self._turn = threading.Lock()  # one call at a time
         self._failures = 0
         self._rests_until = 0.0
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of media that it looks at."""
-        return self._expert.kinds
-
-    @property
-    def asks(self) -> bool:
-        """Whether the question changes what it finds."""
-        return bool(self._expert.asks)
 
     @property
     def process(self) -> int | None:
@@ -125,10 +125,10 @@ class Runner:
             if not known:
                 self._cache.put(name, found, cut)
         except Exception as error:  # its version is asked here, and that may be anybody's code
-            return Finding(self.label, ref, "failed", seconds=time.monotonic() - start, note=_plain(error))
-        said = quote(self.label, found, self.config, cut)
+            return Finding(self.config.name, ref, "failed", seconds=time.monotonic() - start, note=_plain(error))
+        said = quote(self.config.name.rpartition(":")[2], found, self.config, cut)
         status: Status = "found" if said else "nothing"
-        return Finding(self.label, ref, status, found, said, known is not None, cut, time.monotonic() - start)
+        return Finding(self.config.name, ref, status, found, said, known is not None, cut, time.monotonic() - start)
 
     def close(self) -> None:
         """End the child; the next call starts another."""

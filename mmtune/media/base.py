@@ -133,8 +133,32 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
         MediaError: with the Reason; the message names the item and what was wrong.
     """
     sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
-    unreadable = Reason(f"unreadable_{ref.kind}")
-    data = _read(ref, limits, unreadable, origin)
+    data, name = _declared(ref, limits, origin)
+    if ref.kind == "image":
+        from mmtune.media.image import decode
+    elif ref.kind == "video":
+        from mmtune.media.video import decode
+    elif ref.kind == "points":
+        from mmtune.media.points import decode
+    else:
+        from mmtune.media.audio import decode
+    return decode(data, name, sampling, limits, origin)
+
+
+def moments(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> list[float]:
+    """When the frames that `load` would show of a video come on screen, seconds from the first one. Decodes nothing.
+
+    Raises MediaError as `load` does, but for what only decoding brings to light.
+    """
+    from mmtune.media.video import moments
+
+    sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
+    return moments(*_declared(ref, limits, origin), sampling, limits, origin)
+
+
+def _declared(ref: MediaRef, limits: Limits, origin: str) -> tuple[bytes, str]:
+    """The bytes of an item and their format, which must be one that can hold the declared kind."""
+    data = _read(ref, limits, Reason(f"unreadable_{ref.kind}"), origin)
     name = _formats.detect(data)
     if name is None or ref.kind not in _formats.FORMATS[name]:
         what = f"{name} data" if name else f"bytes that begin with {_begin(data)}"
@@ -145,15 +169,7 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
             f"{ref.kind} in one of {_formats.names(ref.kind)}",
             hint,
         )
-    if ref.kind == "image":
-        from mmtune.media.image import decode
-    elif ref.kind == "video":
-        from mmtune.media.video import decode
-    elif ref.kind == "points":
-        from mmtune.media.points import decode
-    else:
-        from mmtune.media.audio import decode
-    return decode(data, name, sampling, limits, origin)
+    return data, name
 
 
 @contextmanager

@@ -62,6 +62,13 @@ def decode(
         return Media("video", pixels, times=times, origin=origin)
 
 
+def moments(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> list[float]:
+    """Seconds from the first frame to each frame that `decode` would show. Raises MediaError as it does."""
+    with refusing(Reason.unreadable_video, origin), opened(data, name) as container:
+        clip = _Clip(container, pick(container, "video", origin), name, limits, origin, data)
+        return [clip.line.at(index) for index in choose(clip.line, sampling)]
+
+
 def available() -> dict[str, str]:
     """Backend to "" where it decodes a small clip on this machine, else to the reason why not."""
     return {"pyav": "", **{name: _backends.why_not(name) for name in BACKENDS[1:]}}

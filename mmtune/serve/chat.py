@@ -7,12 +7,14 @@ everything else goes to stderr, so that the command can stand in a pipe.
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmtune.errors import UsageError
 from mmtune.serve import plan as plans
 from mmtune.serve.conversation import Answer, Conversation, Settings
+from mmtune.serve.experts import Panel, Spec
 from mmtune.serve.references import reference
 from mmtune.serve.terminal import is_terminal, say
 from mmtune.serve.text import printable
@@ -28,6 +30,10 @@ class Options:
     question: str | None = None
     media: list[tuple[Kind | None, str]] = field(default_factory=list)
     """Kind (none: look at the content) and path (`-`: standard input)."""
+    experts: list[str] = field(default_factory=list)
+    """NAME[:key=value,...], beside those of the recipe."""
+    no_experts: bool = False
+    """Leave those of the recipe out."""
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -39,7 +45,11 @@ class Options:
 
 
 def chat(
-    run: Path | str | None = None, system: str | None = None, device: str = "auto", settings: Settings | None = None
+    run: Path | str | None = None,
+    system: str | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    experts: Sequence[Spec] | None = None,
 ) -> Conversation:
     """A conversation with a run, for Python: `talk = mmtune.chat("runs/one")`, then `attach` and `ask`.
 
@@ -48,13 +58,15 @@ def chat(
         system: text of a system turn.
         device: auto, cpu, cuda, ...
         settings: how answers are drawn; the recipe's own when none are given.
+        experts: who else looks at the media, as "ocr"; those of the recipe when not given.
 
     Raises:
-        MmtuneError: whatever reading the run raises.
+        MmtuneError: whatever reading the run raises, or an expert that there is not.
     """
     plan = plans.Plan.read(Path(run) if run is not None else plans.packaged_run(), device=device)
     settings = settings or Settings(max_tokens=plan.max_tokens, temperature=plan.temperature)
-    return Conversation(plan.load(), system, settings)
+    panel = Panel(plan.experts if experts is None else experts)
+    return Conversation(plan.load(), system, settings, panel)
 
 
 def command(options: Options) -> int:
@@ -62,6 +74,7 @@ def command(options: Options) -> int:
 
     Raises:
         UsageError: no run, no question, or a kind of media that the run does not take (before weights are read).
+        ConfigError: no expert of that name, or an option that it has not (before weights are read).
         MmtuneError: whatever reading the run or the media raises.
     """
     run = options.run or plans.packaged_run()
@@ -74,15 +87,16 @@ def command(options: Options) -> int:
         temperature=plan.temperature if options.temperature is None else options.temperature,
         seed=options.seed,
     )
+    panel = Panel([*(() if options.no_experts else plan.experts), *options.experts])
     question = options.question if options.question is not None else _piped_question(options)
     if plan.notice:
         say(f"{plan.name}: {plan.notice}")
     if question is None:
         from mmtune.serve.repl import Repl
 
-        return Repl(plan, refs, options.system, settings, options.verbose).run()
+        return Repl(plan, refs, options.system, settings, options.verbose, panel).run()
     start = time.perf_counter()
-    conversation = Conversation(plan.load(), options.system, settings)
+    conversation = Conversation(plan.load(), options.system, settings, panel)
     loaded = time.perf_counter() - start
     for ref in refs:
         conversation.attach(ref)
@@ -92,9 +106,11 @@ def command(options: Options) -> int:
 def show_answer(answer: Answer, verbose: bool) -> bool:
     """Stream an answer to stdout; Ctrl-C ends it. Returns whether it was interrupted."""
     clean = printable if sys.stdout.isatty() else str
-    interrupted = False
+    interrupted = told = False
     try:
         for piece in answer:
+            if not told:
+                told = _findings(answer)
             sys.stdout.write(clean(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -103,10 +119,19 @@ def show_answer(answer: Answer, verbose: bool) -> bool:
         interrupted = True
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if not told:
+        _findings(answer)
     if interrupted:
         say("(stopped)")
     _remarks(answer, verbose)
     return interrupted
+
+
+def _findings(answer: Answer) -> bool:
+    """Say what experts found, and which failed."""
+    for finding in answer.experts:
+        say(f"({finding.line()})")
+    return True
 
 
 def _remarks(answer: Answer, verbose: bool) -> None:
@@ -134,6 +159,7 @@ def _one_answer(conversation: Conversation, question: str, options: Options, loa
     if options.stream and not options.json:
         return 130 if show_answer(answer, options.verbose) else 0
     answer.whole()
+    _findings(answer)
     if options.json:
         record = answer.record() | {"run": str(conversation.engine.run), "question": question}
         record["seconds"] |= {"load": round(loaded, 4)}

@@ -3,18 +3,19 @@
 It knows turns and an engine; terminals, browsers and protocols are its callers' business. A turn joins the history only
 when its answer has ended, so a failed or abandoned question leaves no trace.
 
-Text that is not the user's own, such as what an expert read in an image, joins the next turn by `quote`: it becomes a
-marked part of the turn, never an instruction, and the transcript shows it.
+Text that is not the user's own becomes a marked part of the turn, never an instruction, and the transcript shows it.
+It comes by `quote`, or from experts: each one that is on is asked about every medium that it has not spoken about yet,
+when a question is asked. Whatever becomes of that, the question is answered.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmtune.errors import UsageError
+from mmtune.errors import DataError, UsageError
 from mmtune.serve.references import reference
 from mmtune.serve.text import TextStream
 from mmtune.types import MediaRef, Part, Quote, Sample, Turn
@@ -22,7 +23,9 @@ from mmtune.types import MediaRef, Part, Quote, Sample, Turn
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmtune.serve.engine import Engine, MediaUse
+    from mmtune.experts._runner import Finding
+    from mmtune.serve.engine import Engine, MediaUse, Prompt
+    from mmtune.serve.experts import Panel, Told
 
 Finish = Literal["waiting", "stop", "length", "interrupted"]
 
@@ -68,12 +71,14 @@ class Answer:
     """Places of the prompt, media included."""
     answer_tokens: int = 0
     media: tuple[MediaUse, ...] = ()
+    experts: tuple[Finding, ...] = ()
+    """What experts found for this question, failures too."""
     left_out: int = 0
     """Oldest exchanges that did not fit into the prompt any more; the history keeps them."""
     prepare_seconds: float = 0.0
     """Rendering the prompt; media cost what `media` says, when they were attached."""
     first_seconds: float = 0.0
-    """From the question to the first token."""
+    """From the question to the first token, experts included."""
     total_seconds: float = 0.0
 
     def __iter__(self) -> Iterator[str]:
@@ -107,6 +112,7 @@ class Answer:
             },
             "tokens_per_second": round((self.answer_tokens - 1) / spoken, 2) if self.answer_tokens > 1 else None,
             "media": [use.record() for use in self.media],
+            "experts": [finding.record() for finding in self.experts],
             "exchanges_left_out": self.left_out,
         }
 
@@ -118,15 +124,24 @@ class Conversation:
         engine: a loaded run.
         system: text of a system turn before everything else; none for no such turn.
         settings: how answers are drawn.
+        experts: who is asked about media; none for nobody.
     """
 
-    def __init__(self, engine: Engine, system: str | None = None, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        system: str | None = None,
+        settings: Settings | None = None,
+        experts: Panel | None = None,
+    ) -> None:
         self.engine = engine
         self.system = system
         self.settings = settings or Settings()
+        self.experts = experts
         self.turns: list[Turn] = []
         self.waiting: list[MediaRef | Quote] = []
         self._looked: dict[MediaRef, MediaUse] = {}  # what attaching cost, for the answer that it is for
+        self._told: list[tuple[Turn, Told]] = []  # what experts have said, and in which turn
 
     # -- what the next question is about
 
@@ -234,10 +249,12 @@ class Conversation:
         settings = self.settings
         done = False
         try:
-            prompt = self.engine.prompt(self.sample(question))
+            question, told = self._advised(question, answer)
+            begin = time.perf_counter()
+            prompt, question = self._prompt(question, answer)
             answer.prompt_tokens, answer.left_out = prompt.tokens, prompt.left_out
             answer.media = tuple(self._looked.pop(use.ref, use) for use in prompt.media)
-            answer.prepare_seconds = time.perf_counter() - start
+            answer.prepare_seconds = time.perf_counter() - begin
             text = TextStream(self.engine.decode)
             finish: Finish = "stop"
             for token in self.engine.stream(prompt, settings.max_tokens, settings.temperature, settings.seed):
@@ -266,9 +283,40 @@ class Conversation:
             answer.total_seconds = time.perf_counter() - start
             if done:
                 self.turns += [question, Turn("assistant", (answer.text,))]
+                self._told.append((question, told))
             else:
                 self.turns += replaced
                 self.waiting[:0] = waiting
+
+    def _advised(self, question: Turn, answer: Answer) -> tuple[Turn, Told]:
+        """The question with what experts say about its media and earlier ones, and a note of who has spoken."""
+        kept = [question, *self.turns]
+        self._told = [(turn, told) for turn, told in self._told if any(turn is one for one in kept)]
+        here = frozenset[Any]().union(*(told for turn, told in self._told if turn is question))
+        if not self.experts:
+            return question, here
+        from mmtune.serve.experts import with_quotes
+
+        before = frozenset[Any]().union(*(told for _, told in self._told))
+        refs = [ref for turn in (*self.turns, question) for ref in turn.media]
+        findings = self.experts.hear(refs, question.text, before)
+        answer.experts = tuple(findings)
+        return with_quotes(question, findings), here | self.experts.told(findings, question.text)
+
+    def _prompt(self, question: Turn, answer: Answer) -> tuple[Prompt, Turn]:
+        """The prompt; without what experts said if it cannot be made with it, such as for its length."""
+        try:
+            return self.engine.prompt(self.sample(question)), question
+        except DataError as error:
+            said = [finding.quote for finding in answer.experts if finding.quote]
+            if not said:
+                raise
+            parts = (part for part in question.parts if not any(part is one for one in said))
+            bare = replace(question, parts=tuple(parts))
+            prompt = self.engine.prompt(self.sample(bare))
+            note = f"what it said cannot be used ({error.reason})"
+            answer.experts = tuple(one.left_out(note) if one.quote else one for one in answer.experts)
+            return prompt, bare
 
 
 def _plain(part: Part) -> dict[str, str]:

@@ -106,7 +106,8 @@ class Engine:
         start = time.perf_counter()
         features, fresh = self._features.find(branch, ref)
         frames = features.shape[0]
-        taken = self.model.branches[branch].connector.tokens_out(frames) if self.processor.takes_places else 0
+        to = self.model.branches[branch]
+        taken = to.connector.places(features, to.encoder) if self.processor.takes_places else 0
         seconds = time.perf_counter() - start if fresh else 0.0
         return MediaUse(ref, self._features.digest(ref), branch, frames, taken, seconds)
 
@@ -155,7 +156,7 @@ class Engine:
         example, sample, left_out = self._fit(sample)
         slots = iter(example.slots)
         spans = self.processor.template.spans(sample, answer=True, marks=self.processor.takes_places)
-        words = [_slot_mark(span.ref, next(slots)) if span.ref else span.text for span in spans]
+        words = [_slot_mark(span.ref, next(slots)) if span.kind == "media" else span.text for span in spans]
         head = f"({left_out} earlier exchanges left out)\n" if left_out else ""
         return f"{head}{''.join(words)}\n({len(example)} tokens)"
 

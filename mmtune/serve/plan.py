@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmtune import config, places
 from mmtune.errors import ConfigError, UsageError
@@ -42,6 +42,8 @@ class Plan:
     max_tokens: int
     temperature: float
     device: str = "auto"
+    experts: tuple[dict[str, Any], ...] = ()
+    """Experts that are on, as the recipe writes them: a name and options."""
 
     @property
     def name(self) -> str:
@@ -65,6 +67,7 @@ class Plan:
             branches, chat = tree["model"]["branches"], tree["chat"]
             kinds = [kind for branch in branches.values() for kind in branch["kinds"]]
             settings = str(chat["notice"] or ""), int(chat["max_tokens"]), float(chat["temperature"])
+            experts = [dict(expert) for expert in chat.get("experts", ())]  # runs of before there were any have none
         except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
             from mmtune import registry
             from mmtune.checkpoint import store
@@ -76,7 +79,8 @@ class Plan:
                 for kind in branch.kinds or registry.find("encoders", branch.encoder.name).kinds
             ]
             settings = recipe.chat.notice or "", recipe.chat.max_tokens, recipe.chat.temperature
-        return cls(run, tuple(dict.fromkeys(kinds)), *settings, device=device)
+            experts = [expert.model_dump(mode="json") for expert in recipe.chat.experts]
+        return cls(run, tuple(dict.fromkeys(kinds)), *settings, device=device, experts=tuple(experts))
 
     def check(self, kind: Kind, origin: str) -> None:
         """Refuse a medium that no branch of the run takes.

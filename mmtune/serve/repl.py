@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtune import registry
 from mmtune.errors import MmtuneError, UsageError
 from mmtune.serve.chat import show_answer
 from mmtune.serve.conversation import Answer, Conversation, Settings
+from mmtune.serve.experts import Panel
 from mmtune.serve.references import reference
 from mmtune.serve.terminal import Reader, say
 from mmtune.types import KINDS, Kind, MediaRef
@@ -34,6 +36,8 @@ HELP = """\
 /undo            forget the last question and its answer
 /retry           answer the last question again
 /clear           forget everything said and shown
+/expert          who else looks at media;  /expert ocr  or  /expert ocr:frames=8  adds one,
+                 /expert ocr off  takes it away
 /set             list the settings;  /set temperature 0.5  changes one
 /show            the exact prompt, with the places of media
 /save FILE       write the conversation as JSON
@@ -83,15 +87,23 @@ class Repl:
         system: text of the system turn, or none.
         settings: how answers are drawn.
         verbose: numbers after every answer.
+        experts: who is asked about media.
     """
 
     def __init__(
-        self, plan: Plan, refs: list[MediaRef], system: str | None, settings: Settings, verbose: bool = False
+        self,
+        plan: Plan,
+        refs: list[MediaRef],
+        system: str | None,
+        settings: Settings,
+        verbose: bool = False,
+        experts: Panel | None = None,
     ) -> None:
         self.plan = plan
         self.settings = settings
         self.system = system
         self.verbose = verbose
+        self.experts = Panel() if experts is None else experts
         self._early = list(refs)
         self._loading = Loading(plan.load)
         self._conversation: Conversation | None = None
@@ -100,6 +112,7 @@ class Repl:
             "undo": self._undo,
             "retry": self._retry,
             "clear": self._clear,
+            "expert": self._expert,
             "set": self._set,
             "show": lambda _: say(self.conversation.rendered()),
             "save": self._save,
@@ -110,7 +123,7 @@ class Repl:
     def conversation(self) -> Conversation:
         """The conversation; the first use waits for the weights and looks at the media given so far."""
         if self._conversation is None:
-            self._conversation = Conversation(self._loading.result(), self.system, self.settings)
+            self._conversation = Conversation(self._loading.result(), self.system, self.settings, self.experts)
         while self._early:
             self._conversation.attach(self._early.pop(0))
         return self._conversation
@@ -138,6 +151,7 @@ class Repl:
                     say(str(error))
         finally:
             reader.keep()
+            self.experts.close()
         return 0
 
     # -- lines
@@ -225,6 +239,19 @@ class Repl:
         if self._conversation is not None:
             self._conversation.clear()
         say("(a fresh start)")
+
+    def _expert(self, rest: str) -> None:
+        name, _, switch = rest.partition(" ")
+        if not rest:
+            known = ", ".join(registry.names("experts"))
+            say(f"on: {', '.join(self.experts.names) or 'none'}; there are {known}, and any package.module:Class")
+        elif switch.strip() == "off":
+            self.experts.switch_off(name)
+            say(f"({name} is off)")
+        elif switch.strip() not in ("", "on"):
+            raise UsageError(seen=f"/expert {rest}", expected="/expert NAME[:key=value,...] or /expert NAME off")
+        else:
+            say(f"({self.experts.switch_on(name)} is on)")
 
     def _set(self, rest: str) -> None:
         values = vars(self.settings)

@@ -121,8 +121,9 @@ class _Run:
         self.frozen = self._frozen() if recipe.run.precision != "fp32" else self._sums(self.base)
         self.model.train()
         self.optimizers = {
-            name: GroupOptimizer(name, named, recipe.groups[name].lr, recipe.groups[name].weight_decay, recipe.run.clip)
+            name: GroupOptimizer(name, named, group.lr, group.weight_decay, recipe.run.clip, group.betas)
             for name, named in self.groups.items()
+            for group in [recipe.groups[name]]
         }
         self.owners = {
             stream: [name for name, group in recipe.groups.items() if not group.streams or stream in group.streams]
@@ -209,7 +210,7 @@ class _Run:
             stream, batches = next(feed)
             waited = time.perf_counter() - started
             states.seed_step(run.seed, self.step, self.runtime.rank)
-            lr = factor(self.step, schedule.steps, schedule.warmup, schedule.kind)
+            lr = factor(self.step, schedule.steps, schedule.warmup, schedule.kind, schedule.floor)
             active = self.owners[stream]
             outcome = self._attempt(batches, active, lr)
             bad = 0 if outcome.updated else self._refused(bad + 1, stream, batches, outcome)

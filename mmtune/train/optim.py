@@ -16,14 +16,21 @@ from torch.nn import Parameter
 
 from mmtune.errors import CheckpointError
 
-Kind = Literal["cosine", "linear", "constant"]
+Kind = Literal["cosine", "half_cosine", "linear", "constant"]
 
 
-def factor(step: int, steps: int, warmup: int, kind: Kind = "cosine", floor: float = 0.0) -> float:
+def factor(step: float, steps: float, warmup: float, kind: Kind = "cosine", floor: float = 0.0) -> float:
     """What the learning rate of a group is multiplied by in step `step` (0-based) of `steps`.
 
     Rises linearly over `warmup` steps to 1, then falls to `floor` at the last step (cosine, linear) or stays.
+    `half_cosine` is the same curve one step later, as MAE and LLaMA-Adapter count: by the steps done before, so that
+    the first step of the warm-up moves nothing; it may be asked for in epochs, whole or not.
     """
+    if kind == "half_cosine":
+        if step < warmup:
+            return step / warmup
+        done = min(1.0, (step - warmup) / (steps - warmup)) if steps > warmup else 1.0
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
     if step < warmup:
         return (step + 1) / warmup
     if kind == "constant":

@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +37,8 @@ class Config(TunerConfig):
     name: str = "bias_norm"
     form: Form = "output"
     """output: s * (W x + b), the paper; input: W (s * x) + b, the 65B code; bias: W x + b."""
+    bias: bool = True
+    """Whether there is b; without it a bias of the model itself stays as it is."""
     linears: Words = ("*",)
     """Globs over the names of linear layers inside a decoder layer, as q_proj or mlp.*; [] leaves them alone."""
     layers: tuple[int, ...] | None = None
@@ -44,11 +46,20 @@ class Config(TunerConfig):
     norms: Literal["none", "layers", "all"] = "all"
     """Norms that are opened: those of the chosen layers, or with them the one after the last layer."""
 
+    @model_validator(mode="after")
+    def _something(self) -> Config:
+        if self.linears and self.form == "bias" and not self.bias:
+            raise ValueError("form: bias without a bias changes nothing; for norms alone say `linears: []`")
+        return self
+
 
 class TunedLinear(nn.Linear):
-    """A linear layer with what this tuner adds; keys `weight`, `bias` and, unless the form is `bias`, `scale`."""
+    """A linear layer with what this tuner adds; keys `weight`, `bias` and, unless the form is `bias`, `scale`.
 
-    def __init__(self, base: nn.Linear, form: Form) -> None:
+    `added` names the parameters that train.
+    """
+
+    def __init__(self, base: nn.Linear, form: Form, bias: bool = True) -> None:
         with torch.device("meta"):
             super().__init__(base.in_features, base.out_features, bias=False)
         self.form = form
@@ -57,9 +68,10 @@ class TunedLinear(nn.Linear):
         # A bias of the model itself stays inside the product, as rounding differs when it is added behind it.
         self.fused = base.bias is not None
         if base.bias is not None:
-            self.bias = _opened(base.bias)
-        else:
+            self.bias = _opened(base.bias) if bias else base.bias
+        elif bias:
             self.bias = nn.Parameter(torch.zeros(base.out_features, **place))
+        self.added = ("bias",) * bias + ("scale",) * (form != "bias")
         self.scale: nn.Parameter | None = None
         if form != "bias":
             self.scale = nn.Parameter(torch.ones(base.in_features if form == "input" else base.out_features, **place))
@@ -73,7 +85,7 @@ class TunedLinear(nn.Linear):
             y = F.linear(x, self.weight, self.bias.to(self.weight.dtype))
         else:
             y = F.linear(x, self.weight)
-            y = y + self.bias.to(y.dtype)
+            y = y if self.bias is None else y + self.bias.to(y.dtype)
         if self.scale is not None and self.form == "output":
             y = y * self.scale.to(y.dtype)
         return y
@@ -94,7 +106,7 @@ class BiasNorm(Tuner):
         chosen = _chosen(config.layers, layers)
         names: list[str] = []
         if config.linears:
-            names += _tune(llm, chosen, config.linears, config.form)
+            names += _tune(llm, chosen, config)
         if config.norms != "none":
             names += _open_norms(llm, chosen, layers if config.norms == "all" else None)
         if not names:
@@ -123,7 +135,8 @@ def _chosen(wanted: tuple[int, ...] | None, layers: list[str]) -> list[str]:
     return [layers[place] for place in places]
 
 
-def _tune(llm: LLM, layers: list[str], globs: tuple[str, ...], form: Form) -> list[str]:
+def _tune(llm: LLM, layers: list[str], config: Config) -> list[str]:
+    globs = config.linears
     names, used = [], set()
     for layer in layers:
         found = {
@@ -140,10 +153,9 @@ def _tune(llm: LLM, layers: list[str], globs: tuple[str, ...], form: Form) -> li
             hits = {glob for glob in globs if fnmatchcase(name, glob) or fnmatchcase(name.rpartition(".")[2], glob)}
             used |= hits
             if hits:
-                tuned = TunedLinear(module, form)
+                tuned = TunedLinear(module, config.form, config.bias)
                 llm.set_submodule(f"{layer}.{name}", tuned)
-                added = ("bias",) if tuned.scale is None else ("bias", "scale")
-                names += [f"{layer}.{name}.{parameter}" for parameter in added]
+                names += [f"{layer}.{name}.{parameter}" for parameter in tuned.added]
     empty = [glob for glob in globs if glob not in used]
     if empty:
         known = [name for name, module in llm.get_submodule(layers[0]).named_modules() if isinstance(module, nn.Linear)]

@@ -70,8 +70,87 @@ def blip2_folder(folder: Path) -> dict:
     return {"weights": str(folder), "frames": 4, **BLIP2}
 
 
+TIMM = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
+
+
+def timm_folder(folder: Path, classes: int = 5) -> Path:
+    """A tiny ViT with random weights and a classifier, in the layout that timm pushes to a hub."""
+    import timm
+
+    torch.manual_seed(0)
+    name = "vit_tiny_patch16_224"
+    made = timm.create_model(name, pretrained=False, num_classes=classes, img_size=24, **TIMM)
+    folder.mkdir(parents=True, exist_ok=True)
+    published = {"input_size": [3, 24, 24], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0, "classifier": "head"}
+    tree = {"architecture": name, "num_classes": classes, "pretrained_cfg": published}
+    (folder / "config.json").write_text(json.dumps(tree | {"model_args": {"img_size": 24, **TIMM}}))
+    save_file({k: v.contiguous() for k, v in made.state_dict().items()}, folder / "model.safetensors")
+    return folder
+
+
+def p2p(folder: Path) -> dict:
+    """A small canvas in front of a tiny ViT."""
+    image = {"name": "timm_vit", "weights": str(timm_folder(folder))}
+    sizes = {"points": 64, "near": 4, "inner_width": 4, "point_width": 8}
+    return {"image": image, "views": [[1.0, -0.5]], "object": 20, **sizes}
+
+
+IMAGEBIND = {"tower_width": 16, "depth": 2, "heads": 2, "out": 12}
+SOUND = {**IMAGEBIND, "patch": 4, "stride": 3, "mels": 16, "length": 20, "clip_seconds": 0.2}
+SIGHT = {**IMAGEBIND, "patch": 8, "size": 24}
+
+
+def imagebind_folder(folder: Path, name: str, sizes: dict) -> dict:
+    """A tiny ImageBind tower with random weights in our layout, and the settings that fit it."""
+    from mmtune import registry
+
+    made = registry.find("encoders", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(1)
+    drawn = {n: 0.3 * torch.randn(t.shape) for n, t in made(made.Config(**sizes)).state_dict().items()}
+    save_file(drawn, folder / "model.safetensors")
+    return {"weights": str(folder), **sizes}
+
+
+def sound_folder(folder: Path, kind: str = "ast") -> Path:
+    """A transformers folder with random weights: a whole AST classifier, Whisper or CLAP that hears 0.4 seconds."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    if kind == "ast":
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+        sizes |= {"num_mel_bins": 32, "max_length": 40, "patch_size": 16, "frequency_stride": 16, "time_stride": 8}
+        model = t.ASTForAudioClassification(t.ASTConfig(**sizes, num_labels=3))
+        heard = t.ASTFeatureExtractor(num_mel_bins=32, max_length=40)
+    elif kind == "whisper":
+        sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
+        sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "vocab_size": 60}
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        more = {"max_source_positions": 50, "num_mel_bins": 16, "begin_suppress_tokens": None, "suppress_tokens": None}
+        model = t.WhisperForConditionalGeneration(t.WhisperConfig(**sizes, **tokens, **more))
+        heard = t.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    else:
+        sound = {"hidden_size": 32, "patch_embeds_hidden_size": 16, "num_mel_bins": 32, "spec_size": 64}
+        sound |= {"depths": [1, 1], "num_attention_heads": [2, 2], "num_hidden_layers": 2, "window_size": 4}
+        text = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text |= {"intermediate_size": 16, "max_position_embeddings": 20}
+        model = t.ClapModel(t.ClapConfig(audio_config=sound, text_config=text, projection_dim=8))
+        heard = t.ClapFeatureExtractor(
+            feature_size=32, sampling_rate=16000, hop_length=160, max_length_s=1, fft_window_size=512,
+            frequency_max=8000, truncation="rand_trunc",
+        )  # fmt: skip
+    model.save_pretrained(folder)
+    heard.save_pretrained(folder)
+    return folder
+
+
 TINY: dict[str, Callable[[Path], dict]] = {
     "blip2_eva": blip2_folder,
     "clip": lambda folder: {"weights": str(clip_folder(folder)), "frames": 4},
+    "hf_audio": lambda folder: {"weights": str(sound_folder(folder)), "frames": 4},
     "hf_vision": lambda folder: {"weights": str(hf_folder(folder)), "frames": 4},
+    "p2p_points": p2p,
+    "timm_vit": lambda folder: {"weights": str(timm_folder(folder)), "frames": 4},
+    "imagebind_audio": lambda folder: imagebind_folder(folder, "imagebind_audio", SOUND),
+    "imagebind_vision": lambda folder: imagebind_folder(folder, "imagebind_vision", SIGHT),
 }

@@ -75,6 +75,7 @@ class FakePlan:
     max_tokens: int = 64
     temperature: float = 0.0
     kinds: tuple[str, ...] = ("image",)
+    experts: tuple[dict, ...] = ()
 
     def check(self, kind: str, origin: str) -> None:
         if kind not in self.kinds:

@@ -100,6 +100,16 @@ def test_counts_of_the_published_variants(tmp_path):
     assert not count(names, "scale")
 
 
+def test_scale_alone_leaves_a_bias_of_the_model_as_it_is(tmp_path):
+    llm = plain(tmp_path, "qwen2")
+    before = read(llm)
+    names = tune(llm, form="output", bias=False, norms="none")
+    assert names and all(name.endswith(".scale") for name in names)
+    assert torch.equal(read(llm), before)
+    with pytest.raises(ConfigError, match="changes nothing"):
+        tune(llm, form="bias", bias=False)
+
+
 def test_choice_of_layers(tmp_path):
     names = tune(plain(tmp_path), layers=[-1], norms="layers")
     assert names and all(name.startswith("model.model.layers.1.") for name in names)

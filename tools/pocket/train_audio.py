@@ -37,7 +37,7 @@ MEAN, STD = -6.1, 3.7
 """Of the logarithms of drawn sounds, fill left out."""
 CONFIG = ASTConfig(
     hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384, num_mel_bins=MELS,
-    max_length=LENGTH, patch_size=16, frequency_stride=16, time_stride=8,
+    max_length=LENGTH, patch_size=16, frequency_stride=16, time_stride=8, layer_norm_eps=1e-6,
 )  # fmt: skip
 FACTS = ("kind", "pitch", "count")
 SIZES = (len(SOUNDS), len(PITCHES), 4)
@@ -127,6 +127,7 @@ class Trainer:
     def save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         self.tower.half().save_pretrained(self.out)
+        (self.out / "model.safetensors").chmod(0o644)
         self.listen.save_pretrained(self.out)
 
 

@@ -11,12 +11,12 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import LlamaConfig
+from vectors._base import Got
 
 from mmtune.checkpoint.foreign import _llama
 from mmtune.errors import CheckpointError
 from mmtune.llm.hf import HF, Config
 from mmtune.types import IGNORE, Batch
-from vectors._base import Got
 
 Forward = Callable[[Batch, Any], Tensor]
 """(batch, cache) -> hidden [B,T,D]"""
@@ -26,13 +26,10 @@ def language_model(config: Mapping[str, Any]) -> HF:
     """A random LLaMA of the sizes that a vector's `config` gives, with a tokenizer that nobody asks."""
     shape = _llama.Shape.read(config)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        LlamaConfig(architectures=["LlamaForCausalLM"], **shape.config(int(config.get("max_seq_len", 64)))).save_pretrained(
-            folder
-        )
-        Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>")).save(
-            str(folder / "tokenizer.json")
-        )
+        plan = shape.config(int(config.get("max_seq_len", 64)))
+        LlamaConfig(architectures=["LlamaForCausalLM"], **plan).save_pretrained(name)
+        words = models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>")
+        Tokenizer(words).save(str(Path(name) / "tokenizer.json"))
         llm = HF(Config(folder=name))
         llm.load_weights()
     return llm.requires_grad_(False)

@@ -82,7 +82,7 @@ def importer(config: Mapping[str, Any]) -> _blip2.EyeConfig:
 
 def eva_vit(vector: Vector) -> Iterator[Got]:
     options, weights = importer(vector.facts["config"]), vector.weights
-    sizes = _blip2.tower_sizes(weights, "visual_encoder.", options, ORIGIN)
+    sizes = _blip2.tower_sizes(weights, "visual_encoder.", options)
     eye = Blip2Eva(EyeConfig.model_validate({"tokens": "all", **sizes}))
     rules = [*_blip2.tower("visual_encoder.", ""), *_blip2.norm("")]
     put(eye.tower, rules, weights, _blip2.unused_tower(weights, "visual_encoder.", options.blocks))
@@ -103,7 +103,7 @@ def eva_vit(vector: Vector) -> Iterator[Got]:
 
 def image_qformer(vector: Vector) -> Iterator[Got]:
     heads, embeds = vector.facts["config"]["qformer"]["num_attention_heads"], vector.inputs["image_embeds"]
-    sizes = _blip2.qformer_sizes(vector.weights, "", ORIGIN)
+    sizes = _blip2.qformer_sizes(vector.weights)
     width, depth, every = sizes["width"], sizes["depth"], sizes["cross_every"]
     qformer = QFormer(width, depth, heads, sizes["hidden"], embeds.shape[-1], every, dropout=0.0)
     module = nn.Module()
@@ -117,7 +117,7 @@ def image_qformer(vector: Vector) -> Iterator[Got]:
 
 def queries(which: str, weights: Mapping[str, Tensor], heads: int, shape: FeatureShape) -> VideoQFormer:
     """The connector of a branch, filled through the importer's table."""
-    sizes = video_llama.connector_sizes(which, weights, heads, ORIGIN)
+    sizes = video_llama.connector_sizes(which, weights, heads)
     width = weights[f"{video_llama.PROJECTIONS[which]}.weight"].shape[0]
     made = VideoQFormer(QueriesConfig.model_validate(sizes), shape, width).eval()
     put(made, video_llama.connector(which, ""), weights, list(video_llama.BUFFERS))

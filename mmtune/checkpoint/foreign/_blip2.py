@@ -7,18 +7,21 @@ A tensor does not tell the number of attention heads, so these are options of th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmtune.checkpoint.foreign.base import ForeignConfig, Opened, Piece, Source
+from mmtune.checkpoint.foreign.base import ForeignConfig, Opened, Piece, Source, unlike
 from mmtune.checkpoint.keymap import KeyMap, Rule
 from mmtune.errors import CheckpointError
 
 POSITIONS = 512
 """Length of the counter that every BERT of these files stores as a buffer; nothing reads it."""
+TOWER = ("blocks.", "patch_embed.", "pos_embed", "cls_token")
+"""How names of the tower's own file begin."""
 TEXT_SIDE = (
     "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.bert.embeddings.position_embeddings.weight",
@@ -87,44 +90,39 @@ def counted(tensors: Mapping[str, Tensor], head: str = "") -> dict[str, Tensor]:
     return {**tensors, counter(head): torch.arange(POSITIONS, device=device)[None]}
 
 
-def tower_sizes(tensors: Mapping[str, Tensor], theirs: str, config: EyeConfig, origin: str) -> dict[str, Any]:
-    """Settings of `blip2_eva` that the tower's tensors tell. Raises CheckpointError."""
-    stem = shape(tensors, f"{theirs}patch_embed.proj.weight", 4, origin)
-    rows = shape(tensors, f"{theirs}pos_embed", 3, origin)[1]
-    side = round((rows - 1) ** 0.5)
-    if side * side != rows - 1:
-        raise CheckpointError(
-            f"{origin}: {theirs}pos_embed has {rows} rows", "a class token and a square grid of patches"
-        )
+def tower_sizes(tensors: Mapping[str, Tensor], theirs: str, config: EyeConfig) -> dict[str, int]:
+    """Settings of `blip2_eva` that the tower's tensors tell, the published ones where they do not.
+
+    Sizes are what most tensors say, so that one which is missing or misshapen is told as that one, with all others.
+    """
+    stem = re.escape(theirs)
+    patch = common(tensors, rf"{stem}patch_embed\.proj\.weight", 3, 14)
+    rows = common(tensors, rf"{stem}pos_embed", 1, 257)
     return {
-        "trained_size": side * stem[2],
-        "patch": stem[2],
-        "vit_width": stem[0],
+        "trained_size": max(1, round((rows - 1) ** 0.5)) * patch,
+        "patch": patch,
+        "vit_width": common(tensors, rf"{stem}blocks\.\d+\.norm\d\.weight", 0, 1408),
         "vit_depth": config.blocks,
         "vit_heads": config.vit_heads,
-        "vit_hidden": shape(tensors, f"{theirs}blocks.0.mlp.fc1.weight", 2, origin)[0],
+        "vit_hidden": common(tensors, rf"{stem}blocks\.\d+\.mlp\.fc1\.bias", 0, 6144),
     }
 
 
-def qformer_sizes(tensors: Mapping[str, Tensor], head: str, origin: str) -> dict[str, int]:
-    """queries, width, depth, hidden and cross_every of a Q-Former. Raises CheckpointError."""
-    stem = f"{head}Qformer.bert.encoder.layer"
-    tokens = shape(tensors, f"{head}query_tokens", 3, origin)
-    pattern = re.compile(rf"{re.escape(stem)}\.(\d+)\.(\w+)\.")
-    hits = [(int(hit[1]), hit[2]) for name in tensors if (hit := pattern.match(name))]
-    depth = 1 + max((layer for layer, _ in hits), default=-1)
+def qformer_sizes(
+    tensors: Mapping[str, Tensor], head: str = "", depth: int = 12, queries: int = 32, cross_every: int = 2
+) -> dict[str, int]:
+    """queries, width, depth, hidden and cross_every of a Q-Former, read as `tower_sizes` does; published ones given."""
+    stem = rf"{re.escape(head)}Qformer\.bert\."
+    pattern = re.compile(rf"{stem}encoder\.layer\.(\d+)\.(\w+)\..+")
+    hits = [(int(hit[1]), hit[2]) for name in tensors if (hit := pattern.fullmatch(name))]
     looking = sorted({layer for layer, part in hits if part == "crossattention"})
-    if not depth or not looking:
-        raise CheckpointError(
-            f"{origin} has {depth} layers {stem}.N, {len(looking)} of them with cross-attention",
-            "a Q-Former that looks at something",
-        )
+    depth = 1 + max((layer for layer, _ in hits), default=depth - 1)
     return {
-        "queries": tokens[1],
-        "width": tokens[2],
+        "queries": common(tensors, rf"{re.escape(head)}query_tokens", 1, queries),
+        "width": common(tensors, rf"{stem}.+\.LayerNorm\.weight", 0, 768),
         "depth": depth,
-        "hidden": shape(tensors, f"{stem}.0.intermediate_query.dense.weight", 2, origin)[0],
-        "cross_every": looking[1] if len(looking) > 1 else depth,
+        "hidden": common(tensors, rf"{stem}.+\.intermediate_query\.dense\.bias", 0, 3072),
+        "cross_every": looking[1] if len(looking) > 1 else min(cross_every, depth),
     }
 
 
@@ -134,16 +132,19 @@ def eye_qformer(sizes: Mapping[str, int], heads: int) -> dict[str, int]:
     return {**renamed, "queries": sizes["queries"], "cross_every": sizes["cross_every"], "qformer_heads": heads}
 
 
-def shape(tensors: Mapping[str, Tensor], name: str, rank: int, origin: str) -> tuple[int, ...]:
-    """The shape of a tensor that sizes are read from. Raises CheckpointError when it is absent or of another rank."""
-    if name not in tensors:
-        raise CheckpointError(
-            f"{origin}: missing {name}", "the published names", "the file is of another kind or version"
-        )
-    found = tuple(tensors[name].shape)
-    if len(found) != rank or 0 in found:
-        raise CheckpointError(f"{origin}: {name} is {list(found)}", f"a tensor with {rank} axes")
-    return found
+def common(tensors: Mapping[str, Tensor], pattern: str, axis: int, published: int) -> int:
+    """The commonest size along an axis of the tensors whose names match; `published` where there are none."""
+    names = re.compile(pattern)
+    sizes = Counter(t.shape[axis] for name, t in tensors.items() if t.ndim > axis and names.fullmatch(name))
+    del sizes[0]
+    return sizes.most_common(1)[0][0] if sizes else published
+
+
+def refuse_strange(tensors: Mapping[str, Tensor], starts: Sequence[str], source: Source) -> None:
+    """Raise CheckpointError for a file in which no name begins as the published ones do."""
+    if not any(name.startswith(tuple(starts)) for name in tensors):
+        what = f"the first of {len(tensors)} names in {source}"
+        raise unlike(what, min(tensors, default="none"), ", ".join(f"{start}*" for start in starts))
 
 
 def eye(
@@ -154,6 +155,7 @@ def eye(
     Raises CheckpointError: the tower in neither or both of the files, and what the sizes raise.
     """
     tensors = source.tensors(inside=("model",))
+    refuse_strange(tensors, ("Qformer.", "query_tokens", "ln_vision."), source)
     ours, inside = f"{part}:", any(name.startswith("visual_encoder.") for name in tensors)
     if inside == (tower_source is not None):
         where = f"{source} holds visual_encoder.*, and {tower_source} the tower again" if inside else f"{source} alone"
@@ -161,14 +163,15 @@ def eye(
     rules, ignored = [*norm(ours), *queries(ours)], [counter(), *TEXT_SIDE, *PROJECTIONS]
     pieces = []
     if tower_source is None:
-        sizes = tower_sizes(tensors, "visual_encoder.", config, str(source))
+        sizes = tower_sizes(tensors, "visual_encoder.", config)
         rules += tower("visual_encoder.", ours)
         ignored += unused_tower(tensors, "visual_encoder.", config.blocks)
     else:
         eva = tower_source.tensors(inside=("model", "state_dict"))
-        sizes = tower_sizes(eva, "", config, str(tower_source))
+        refuse_strange(eva, TOWER, tower_source)
+        sizes = tower_sizes(eva, "", config)
         pieces.append(Piece(str(tower_source), KeyMap(tower("", ours), unused_tower(eva, "", config.blocks)), eva))
-    sizes |= eye_qformer(qformer_sizes(tensors, "", str(source)), config.qformer_heads)
+    sizes |= eye_qformer(qformer_sizes(tensors), config.qformer_heads)
     return sizes, [Piece(str(source), KeyMap(rules, ignored), tensors), *pieces]
 
 

@@ -48,7 +48,11 @@ def place(source: Source) -> tuple[dict[str, Any], dict[str, Part], list[Piece]]
     }
     files = {"config.json": plan, **_tokenizer(source)}
     table = KeyMap(_llama.backbone(shape.heads, shape.kv_heads, ours=f"{PART}:"), ignore=_llama.EMPTY)
-    return {"name": "hf", "folder": f"{HERE}{PART}"}, {PART: Part("llm.model", files)}, [Piece(str(source), table, tensors)]
+    return (
+        {"name": "hf", "folder": f"{HERE}{PART}"},
+        {PART: Part("llm.model", files)},
+        [Piece(str(source), table, tensors)],
+    )
 
 
 def heads(source: Source) -> tuple[int, int]:
@@ -67,6 +71,15 @@ def heads(source: Source) -> tuple[int, int]:
         raise unlike(f"{source}: model_type of config.json", plan.get("model_type"), "llama", "name a LLaMA")
     number = int(plan["num_attention_heads"])
     return number, int(plan.get("num_key_value_heads") or number)
+
+
+def width(source: Source) -> int:
+    """Width D of a LLaMA in either layout. Raises CheckpointError when it is not told."""
+    name, key = ("params.json", "dim") if is_meta(source) else ("config.json", "hidden_size")
+    number = source.json(name).get(key)
+    if not isinstance(number, int) or number < 1:
+        raise CheckpointError(f"{source}: {name} with {key} = {number!r}", "the sizes of a LLaMA")
+    return number
 
 
 def _tokenizer(source: Source) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Eva(Foreign):
         """Raises CheckpointError for a file that is no such tower."""
         source = sources["eva"]
         tensors = source.tensors(inside=("model", "state_dict"))
-        sizes = _blip2.tower_sizes(tensors, "", self.config, str(source))
+        _blip2.refuse_strange(tensors, _blip2.TOWER, source)
+        sizes = _blip2.tower_sizes(tensors, "", self.config)
         ignored = _blip2.unused_tower(tensors, "", self.config.blocks)
         table = KeyMap(_blip2.tower("", f"{PART}:"), ignored)
         return Imported(

@@ -16,6 +16,9 @@ from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
 
+FILE = "imagebind_huge.pth"
+
+
 class Config(ForeignConfig):
     modality: Literal["audio", "vision"] = "audio"
     """Which tower is brought in."""
@@ -39,7 +42,7 @@ class Imagebind(Foreign):
     Config = Config
     config: Config
     about = "ImageBind's sound or image tower (option modality); the published weights are not for commercial use"
-    roles = (Role("imagebind", "imagebind_huge.pth"),)
+    roles = (Role("imagebind", FILE),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """The tower as a folder for `encoder: {name: imagebind_audio}` or `imagebind_vision`."""
@@ -69,4 +72,4 @@ class Imagebind(Foreign):
         if not found:
             seen = {branch: section.encoder.name for branch, section in run.recipe.model.branches.items()}
             raise CheckpointError(f"a run with the encoders {seen}", f"one of {', '.join(ENCODERS.values())}")
-        return Exported({"imagebind.pth": found})
+        return Exported({FILE: found})

@@ -2,74 +2,64 @@
 
 The file holds {"model": ...}, whole and not cut for model parallelism: `<matrix>_bias` and `<matrix>_scale` beside each
 matrix of a layer, and norms. The scale multiplies the input, so it has the width of the input: W (s * x) + b. What was
-published has no prompts; the code knows them, and a file with `adapter_query.weight` and gates gets the tuner `prompts`.
+published has no prompts; its code knows them, so a file with `adapter_query.weight` and gates gets the tuner `prompts`.
 
 Written and read for 65B; any size of LLaMA has the same names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama
+from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
-from mmtune.checkpoint.keymap import KeyMap, Rule
+from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
 FILE = "chat_llama_bias_scale_norm_tuning.pth"
-TABLE, GATE = "adapter_query.weight", "attention.gate"
 
 
 class Config(ForeignConfig):
     """No options."""
 
 
-def table(heads: int, kv_heads: int, prompts: bool, last_norm: bool, ours: str = "llm.") -> KeyMap:
+def table(heads: int, kv_heads: int, sections: Sequence[Mapping[str, Any]], ours: str = "llm.") -> KeyMap:
     """Names of the file <-> ours.
 
     Args:
-        prompts: whether there are adapter tokens and gates.
-        last_norm: whether the norm after the layers is among the tensors.
+        sections: the tuners, as `tuners` gives them.
         ours: what stands before the names of the language model, `llm.` in a whole model.
     """
-    model = f"{ours}model."
-    rules = [
-        *_llama.per_linear("{linear}_bias", "{linear}.bias", heads, kv_heads, ours=model),
-        *_llama.per_linear("{linear}_scale", "{linear}.scale", heads, kv_heads, by_output=False, ours=model),
-        *_llama.norms(ours=model, last=last_norm),
-    ]
-    if prompts:
-        gate = f"layers.{{i}}.{GATE}"
-        rules += [
-            Rule(TABLE, f"{ours}prompts.weight"),
-            Rule(gate, f"{ours}prompts.gates.{{i}}.weight", into=_flat, out=_unflat),
-        ]
+    model, tuned = f"{ours}model.", sections[0]
+    rules = _llama.norms(ours=model, last=tuned["norms"] == "all")
+    if tuned["linears"] and tuned["bias"]:
+        rules += _llama.per_linear("{linear}_bias", "{linear}.bias", heads, kv_heads, ours=model)
+    if tuned["linears"] and tuned["form"] == "input":
+        rules += _llama.per_linear("{linear}_scale", "{linear}.scale", heads, kv_heads, by_output=False, ours=model)
+    if len(sections) > 1:
+        rules += _prompts.rules("", f"{ours}prompts.")
     return KeyMap(rules, ignore=_llama.EMPTY)
 
 
-def _flat(gate: Tensor) -> Tensor:
-    """[1,H,1,1] -> [H,1]"""
-    return gate.reshape(-1, 1)
-
-
-def _unflat(gate: Tensor) -> Tensor:
-    return gate.reshape(1, -1, 1, 1)
-
-
 def tuners(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Sections of the tuners that a file's tensors ask for. Raises CheckpointError for prompts that no gate counts."""
+    """Sections of the tuners that a file's tensors ask for, `bias_norm` first."""
+    bias, scale = (any(name.endswith(f"wq_{kind}") for name in tensors) for kind in ("bias", "scale"))
     found: list[dict[str, Any]] = [
-        {"name": "bias_norm", "form": "input", "norms": "all" if "norm.weight" in tensors else "layers"}
+        {
+            "name": "bias_norm",
+            "form": "input" if scale else "bias",
+            "bias": bias,
+            "linears": ["*"] if bias or scale else [],
+            "norms": "all" if "norm.weight" in tensors else "layers",
+        }
     ]
-    gates = [name for name in tensors if name.endswith(GATE)]
-    if TABLE in tensors:
-        rows = tensors[TABLE].shape[0]
-        if not gates or rows % len(gates):
-            raise CheckpointError(f"{TABLE} of {rows} rows and {len(gates)} gates", "a gate for each layer with prompts")
-        found.append({"name": "prompts", "length": rows // len(gates), "layers": len(gates)})
+    gates = sum(name.endswith(_prompts.GATE) for name in tensors)
+    if gates:  # a gate in each layer that has prompts, and in no other
+        rows = len(tensors[_prompts.TABLE]) if _prompts.TABLE in tensors else gates
+        found.append({"name": "prompts", "length": max(1, rows // gates), "layers": gates})
     return found
 
 
@@ -90,32 +80,37 @@ class LlamaAdapter65B(Foreign):
         tensors = adapter.tensors(inside=("model",))
         if not any(name.endswith("attention.wq_scale") for name in tensors):
             raise CheckpointError(
-                f"{adapter} has no attention.wq_scale", "the chat variant", "V2 7B: the kind llama_adapter_v2"
+                f"{adapter}: {min(tensors, default='nothing')} and others, but no attention.wq_scale",
+                "the chat variant",
+                "the files of V2 7B are of the kind llama_adapter_v2",
             )
-        names = table(*_meta_llama.heads(sources["llm"]), TABLE in tensors, "norm.weight" in tensors)
+        sections = tuners(tensors)
+        names = table(*_meta_llama.heads(sources["llm"]), sections)
         recipe = {
             "title": "LLaMA-Adapter V2, text-only chat",
-            "model": {"llm": llm, "fusion": {"name": "tokens"}, "tuners": tuners(tensors)},
+            "model": {"llm": llm, "fusion": {"name": "tokens"}, "tuners": sections},
             "streams": {"chat": {"data": ["alpaca"], "prompt": "llama_adapter_65b"}},
-            "groups": {"adapter": {"match": [f"@{one['name']}" for one in tuners(tensors)], "lr": 1.25e-4}},
+            "groups": {"adapter": {"match": [f"@{one['name']}" for one in sections], "lr": 1.25e-4}},
         }
         facts = {"published as": "LLaMA-Adapter V2 chat (weights: research only, as LLaMA); y = W (s * x) + b"}
         return Imported(recipe, [*pieces, Piece(str(adapter), names, tensors)], parts, facts)
 
     def write(self, run: Opened) -> Exported:
         """Raises CheckpointError for a model with other tuners, or one that is no LLaMA."""
-        sections = {one.name: one for one in run.recipe.model.tuners}
-        tuned = sections.get("bias_norm")
-        strange = sorted(set(sections) - {"bias_norm", "prompts"})
-        if tuned is None or strange or (tuned.form, tuned.layers, tuned.linears) != ("input", None, ("*",)):
+        sections = [one.model_dump(mode="json") for one in run.recipe.model.tuners]
+        known = [one["name"] for one in sections] in (["bias_norm"], ["bias_norm", "prompts"])
+        if not known or sections[0]["layers"] is not None or sections[0]["linears"] != ["*"]:
             raise CheckpointError(
-                f"tuners {', '.join(sections) or '(none)'}",
-                "bias_norm with form: input on every matrix, alone or with prompts",
+                f"tuners {', '.join(one['name'] for one in sections) or '(none)'}",
+                "bias_norm on every matrix of every layer, alone or followed by prompts",
+            )
+        if sections[0]["form"] == "output" or sections[0]["norms"] == "none":
+            raise CheckpointError(
+                f"bias_norm with form: {sections[0]['form']} and norms: {sections[0]['norms']}",
+                "form: input, and norms of the layers: the layout has no place for others",
             )
         plan = run.model.llm.model.config
-        names = table(
-            plan.num_attention_heads, plan.num_key_value_heads, "prompts" in sections, tuned.norms == "all"
-        )
+        names = table(plan.num_attention_heads, plan.num_key_value_heads, sections)
         wanted = {name for found in run.model.tuned.values() for name in found}
         ours = {name: tensor for name, tensor in run.tensors({}).items() if name in wanted}
         return Exported({FILE: {"model": names.out(ours)}})

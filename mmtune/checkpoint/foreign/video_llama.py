@@ -68,13 +68,17 @@ def connector(which: str, ours: str) -> list[Rule]:
     ]
 
 
-def connector_sizes(which: str, tensors: Mapping[str, Tensor], heads: int, origin: str) -> dict[str, Any]:
-    """Settings of `video_qformer` that a file's tensors tell. Raises CheckpointError."""
-    sizes = _blip2.qformer_sizes(tensors, HEADS[which], origin)
+def connector_sizes(which: str, tensors: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
+    """Settings of `video_qformer` that a file's tensors tell, the published ones where they do not.
+
+    Raises CheckpointError for a Q-Former with layers that look at nothing.
+    """
+    queries, rows = {SIGHT: (32, 32), SOUND: (8, 8)}[which]
+    sizes = _blip2.qformer_sizes(tensors, HEADS[which], depth=2, queries=queries, cross_every=1)
     if sizes.pop("cross_every") != 1:
-        raise CheckpointError(f"{origin}: a {HEADS[which]}Qformer with layers that look at nothing", "Video-LLaMA's")
-    rows = _blip2.shape(tensors, f"{TABLES[which]}.weight", 2, origin)[0]
-    return {"name": "video_qformer", **sizes, "heads": heads, "frames": rows}
+        raise CheckpointError(f"{HEADS[which]}Qformer has layers without cross-attention", "one in each layer")
+    frames = _blip2.common(tensors, rf"{TABLES[which]}\.weight", 0, rows)
+    return {"name": "video_qformer", **sizes, "heads": heads, "frames": frames}
 
 
 class VideoLlama(Foreign):
@@ -117,10 +121,12 @@ class VideoLlama(Foreign):
     def _branch(self, which: str, source: Source, pieces: list[Piece]) -> dict[str, Any]:
         """The connector's section; its piece is added to `pieces`."""
         tensors = source.tensors(inside=("model",))
+        starts = (f"{HEADS[which]}query", f"{HEADS[which]}Qformer.", TABLES[which], PROJECTIONS[which])
+        _blip2.refuse_strange(tensors, starts, source)
         ignored = [*BUFFERS, *(FROZEN if self.config.frozen == "leave" else ())]
         table = KeyMap(connector(which, f"branches.{which}.connector."), ignored)
         pieces.append(Piece(str(source), table, tensors))
-        return {"connector": connector_sizes(which, tensors, self.config.qformer_heads, str(source))}
+        return {"connector": connector_sizes(which, tensors, self.config.qformer_heads)}
 
     def _ear(self, source: Source, pieces: list[Piece]) -> dict[str, Any]:
         """The encoder's section; its piece is added to `pieces`."""
@@ -141,8 +147,7 @@ class VideoLlama(Foreign):
                 continue
             ours = f"branches.{name}.connector."
             held = {key: tensor for key, tensor in run.tensors({}).items() if key.startswith(ours)}
-            tensors = _blip2.counted(KeyMap(connector(which, ours)).out(held), HEADS[which])
-            files[FILES[which]] = {"model": _blip2.counted(tensors)}
+            files[FILES[which]] = {"model": _blip2.counted(KeyMap(connector(which, ours)).out(held), HEADS[which])}
         if not files:
             raise CheckpointError(
                 "a run without a branch of `blip2_eva` or ImageBind behind `video_qformer`", "Video-LLaMA's branches"

@@ -11,7 +11,7 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,12 +24,14 @@ from mmtune.data.world.scene import LEVELS, PLACES, SPLITS, Scene, draw_scene
 from mmtune.data.world.sound import wav_bytes, wave
 from mmtune.data.world.video import jpeg, mp4
 from mmtune.errors import UsageError
+from mmtune.types import Kind
 
 TURNS = 8
 """Questions in one conversation, at most; a description is one more turn."""
-PICTURE_EVERY = 5
-"""Every so many records the conversation is about the picture instead of the clip."""
-MEDIA = ("mp4", "jpg", "wav", "ply")
+CYCLE: tuple[Kind, ...] = ("video", "video", "video", "video", "image")
+"""What the conversations of successive records are about, over and over."""
+MEMBER: dict[Kind, str] = {"video": "mp4", "image": "jpg", "audio": "wav", "points": "ply"}
+MEDIA = tuple(MEMBER.values())
 
 
 def make_shards(
@@ -42,19 +44,28 @@ def make_shards(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
     media: Iterable[str] = MEDIA,
+    kinds: Iterable[Kind] = CYCLE,
 ) -> list[Path]:
     """Draw `clips` scenes and write `out/<level>-<split>-<number>.tar`; returns the paths.
 
     progress: called after each record with the number of records written so far.  media: which files a record gets
-    beside its .json.
+    beside its .json.  kinds: what the conversations of successive records are about, over and over.
 
-    Raises UsageError for an unknown level, split or medium, for counts below one, and where `out` holds further shards
+    Raises UsageError for an unknown level, split, medium or kind, for sounds on level easy, which asks nothing about
+    them, for counts below one, and where `out` holds further shards
     of this level and split, which one pattern would mix with the new ones.
     """
-    media = tuple(media)
-    for name, seen, known in (("level", [level], LEVELS), ("split", [split], SPLITS), ("medium", media, MEDIA)):
+    media, kinds = tuple(media), tuple(kinds)
+    for name, seen, known in (
+        ("level", [level], LEVELS),
+        ("split", [split], SPLITS),
+        ("medium", media, MEDIA),
+        ("kind", kinds or [""], tuple(MEMBER)),
+    ):
         if odd := [s for s in seen if s not in known]:
             raise UsageError(seen=f"{name} {odd[0]!r}", expected=f"one of {', '.join(known)}")
+    if "audio" in kinds and level != "full":
+        raise UsageError(seen=f"kind 'audio' on level {level}", expected="level full, which asks about sounds")
     for name, number in (("clips", clips), ("per_shard", per_shard), ("workers", workers)):
         if number < 1:
             raise UsageError(seen=f"{name} = {number}", expected="at least 1")
@@ -69,7 +80,7 @@ def make_shards(
         )
     out.mkdir(parents=True, exist_ok=True)
     paths, written = [], 0
-    records = _records(partial(record, seed=seed, level=level, split=split, media=media), clips, workers)
+    records = _records(partial(record, seed=seed, level=level, split=split, media=media, kinds=kinds), clips, workers)
     for first, name in zip(range(0, clips, per_shard), names, strict=True):
         path = out / name
         part = path.with_suffix(".tar.part")
@@ -84,13 +95,19 @@ def make_shards(
     return paths
 
 
-def record(index: int, seed: int, level: str, split: str, media: tuple[str, ...] = MEDIA) -> dict[str, Any]:
+def record(
+    index: int,
+    seed: int,
+    level: str,
+    split: str,
+    media: tuple[str, ...] = MEDIA,
+    kinds: tuple[Kind, ...] = CYCLE,
+) -> dict[str, Any]:
     """The members of record `index`: suffix to bytes, and "__key__"."""
     rng = random.Random(f"{seed}:{level}:{split}:{index}")
     scene = draw_scene(rng, level, split)
     key = f"{index:07d}"
-    picture = index % PICTURE_EVERY == PICTURE_EVERY - 1
-    facts = _facts(scene, rng, key, picture) | {"id": f"{level}-{split}-{seed}-{key}", "split": split}
+    facts = _facts(scene, rng, key, kinds[index % len(kinds)]) | {"id": f"{level}-{split}-{seed}-{key}", "split": split}
     item: dict[str, Any] = {"__key__": key, "json": json.dumps(facts, sort_keys=True).encode()}
     samples = wave(scene) if {"mp4", "wav"} & {*media} else None
     frames = clip(scene)
@@ -106,24 +123,29 @@ def record(index: int, seed: int, level: str, split: str, media: tuple[str, ...]
     return item
 
 
-def _facts(scene: Scene, rng: random.Random, key: str, picture: bool) -> dict[str, Any]:
-    shown = scene.snapshot(0.0) if picture else scene
-    asked = questions(shown, rng, still=picture)
+def _facts(scene: Scene, rng: random.Random, key: str, kind: Kind) -> dict[str, Any]:
+    shown = scene if kind == "video" else scene.snapshot(0.0)
+    if kind == "points":
+        shown = replace(shown, sign=None)  # signs are painted, and a cloud holds solids only
     hearing = [q for q in questions(scene, rng, heard=True) if q.type in HEARD]
-    description = Question("describe", rng.choice(CAPTION_PROMPTS), describe(shown))
-    turns = asked[:TURNS]
-    # mostly last: a description that comes first answers what is asked after it
-    turns.insert(0 if rng.random() < 0.3 else len(turns), description)
-    said = captions(shown, rng)
-    tag = "<image>" if picture else "<video>"
+    if kind == "audio":
+        turns = asked = hearing
+        said = [scene.sound.kind]
+    else:
+        asked = questions(shown, rng, still=kind != "video")
+        description = Question("describe", rng.choice(CAPTION_PROMPTS), describe(shown))
+        turns = asked[:TURNS]
+        # mostly last: a description that comes first answers what is asked after it
+        turns.insert(0 if rng.random() < 0.3 else len(turns), description)
+        said = captions(shown, rng)
     talk = [{"from": who, "value": text} for q in turns for who, text in (("human", q.question), ("gpt", q.answer))]
-    talk[0]["value"] = f"{tag}\n{talk[0]['value']}"
+    talk[0]["value"] = f"<{kind}>\n{talk[0]['value']}"
     return {
         "level": scene.level,
         "caption": said[0],
         "captions": said,
         "conversations": talk,
-        ("image" if picture else "video"): f"{key}.{'jpg' if picture else 'mp4'}",
+        kind: f"{key}.{MEMBER[kind]}",
         "questions": [_plain(q) for q in asked],
         "hearing": [_plain(q) for q in hearing],
         "scene": _compact(scene),

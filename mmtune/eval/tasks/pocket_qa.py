@@ -3,7 +3,8 @@
 Reads shards of clips with a JSON member that lists questions: `{"video": "0001.mp4", "questions": [{"type": "colour",
 "temporal": false, "question": "...", "answer": "...", "alternatives": ["..."]}]}`. Each question is asked in a
 conversation of its own, the medium first. A record may hold a clip and a picture of it; its questions are about the one
-that the JSON names, under `video`, `image` or `audio`. An answer is right when it equals an accepted one after
+that the JSON names, under `video`, `image`, `audio` or
+`points`. An answer is right when it equals an accepted one after
 normalisation: lower case, no final punctuation.
 """
 
@@ -20,7 +21,7 @@ from mmtune.eval.metrics import exact_match
 from mmtune.eval.tasks.base import Question, Task, TaskConfig
 from mmtune.types import Kind, MediaRef, Sample, Turn
 
-PREFERRED: tuple[Kind, ...] = ("video", "image", "audio")
+PREFERRED: tuple[Kind, ...] = ("video", "image", "audio", "points")
 """What a record is about whose JSON names no medium: the first of these that it has."""
 
 

@@ -96,6 +96,17 @@ def test_splits_have_no_meaning_in_common():
     assert all(draw_scene(random.Random(i), "full", "test").split == "test" for i in range(20))
 
 
+def test_records_may_be_about_sounds_and_clouds(tmp_path):
+    path = make_shards(tmp_path, 4, seed=3, level="full", kinds=("points", "audio"))[0]
+    for key, files in groups(path).items():
+        facts = json.loads(files["json"])
+        kind, suffix = ("points", "ply") if int(key) % 2 == 0 else ("audio", "wav")
+        assert facts[kind] == f"{key}.{suffix}" and suffix in files and not {"video", "image"} & facts.keys()
+        assert facts["conversations"][0]["value"].startswith(f"<{kind}>\n")
+        types = {q["type"] for q in facts["questions"]}
+        assert types == set(HEARD) if kind == "audio" else not types & {*HEARD, *TEMPORAL, "text"}
+
+
 def test_progress_counts_records(tmp_path):
     told = []
     make_shards(tmp_path, 3, seed=0, level="easy", progress=told.append, media=("jpg",))
@@ -117,6 +128,8 @@ def test_an_older_and_larger_set_is_not_mixed_in(tmp_path):
         ({"level": "hard"}, "easy, full"),
         ({"split": "dev"}, "train, val, test"),
         ({"media": ["gif"]}, "mp4"),
+        ({"kinds": ["smell"]}, "video, image, audio, points"),
+        ({"kinds": ["audio"], "level": "easy"}, "level full"),
         ({"clips": 0}, "at least 1"),
     ],
 )

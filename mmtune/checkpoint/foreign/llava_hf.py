@@ -1,0 +1,127 @@
+"""LLaVA 1.5 and 1.6 in the layout of transformers (`llava`, `llava_next`), as in the llava-hf repositories.
+
+In: the folder is taken apart into a vision tower and a language model, which are base parts of the run, and the
+projector (for 1.6 with `image_newline`), which is what trains. Out: any run of an `hf_vision` tower, an `mlp` of two
+layers as wide as the language model (or `anyres` with it) and fusion `tokens`. A LoRA is merged on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from mmtune.checkpoint.foreign import _llava, _lora
+from mmtune.checkpoint.foreign._llava import SIGHT, Spelling
+from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
+from mmtune.checkpoint.keymap import KeyMap, Rule
+from mmtune.errors import CheckpointError
+
+KINDS = ("llava", "llava_next")
+
+
+class Config(ForeignConfig):
+    prompt: str = "vicuna"
+    """Prompt template: vicuna for 1.5 and 1.6 on Vicuna, chatml for 1.6 on Yi, mistral for 1.6 on Mistral."""
+    resize: Literal["crop", "pad"] | None = None
+    """`pad` brings pictures to a square as the original training of 1.5 did; null does what the folder says, and the
+    published folders crop. Not for 1.6."""
+    names: Literal["published", "saved", "inner"] = "published"
+    """For export: how names are spelled. `published` is that of the llava-hf repositories and is read by every version;
+    `saved` is what transformers 5 writes; `inner` are the names of its modules."""
+
+
+class LlavaHf(Foreign):
+    """See the module."""
+
+    Config = Config
+    config: Config
+    about: ClassVar[str] = "LLaVA 1.5 and 1.6 in transformers' layout, as in the llava-hf repositories"
+    roles: ClassVar[tuple[Role, ...]] = (Role("folder", "folder with config.json, weights and tokenizer"),)
+
+    @staticmethod
+    def table(spelling: Spelling, newline: bool) -> KeyMap:
+        """The names of a whole folder.
+
+        Args:
+            newline: whether it is 1.6, with its learned end of a row.
+        """
+        rules = [
+            *_llava.tower(spelling),
+            *_llava.projector(spelling, "layers.0", "layers.1"),
+            *_llava.language_model(spelling),
+        ]
+        if newline:
+            rules.append(Rule(f"{spelling.root}image_newline", f"{SIGHT}.connector.newline"))
+        return KeyMap(rules, ignore=_llava.UNUSED)
+
+    def read(self, sources: Mapping[str, Source]) -> Imported:
+        source = sources["folder"]
+        plan = source.json()
+        _llava.check(plan, KINDS)
+        tiled = plan["model_type"] == "llava_next"
+        if tiled and self.config.resize is not None:
+            raise CheckpointError("option resize for LLaVA 1.6", "none: it cuts pictures into tiles")
+        tensors = source.tensors()
+        return Imported(
+            recipe=self._recipe(plan, tiled),
+            pieces=[Piece(str(source), self.table(Spelling.of(tensors), tiled), tensors)],
+            parts=_llava.parts(source, plan, "inner.tower" if tiled else "tower"),
+            facts={"what it is": f"LLaVA 1.{6 if tiled else 5}; the licence of its language model applies"},
+        )
+
+    def _recipe(self, plan: Mapping[str, Any], tiled: bool) -> dict[str, Any]:
+        more = {"resize": self.config.resize} if self.config.resize else {}
+        encoder = _llava.encoder(plan, **more)
+        connector: dict[str, Any] = {"name": "mlp", "depth": 2}
+        if tiled:
+            connector = {"name": "anyres", "depth": 2}
+            encoder = {"name": "anyres", "encoder": encoder, "weights": encoder["weights"]}
+            if "image_grid_pinpoints" in plan:
+                encoder["grids"] = plan["image_grid_pinpoints"]
+        prompt = self.config.prompt
+        return {
+            "title": f"LLaVA 1.{6 if tiled else 5}, imported",
+            "model": {
+                "branches": {"sight": {"encoder": encoder, "connector": connector, "kinds": ["image"]}},
+                "llm": {"name": "hf", "folder": f"{_llava.HERE}llm"},
+                "fusion": {"name": "tokens"},
+            },
+            "streams": {"instruct": {"data": ["llava_665k"], "prompt": prompt}},
+            "groups": {"connector": {"match": [f"{SIGHT}.connector.*"], "lr": 2e-5}},
+            "run": {"length": 4096 if tiled else 2048, "batch_tokens": 4096},
+            "chat": {"prompt": prompt, "max_tokens": 512},
+        }
+
+    def write(self, run: Opened) -> Exported:
+        tiled = any(branch.encoder.name == "anyres" for branch in run.recipe.model.branches.values())
+        encoder, connector = _llava.branch_of(run, *(("anyres", "anyres") if tiled else ("mlp", "hf_vision")))
+        inner = encoder.inner if tiled else encoder
+        if tiled:
+            _llava.check_inner(inner)
+        plan = _llava.config_of(run, KINDS[tiled], inner)
+        plan["architectures"] = ["LlavaNextForConditionalGeneration" if tiled else "LlavaForConditionalGeneration"]
+        if tiled:
+            plan["image_grid_pinpoints"] = [list(grid) for grid in encoder.config.grids]
+        llm, files = _lora.folded(run), _llava.tokenizer_of(run)
+        plan["image_token_index"] = _llava.placeholder(
+            files, llm, plan["text_config"], run.model.llm.tokenizer.vocabulary
+        )
+        ours = {f"sight:{name}": tensor for name, tensor in inner.tower.state_dict().items()}
+        ours |= {f"llm:{name}": tensor for name, tensor in llm.items()}
+        ours |= {f"{SIGHT}.connector.{name}": tensor for name, tensor in connector.state_dict().items()}
+        if plan["tie_word_embeddings"]:
+            ours.pop("llm:lm_head.weight", None)
+        kind = "LlavaNextImageProcessor" if tiled else "LlavaImageProcessor"
+        pixels = _llava.preprocessor_of(inner.pixels, kind if tiled or inner.pixels.resize == "pad" else "CLIPImageProcessor")
+        if tiled:
+            pixels["image_grid_pinpoints"] = plan["image_grid_pinpoints"]
+        processor = {
+            "processor_class": "LlavaNextProcessor" if tiled else "LlavaProcessor",
+            "image_token": _llava.IMAGE,
+            "patch_size": inner.structure["patch_size"],
+            "vision_feature_select_strategy": plan["vision_feature_select_strategy"],
+            "num_additional_image_tokens": 1,
+        }
+        files |= {"config.json": plan, "preprocessor_config.json": pixels, "processor_config.json": processor}
+        table = self.table(_llava.SPELLINGS[self.config.names], tiled)
+        return Exported({"model.safetensors": table.out(ours)}, files)

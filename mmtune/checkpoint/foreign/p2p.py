@@ -1,0 +1,152 @@
+"""P2P's files (`ConvNeXt-B-1k-ModelNet40.pth` and the like): canvas, image tower and classifier as one encoder.
+
+The file holds `{"state_dict": ...}` with `enc.*` and `base_model.*`, with `module.` in front where several GPUs trained
+it. ViT, DeiT, ConvNeXt and ResNet are read; their sizes are told by the shapes. The published sampler's gap at the
+origin and ImageNet's statistics are what the weights were trained with, so they are always set.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from mmtune.checkpoint.foreign.base import (
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Part,
+    Piece,
+    Role,
+    Source,
+    unlike,
+)
+from mmtune.checkpoint.keymap import KeyMap, Rule
+from mmtune.errors import CheckpointError
+
+FILE = "model_best.pth"
+PART = "encoder"
+WRAP = "module."
+BASE = "base_model."
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+SKIP = 1e-3
+"""Squared distance from the origin up to which the published sampler passes points over."""
+DATA: dict[str, dict[str, Any]] = {
+    "modelnet40": {"points": 4096, "object": 224, "normalise": True},
+    "scanobjectnn": {"points": 2048, "object": 192, "normalise": False},
+}
+RESNETS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+TABLE = KeyMap(
+    [Rule("enc.{rest*}", f"{PART}:draw.{{rest*}}"), Rule(f"{BASE}{{rest*}}", f"{PART}:image.tower.{{rest*}}")]
+)
+
+
+class Config(ForeignConfig):
+    data: Literal["modelnet40", "scanobjectnn"] = "modelnet40"
+    """What the weights were trained on: it settles the number of points, the size of the object in the picture, and
+    whether clouds are normalised."""
+    object: int | None = Field(default=None, ge=8)
+    """Side in pixels of the square that the object is drawn in; null goes by `data`."""
+    classifier: bool = True
+    """Bring in the classifier too, which a language model has no use for, so that the file can be written again."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads of a ViT, which the file does not tell; null is one for 64 channels, as published."""
+
+
+class P2P(Foreign):
+    """See the module."""
+
+    Config = Config
+    config: Config
+    about = "P2P's point cloud classifiers, as the encoder p2p_points"
+    roles = (Role("weights", "a published .pth, or the same as safetensors"),)
+
+    def read(self, sources: Mapping[str, Source]) -> Imported:
+        """Raises CheckpointError for a file that is none, or a backbone of another family."""
+        source, config = sources["weights"], self.config
+        tensors = {n.removeprefix(WRAP): t for n, t in source.tensors(inside=("state_dict",)).items()}
+        first, graph = (
+            _shape(tensors, f"enc.{n}.weight", source, r) for n, r in (("input_trans", 3), ("graph_layer.0", 4))
+        )
+        tower, head = _tower(tensors, config.heads, source)
+        if config.classifier:
+            tower["classes"] = _shape(tensors, f"{BASE}{head}.weight", source, 2)[0]
+        else:
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{BASE}{head}.")}
+        section: dict[str, Any] = {
+            "name": "p2p_points",
+            **DATA[config.data],
+            "skip_origin": SKIP,
+            "inner_width": first[0],
+            "point_width": graph[0],
+            "image": {"name": "timm_vit", **tower, **IMAGENET},
+        }
+        if config.object is not None:
+            section["object"] = config.object
+        facts = {"published as": "P2P, MIT", "trained on": config.data, "sampling": f"passes over |p|^2 <= {SKIP:g}"}
+        return Imported(
+            recipe={"encoder": section},
+            pieces=[Piece(str(source), TABLE, tensors)],
+            parts={PART: Part(holds="")},
+            facts=facts,
+        )
+
+    def write(self, run: Opened) -> Exported:
+        """The canvas and the tower under their published names. Raises CheckpointError for a run without such an
+        encoder, or with an image encoder that is not timm's."""
+        branches = run.recipe.model.branches
+        name = next((name for name, branch in branches.items() if branch.encoder.name == "p2p_points"), None)
+        if name is None:
+            raise CheckpointError("a run without the encoder p2p_points", "a branch with it")
+        tensors = run.tensors({PART: f"branches.{name}.encoder"})
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PART}:")}
+        return Exported({FILE: {"state_dict": TABLE.out(own)}})
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, source: Source, rank: int) -> tuple[int, ...]:
+    if name not in tensors or tensors[name].ndim != rank:
+        seen = list(tensors[name].shape) if name in tensors else "absent"
+        raise CheckpointError(f"{source}: {name} is {seen}", f"a tensor of rank {rank}", "this is no file of P2P")
+    return tuple(tensors[name].shape)
+
+
+def _tower(tensors: Mapping[str, Tensor], heads: int | None, source: Source) -> tuple[dict[str, Any], str]:
+    """The settings of `timm_vit` that build the tower whose weights these are, and the name of its classifier."""
+    names = {name.removeprefix(BASE) for name in tensors if name.startswith(BASE)}
+    if "stages.0.blocks.0.conv_dw.weight" in names:
+        depths = [_count(names, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
+        dims = [_shape(tensors, f"{BASE}stages.{stage}.blocks.0.norm.weight", source, 1)[0] for stage in range(4)]
+        return {"model": "convnext_tiny", "args": {"depths": depths, "dims": dims}, "norm": False}, "head.fc"
+    if "layer1.0.conv1.weight" in names:
+        depths = [_count(names, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)]
+        model = RESNETS.get(tuple(depths))
+        if model is None or ("layer1.0.conv3.weight" in names) != (model != "resnet18"):
+            raise unlike("the ResNet of the file", depths, f"one of {', '.join(RESNETS.values())}")
+        return {"model": model, "norm": False}, "fc"
+    if not {"patch_embed.proj.weight", "cls_token", "pos_embed"} <= names or "layers.0.blocks.0.norm1.weight" in names:
+        raise CheckpointError(
+            f"{source}: a backbone with {', '.join(sorted(names)[:3]) or 'no tensors'}",
+            "a ViT, DeiT, ConvNeXt or ResNet",
+        )
+    width, _, patch, _ = _shape(tensors, f"{BASE}patch_embed.proj.weight", source, 4)
+    hidden = _shape(tensors, f"{BASE}blocks.0.mlp.fc1.weight", source, 2)[0]
+    places = _shape(tensors, f"{BASE}pos_embed", source, 3)[1] - 1
+    args = {
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": _count(names, r"blocks\.(\d+)\."),
+        "num_heads": heads or max(1, width // 64),
+        "mlp_ratio": hidden / width,
+    }
+    return {"model": "vit_tiny_patch16_224", "args": args, "size": math.isqrt(places) * patch}, "head"
+
+
+def _count(names: set[str], pattern: str) -> int:
+    """One more than the largest number that the pattern finds at the beginning of a name."""
+    return max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1) + 1

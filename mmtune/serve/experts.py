@@ -1,0 +1,170 @@
+"""The experts of a conversation: which are on, what they say about media, and how that enters a turn."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mmtune import config, registry
+from mmtune.errors import UsageError
+from mmtune.experts import _cache
+from mmtune.experts._runner import Finding, Runner
+from mmtune.experts.base import ExpertConfig
+from mmtune.types import MediaRef, Part, Quote, Sample, Turn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Spec = str | Mapping[str, Any] | ExpertConfig
+"""An expert as it is named: NAME or NAME:key=value,..., the mapping of a recipe, or a config."""
+Told = frozenset[tuple[str, MediaRef, str | None]]
+"""Who has spoken about which medium, and to which question where that matters."""
+
+_SPEC = re.compile(
+    r"(?P<name>[a-z][a-z0-9_]*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(?P<options>[^=:]+=.*))?", re.DOTALL
+)
+
+
+def parse(spec: Spec) -> ExpertConfig:
+    """A named expert with its options checked; nothing of it runs.
+
+    Raises:
+        UsageError: not of the form NAME[:key=value[,key=value...]].
+        ConfigError: no such expert or option.
+    """
+    if isinstance(spec, ExpertConfig):
+        return spec
+    tree = dict(spec) if isinstance(spec, Mapping) else _tree(spec)
+    name = tree.get("name")
+    if not isinstance(name, str):
+        raise UsageError(seen=f"an expert without a name: {tree}", expected="a mapping with a name")
+    return config.validate(registry.find("experts", name).Config, tree, f"the expert {name}")
+
+
+def _tree(text: str) -> dict[str, Any]:
+    found = _SPEC.fullmatch(text)
+    if found is None:
+        known = ", ".join(registry.names("experts"))
+        raise UsageError(
+            seen=f"the expert {text!r}",
+            expected=f"NAME[:KEY=VALUE[,KEY=VALUE...]], with a name of {known} or package.module:Class",
+            hint="ocr:min_score=0.9,frames=8",
+        )
+    tree: dict[str, Any] = {"name": found["name"]}
+    for option in (found["options"] or "").split(","):
+        if option:
+            tree = config.override(tree, option)
+    return tree
+
+
+class Panel:
+    """The experts that are on, in their order.
+
+    Args:
+        specs: which; a later one of the same name takes the place of an earlier.
+        cache: folder for results; none takes the usual one, see `mmtune.experts._cache.default_folder`.
+
+    Raises:
+        UsageError, ConfigError, ModelError: one that cannot be had by this name.
+    """
+
+    def __init__(self, specs: Iterable[Spec] = (), cache: Path | None = None) -> None:
+        self._cache = _cache.Cache(cache or _cache.default_folder())
+        self._runners: dict[str, Runner] = {}
+        for spec in specs:
+            self.switch_on(spec)
+
+    def __len__(self) -> int:
+        return len(self._runners)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of those that are on."""
+        return list(self._runners)
+
+    def switch_on(self, spec: Spec) -> str:
+        """Add an expert, or give one other options; it starts when it is first needed. Returns its name."""
+        runner = Runner(parse(spec), self._cache)
+        name = runner.config.name
+        if name in self._runners:
+            self._runners[name].close()
+        self._runners[name] = runner
+        return name
+
+    def switch_off(self, name: str) -> None:
+        """Take an expert away. Raises UsageError when it is not on."""
+        if name not in self._runners:
+            raise UsageError(seen=f"{name!r} is not on", expected="one of " + (", ".join(self.names) or "none"))
+        self._runners.pop(name).close()
+
+    def close(self) -> None:
+        """End all processes; the next question starts them again."""
+        for runner in self._runners.values():
+            runner.close()
+
+    def hear(self, refs: Sequence[MediaRef], question: str, told: Told = frozenset()) -> list[Finding]:
+        """Ask every expert about every medium of its kinds, unless it has told before. Raises nothing."""
+        unique = list(dict.fromkeys(refs))
+        return [
+            runner.look(ref, question)
+            for ref in unique
+            for name, runner in self._runners.items()
+            if ref.kind in runner.kinds and (name, ref, question if runner.asks else None) not in told
+        ]
+
+    def told(self, findings: Iterable[Finding], question: str) -> Told:
+        """What is not to be asked again after these findings; failures may be."""
+        asks = {name: runner.asks for name, runner in self._runners.items()}
+        known = [one for one in findings if one.status != "failed" and one.expert in asks]
+        return frozenset((one.expert, one.ref, question if asks[one.expert] else None) for one in known)
+
+
+class Adviser:
+    """Adds to samples what the experts of a panel say about their media, and counts what came of it.
+
+    Args:
+        panel: whom to ask.
+        say: told each new way to fail, once.
+    """
+
+    def __init__(self, panel: Panel, say: Callable[[str], None]) -> None:
+        self._panel = panel
+        self._say = say
+        self._counts: Counter[str] = Counter()
+        self._notes: set[str] = set()
+
+    def advise(self, sample: Sample) -> Sample:
+        """A sample with evidence about its media in the turns where they are shown."""
+        turns = []
+        for turn in sample.turns:
+            findings = self._panel.hear(turn.media, turn.text)
+            for finding in findings:
+                self._counts[finding.status] += 1
+                if finding.note and finding.note not in self._notes:
+                    self._notes.add(finding.note)
+                    self._say(finding.line())
+            turns.append(with_quotes(turn, findings))
+        return replace(sample, turns=tuple(turns))
+
+    def record(self) -> dict[str, Any]:
+        """Who was asked, and how often something was found, nothing was found, or the expert failed."""
+        counts = {status: self._counts[status] for status in ("found", "nothing", "failed")}
+        return {"asked": ", ".join(self._panel.names), **counts}
+
+
+def with_quotes(turn: Turn, findings: Iterable[Finding]) -> Turn:
+    """A turn with what was found: right behind the medium that it is about, or first where that was shown earlier."""
+    waiting: dict[MediaRef, list[Quote]] = {}
+    for finding in findings:
+        if finding.quote:
+            waiting.setdefault(finding.ref, []).append(finding.quote)
+    parts: list[Part] = []
+    for part in turn.parts:
+        parts.append(part)
+        if isinstance(part, MediaRef):
+            parts += waiting.pop(part, [])
+    earlier = [quote for quotes in waiting.values() for quote in quotes]
+    return replace(turn, parts=(*earlier, *parts))

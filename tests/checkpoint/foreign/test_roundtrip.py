@@ -1,0 +1,82 @@
+"""Every importer in and out again: what is written equals what was read, the run loads wherever it is moved."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtune.checkpoint import carry, store
+from mmtune.errors import UsageError
+from tests.checkpoint.foreign.made import KINDS, make, read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_and_out(kind: str, tmp_path: Path) -> None:
+    made = make(kind, tmp_path / "published")
+    run = carry.bring(kind, made.words, tmp_path / "run", made.options, made.changes)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"published", "run"}
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    shutil.move(run, moved)
+    if (moved / "encoder.yaml").is_file():
+        _encoder(kind, made, moved)
+        return
+    model, _, recipe = store.load_run(moved)
+    assert "here:" not in repr(recipe)
+    for name, tensor in model.state_dict().items():
+        assert torch.isfinite(tensor).all() if tensor.is_floating_point() else True, name
+    with pytest.raises(UsageError, match="is there already"):
+        carry.bring(kind, made.words, moved, made.options, made.changes)
+    out = tmp_path / "out"
+    if made.export is None:
+        with pytest.raises(UsageError, match="read only"):
+            carry.send(moved, kind, out)
+        assert not out.exists()
+        return
+    carry.send(moved, kind, out, made.export)
+    _same(made, out)
+
+
+def _same(made, out: Path) -> None:
+    before = read(made.trained, made.inside)
+    after = read(out / (made.written or made.trained.name), made.inside)
+    before = {name: tensor for name, tensor in before.items() if not name.startswith(made.lossy or ("\0",))}
+    assert set(after) == set(before)
+    for name, tensor in before.items():
+        assert after[name].shape == tensor.shape, name
+        assert torch.equal(after[name].to(tensor.dtype), tensor), name
+
+
+def _encoder(kind: str, made, folder: Path) -> None:
+    """A kind that gives an encoder alone: it loads from its folder, and a run with it can be written again."""
+    from mmtune import config
+
+    entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
+    built = carry._encoder({**entry, "weights": str(folder)})
+    built.load_weights()
+    foreign = carry.importer(kind, [*made.options, *(made.export or [])])
+    if made.export is None:
+        return
+    exported = foreign.write(_opened(built))
+    out = folder.parent / "out"
+    out.mkdir()
+    carry.write(exported, out)
+    _same(made, out)
+
+
+def _opened(encoder):
+    from types import SimpleNamespace
+
+    from mmtune.checkpoint.foreign.base import Opened
+
+    branch = SimpleNamespace(encoder=encoder, connector=torch.nn.Identity(), kinds=encoder.kinds)
+    section = SimpleNamespace(encoder=encoder.config)
+    model = SimpleNamespace(
+        branches={"sight": branch},
+        state_dict=lambda: {f"branches.sight.encoder.{name}": t for name, t in encoder.state_dict().items()},
+    )
+    return Opened(model, SimpleNamespace(model=SimpleNamespace(branches={"sight": section})))
