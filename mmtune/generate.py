@@ -45,13 +45,18 @@ class Sampling:
             logits = logits.scatter(1, said, torch.where(old > 0, old / self.repetition, old * self.repetition))
         if self.temperature == 0:
             return logits.argmax(-1)
-        chances = (logits / self.temperature).softmax(-1).cpu()
+        chances = self.chances(logits)
+        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """logits [B,V] -> the distribution that is drawn from at a temperature above zero, [B,V]."""
+        chances = (logits.float() / self.temperature).softmax(-1).cpu()
         if self.top_p < 1:
             ordered, ids = chances.sort(dim=-1, descending=True, stable=True)
             # A token stays if those before it do not reach top_p yet, so the likeliest always stays.
             ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= self.top_p, 0)
-            chances = torch.zeros_like(chances).scatter(1, ids, ordered)
-        return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+            chances = torch.zeros_like(chances).scatter(1, ids, ordered / ordered.sum(-1, keepdim=True))
+        return chances
 
 
 Stop = int | tuple[int, ...]

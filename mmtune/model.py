@@ -20,7 +20,7 @@ from mmtune.encoders.base import Encoder
 from mmtune.errors import ConfigError, ModelError
 from mmtune.fusion.base import Fusion
 from mmtune.llm.base import LLM
-from mmtune.types import IGNORE, Batch, Embeds, Features, Kind
+from mmtune.types import IGNORE, Batch, Embeds, Features, Kind, Media
 
 if TYPE_CHECKING:
     from mmtune.recipe import ModelSection
@@ -42,12 +42,30 @@ class Branch(nn.Module):
         self.connector = connector
         self.kinds = tuple(encoder.kinds if kinds is None else kinds)
         self.cached = False
+        self._nothing: dict[bool, Tensor] = {}
         strange = sorted(set(self.kinds) - set(encoder.kinds))
         if strange:
             raise ConfigError(
                 f"a branch for {', '.join(strange)}, with an encoder for {', '.join(encoder.kinds)}",
                 "kinds that the encoder takes",
             )
+
+    def nothing(self) -> Tensor:
+        """One frame of zeros in the place of a prepared picture, [1,...]; its features [1,N,E] where those are stored.
+
+        Made once, on the CPU. Published LLaMA-Adapter V2 weights are shown it where a conversation has no picture.
+        """
+        if self.cached not in self._nothing:
+            encoder = self.encoder
+            black = Media("image", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), origin="nothing")
+            item = torch.zeros_like(encoder.prepare(black))
+            if self.cached:
+                weight = next(encoder.parameters())
+                frames = torch.ones(1, 1, dtype=torch.bool, device=weight.device)
+                with torch.no_grad():
+                    item = encoder(item[None].to(weight.device), frames).tokens[0].cpu()
+            self._nothing[self.cached] = item
+        return self._nothing[self.cached]
 
     def blank(self) -> Features:
         """The features of one item of one frame that shows nothing: what runs where a batch has no item."""

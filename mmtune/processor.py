@@ -84,6 +84,7 @@ class Processor:
         too_long: what happens to a longer one, see above.
         takes_places: whether media occupy places in the text, as the fusion says.
         features: stored features, used instead of decoding wherever it has an item.
+        blank: branch that gets an all-zero picture where a conversation has nothing for it, as the fusion says.
 
     Raises:
         ConfigError: two branches for one kind, or a template whose marks the tokenizer does not know.
@@ -98,6 +99,7 @@ class Processor:
         too_long: TooLong = "drop",
         takes_places: bool = True,
         features: Lookup | None = None,
+        blank: str | None = None,
     ) -> None:
         self.branches = dict(branches.items())
         self.tokenizer = tokenizer
@@ -107,6 +109,13 @@ class Processor:
         self.takes_places = takes_places
         self.features = features
         self.kinds = _routes(self.branches)
+        self.blank = blank
+        if blank is not None and (takes_places or "image" not in getattr(self.branches.get(blank), "kinds", ())):
+            raise ConfigError(
+                f"an all-zero picture for the branch {blank!r}",
+                "a branch for images, and a fusion that takes no places in the text",
+                f"fusion.blank={next(iter(self.branches), 'null')}",
+            )
         self.stops: frozenset[Stop] = frozenset(_single(tokenizer, text, "stop") for text in template.stop)
         """Ids that end an answer, and rows of ids that do so together."""
         for text in template.ends:
@@ -162,6 +171,9 @@ class Processor:
             draft.write(ids, span.learn)
             if ids:
                 draft.after = "mark" if ids[-1] in self.tokenizer.controls else "text"
+        if self.blank is not None and self.blank not in draft.media:
+            draft.slots.append(Slot(self.blank, 0, 0, 0))
+            draft.media[self.blank] = [self.branches[self.blank].nothing()]
         return draft
 
     def _ids(self, span: Span, after: Before) -> list[int]:
@@ -216,7 +228,10 @@ class Processor:
             found = self.features.get(branch, ref) if self.features is not None else None
             if found is None:
                 encoder = self.branches[branch].encoder
-                found = encoder.prepare(media.load(ref, encoder.sampling(ref.kind)), rng)
+                sampling = encoder.sampling(ref.kind)
+                if rng is not None and sampling.draws:
+                    sampling = replace(sampling, seed=int(rng.integers(2**31)))
+                found = encoder.prepare(media.load(ref, sampling), rng)
             items[id(ref)] = found
         return branch, items[id(ref)]
 

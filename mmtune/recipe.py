@@ -210,6 +210,9 @@ class RunSection(Config):
     """Most samples that may be unusable, as a part of all seen, before the run stops."""
     max_bad_in_a_row: Annotated[int, Field(ge=1)] = 100
     """Most unusable samples one after the other."""
+    start: str | None = None
+    """Run folder whose trained weights this one begins with: an imported checkpoint, or an earlier stage. Parts that
+    only this recipe has begin as they otherwise would."""
     out: str | None = None
     """Folder of the run; usually given on the command line."""
 
@@ -232,6 +235,8 @@ class ChatSection(Config):
     """Longest answer, tokens."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """0 always takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that together reach this probability."""
     notice: str = ""
     """What the model is and what it cannot do, said when a chat begins."""
     experts: tuple[ExpertEntry, ...] = ()

@@ -40,7 +40,7 @@ NEIGHBOURS = {
 
 BORDERS = {
     "accelerate": ("train/distributed.py",),
-    "transformers": ("llm/", "encoders/hf_*.py"),
+    "transformers": ("llm/", "encoders/hf_*.py", "experts/_pipeline.py"),
     "tokenizers": ("llm/",),
     "open_clip": ("encoders/clip.py",),
     "timm": ("encoders/timm_vit.py",),

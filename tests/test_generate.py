@@ -74,6 +74,19 @@ def test_batches_equal_one_by_one(model, size):
     assert answer_batch(model, examples, stops, max_tokens=10, rows=size) == expected
 
 
+def test_an_answer_ends_at_a_row_of_tokens(model):
+    """The row is cut off, also where its beginning came before in vain; what only began is said after all."""
+    examples = questions(model)
+    free = naive(model, examples[0], 10)
+    row = tuple(free[3:6])
+    began = (*free[6:8], -1)
+    first = next(n for n in range(len(free)) if tuple(free[n : n + 3]) == row)
+    assert list(stream(model, examples[0], [row, began], max_tokens=10)) == free[:first]
+    assert list(stream(model, examples[0], [began], max_tokens=8)) == free[:8]
+    expected = [list(stream(model, example, [row, began], max_tokens=10)) for example in examples]
+    assert answer_batch(model, examples, [row, began], max_tokens=10, rows=3) == expected
+
+
 class Whisper(Fusion):
     """Media take no places: their mean is added to every token, in every call."""
 

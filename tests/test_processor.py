@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune import media
+from mmtune import media, prompt
 from mmtune.errors import ConfigError, DataError, UsageError
 from mmtune.llm._tokenizer import FastTokenizer
 from mmtune.processor import Processor
@@ -306,3 +306,28 @@ def test_joined_spans_equal_the_whole_string_as_the_tokenizer_reads_it(name):
     sample = Sample("s", turns)
     whole = Tokenizer.from_str(tokenizer._text).encode(template.render(sample), add_special_tokens=False).ids
     assert Processor({}, tokenizer, template).example(sample).tokens.tolist() == whole
+
+
+def test_times_of_frames_are_told_as_they_are_shown(monkeypatch):
+    """The whole prompt of a video, as one string, gives the same ids."""
+    monkeypatch.setattr(media, "moments", lambda ref, sampling: [0.0, 1.25], raising=False)
+    tokenizer = FastTokenizer(tiny.llama_bpe().to_str(), "<s>", "</s>")
+    turns = (Turn("system", ("S",)), Turn("user", (clip(), "what moves")))
+    one = processor(tokenizer=tokenizer, template=prompt.load("video_llama2"))
+    example = one.example(Sample("s", turns), answer=True)
+    (slot,) = example.slots
+    ahead, behind = example.tokens[: slot.start].tolist(), example.tokens[slot.start + slot.length :].tolist()
+    assert ahead == tokenizer.control("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\n<Video>")
+    said = "</Video> The video contains 2 frames sampled at 0.0, 1.2 seconds. what moves [/INST]"
+    assert behind == tokenizer.encode(said, "start")
+
+
+def test_an_answer_may_end_in_plain_text():
+    """The end of a template that has no mark of its own is a row of ids, as it is spelled alone and behind text."""
+    tokenizer = FastTokenizer(tiny.llama_bpe().to_str(), "<s>", "</s>")
+    one = processor(tokenizer=tokenizer, template=prompt.load("video_llama"))
+    alone, behind = (tuple(tokenizer.encode("###", after)) for after in ("start", "text"))
+    assert one.stops == {tokenizer.eos, alone, behind} and alone != behind
+    example = one.example(Sample("s", (Turn("user", ("what",)), Turn("assistant", ("a",)))))
+    learned = [label for label in example.labels.tolist() if label != IGNORE]
+    assert learned == tokenizer.encode(" a\n###", "text") and tuple(learned[-len(behind) :]) == behind

@@ -38,7 +38,12 @@ PUBLISHED = {
         "<|bos|><|system|>S<|end|><|user|>q<|end|><|assistant|>a<|end|><|user|>r<|end|><|assistant|>",
     ),
     "plain": (None, "{bos}a{eos}"),
+    "video_llama": (None, "<s>\n\n###Human: q\n###Assistant: a\n###Human: r\n###Assistant:"),
+    "video_llama2": ("S", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nq [/INST] a </s><s>[INST] r [/INST]"),
+    "video_llama_caption": (None, "<s>a\n"),
 }
+ENDS = {"llama2": " </s>", "video_llama2": " </s>", "video_llama": "\n###", "video_llama_caption": "\n"}
+"""What is learned behind an answer, where it is more than the first stop string."""
 
 
 def test_every_shipped_template_is_tested():
@@ -56,10 +61,9 @@ def test_what_is_learned_is_the_answer_and_its_end(name):
     template = prompt.load(name)
     spans = template.spans(chat("q", "a", "r", "b"))
     learned = "".join(span.text for span in spans if span.learn)
-    space = {"vicuna": " ", "llama2": " "}.get(name, "")
-    before = " " if name == "llama2" else ""
-    stop = template.stop[0]
-    assert learned == f"{space}a{before}{stop}{space}b{before}{stop}"
+    space = " " if name in ("vicuna", "llama2", "video_llama", "video_llama2") else ""
+    end = ENDS.get(name, template.stop[0])
+    assert learned == f"{space}a{end}{space}b{end}"
 
 
 def test_the_prompt_of_chat_is_the_beginning_of_what_was_trained():
@@ -108,6 +112,24 @@ def test_media_and_quotes_stand_where_they_were_put():
 def test_llava_puts_a_line_break_behind_a_picture():
     shown = prompt.load("vicuna").render(Sample("s", (Turn("user", (PICTURE, "q")),)), answer=True)
     assert shown == f"{VICUNA} USER: [image]\nq ASSISTANT:"
+
+
+def test_the_times_of_a_video_are_said_behind_it():
+    clip = MediaRef("video", b"x", "a.mp4")
+    spans = prompt.load("video_llama2").spans(Sample("s", (Turn("user", (clip, " q ")),)), answer=True)
+    spans = spans[next(n for n, span in enumerate(spans) if span.kind == "media") :]
+    assert [(span.kind, span.text) for span in spans] == [
+        ("media", ""),
+        ("control", "</Video>"),
+        ("times", " The video contains {count} frames sampled at {times} seconds."),
+        ("text", " q"),
+        ("control", " [/INST]"),
+    ]
+    assert spans[2].ref is clip and not spans[2].learn
+    shown = prompt.load("video_llama").render(Sample("s", (Turn("user", (PICTURE, "q")),)), answer=True)
+    assert shown == "<s>\n\n###Human: <Image>[image]</Image> q\n###Assistant:"
+    bare = prompt.load("video_llama2").spans(Sample("s", (Turn("user", (clip, "q")),)), answer=True, marks=False)
+    assert "times" not in {span.kind for span in bare}
 
 
 def test_without_marks_only_the_place_is_kept():

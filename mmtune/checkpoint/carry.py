@@ -27,7 +27,7 @@ from mmtune.checkpoint import seal, store
 from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Source, is_file_name, submodule
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError, UsageError
-from mmtune.recipe import EncoderEntry, Recipe
+from mmtune.recipe import EncoderEntry, LLMEntry, Recipe
 
 ROOM = "checkpoint/foreign"
 LISTED = 16
@@ -109,10 +109,10 @@ def bring(
             **({"options": ", ".join(options)} if options else {}),
             **imported.facts,
         }
-        if set(imported.recipe) == {"encoder"}:
-            _bring_encoder(imported, draft, changes, facts)
+        if set(imported.recipe) in ({"encoder"}, {"llm"}):
+            _bring_part(imported, draft, changes, facts)
         else:
-            _bring_run(imported, draft, changes, facts)
+            make_run(imported, draft, changes, facts)
     return out
 
 
@@ -137,7 +137,8 @@ def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _bring_run(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
+def make_run(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
+    """Write the run that an importer describes into a folder that is there and empty. Raises as `bring` does."""
     for name, part in imported.parts.items():
         _write_files(draft / "parts" / name, part.files)
     tree = imported.recipe
@@ -159,34 +160,39 @@ def _bring_run(imported: Imported, draft: Path, changes: Sequence[str], facts: M
     store.save_run(draft, model, recipe, facts)
 
 
-def _bring_encoder(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
-    """The folder of an encoder: its files, model.safetensors, and encoder.yaml for a recipe."""
+def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
+    """The folder of an encoder or a language model alone: its files, model.safetensors, and how a recipe names it."""
     ((name, part),) = imported.parts.items()
     tree = imported.recipe
     for text in changes:
         tree = configs.override(tree, text)
     _write_files(draft, part.files)
-    entry = {**tree["encoder"], "weights": str(draft)}
-    given = Given.trace(imported)
+    room, place = ("encoders", "weights") if "encoder" in tree else ("llm", "folder")
+    ((kind, entry),) = tree.items()
     with torch.device("meta"):
-        built = _encoder(entry)
-    given.compare(*_state(submodule(built, part.holds), name))
+        built = _entry(room, {**entry, place: str(draft)})
+    given = Given.trace(imported)
+    inside = part.holds.removeprefix("llm").removeprefix(".") if room == "llm" else part.holds
+    given.compare(*_state(submodule(built, inside), name))
     _write_tensors(draft / "model.safetensors", given.part(name), part)
-    _encoder(entry).load_weights()
-    seal.write_file(draft / "encoder.yaml", configs.dump({"encoder": tree["encoder"]}))
-    lines = [f"# {tree['encoder']['name']}: an encoder for mmtune", "", *(f"- {key}: {v}" for key, v in facts.items())]
-    lines += ["", "Use it as in encoder.yaml, with `weights` naming this folder."]
+    _entry(room, {**entry, place: str(draft)}).load_weights()
+    seal.write_file(draft / f"{kind}.yaml", configs.dump({kind: {**entry, place: "FOLDER"}}))
+    lines = [f"# {entry['name']}: a part for mmtune", "", *(f"- {key}: {value}" for key, value in facts.items())]
+    lines += ["", f"Use it as in {kind}.yaml, with this folder in place of FOLDER."]
     seal.write_file(draft / "card.md", "\n".join(lines) + "\n")
 
 
 class _Holder(configs.Config):
-    encoder: EncoderEntry
+    encoders: EncoderEntry | None = None
+    """The one that is brought in."""
+    llm: LLMEntry | None = None
     """The one that is brought in."""
 
 
-def _encoder(entry: dict[str, Any]) -> Any:
-    settings = configs.validate(_Holder, {"encoder": entry}, "the encoder of the import").encoder
-    return registry.find("encoders", settings.name)(settings)
+def _entry(room: str, entry: Mapping[str, Any]) -> Any:
+    """An encoder or a language model from its settings."""
+    settings = getattr(configs.validate(_Holder, {room: entry}, "the part that is brought in"), room)
+    return registry.find(room, settings.name)(settings)
 
 
 def _write_files(folder: Path, files: Mapping[str, Any]) -> None:

@@ -262,6 +262,7 @@ def processor_for(
         length=recipe.run.length,
         too_long=recipe.run.too_long,
         takes_places=model.fusion.takes_places,
+        blank=model.fusion.blank,
     )
 
 
@@ -283,6 +284,36 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
         )
     found = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
     copy_into(trained_tensors(model, groups), found)
+
+
+def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int, list[str]]:
+    """Copy the trained weights of another run into a model, whatever groups either of them has.
+
+    Returns:
+        Number of tensors taken, and names of trainable parameters that the other run has no weights for.
+
+    Raises:
+        CheckpointError: no weights, a damaged file, tensors that this model does not have in that shape or that it
+            keeps frozen as they came; all listed.
+    """
+    path = Path(places.resolve(str(path)))
+    folder = seal.find(path / "weights")
+    if damage := seal.faults(folder):
+        raise CheckpointError(
+            seen=f"{folder}: {'; '.join(damage)}", expected="a run folder with weights", hint="check run.start"
+        )
+    found = {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+    bases, _ = _split(model, groups)
+    if frozen := sorted(found.keys() & {name for held in bases.values() for name in held}):
+        raise CheckpointError(
+            seen=f"{path} trained {', '.join(frozen[:4])}{', ...' if len(frozen) > 4 else ''}, which is frozen here",
+            expected="a base that is left as it came",
+            hint="name these parameters in a group; one with a tiny learning rate will do",
+        )
+    state = model.state_dict(keep_vars=True)
+    wanted = {name: state[name] for name in found if name in state}
+    copy_into({str(path): wanted}, {str(path): found})
+    return len(found), [n for n, p in model.named_parameters() if p.requires_grad and n not in found]
 
 
 def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -39,7 +39,7 @@ def run(
             task,
             data,
             limit=limit,
-            controls=CONTROLS if every else controls or None,
+            controls=CONTROLS if every else [*["plain"] * bool(experts), *controls] or None,
             out=out,
             device=device,
             experts=Adviser(panel, say) if panel else None,

@@ -12,9 +12,10 @@ def run(kind: str, paths: list[str], out: Path, options: list[str], changes: lis
     from mmtune.checkpoint import carry
 
     folder = carry.bring(kind, paths, out, options, changes)
-    if (folder / "encoder.yaml").is_file():
-        print(f"an encoder is in {folder}. Use it in a recipe as in {folder / 'encoder.yaml'}, with `weights: {folder}`")
-        return
+    for part in ("encoder", "llm"):
+        if (folder / f"{part}.yaml").is_file():
+            print(f"a part for recipes is in {folder}. Use it as in {folder / part}.yaml")
+            return
     print(f"a run is in {folder}. Talk with it: mmtune chat {folder}")
 
 

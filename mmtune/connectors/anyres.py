@@ -2,7 +2,8 @@
 
 For the encoder `anyres`, which says of each token where it belongs: first the whole picture, then the tiles line by
 line, and a learned vector at the end of each line (`spatial_unpad` of the published code). Tokens that show border only
-take no place, so how many places an item takes depends on the shape of its picture.
+take no place, so how many places an item takes depends on the shape of its picture. An item without tiles has that
+vector once, at its end.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ class Anyres(Mlp):
         super().__init__(config, seen, llm_width)
         self.newline = nn.Parameter(torch.randn(llm_width) / llm_width**0.5)
 
+    def calibrate(self, rms: float) -> None:
+        super().calibrate(rms)
+        if self.config.match_scale:
+            with torch.no_grad():
+                self.newline.mul_(rms / self.newline.square().mean().sqrt())
+
+    def tokens_out(self, frames: int) -> int:
+        """Places K of an item of `frames` plain frames; for tiles see `places`."""
+        return frames * self.tokens + (frames > 0)
+
     def places(self, item: Tensor, encoder: Any) -> int:
         """K of one item, prepared or as stored features."""
         return len(_order(encoder.marks(item).flatten(0, 1)))
@@ -63,8 +74,10 @@ def _order(marks: Tensor) -> Tensor:
     line, column = marks.float().round().long().unbind(-1)
     plain = (line == 0).nonzero()[:, 0]
     on = (line > 0).nonzero()[:, 0]
+    if not len(on):
+        return torch.cat([plain, plain.new_full((min(1, len(plain)),), len(line))])
     ends = line[on].unique()
-    width = int(column.max()) + 2 if len(column) else 1
+    width = int(column.max()) + 2
     # a line's end comes behind its last column
     keys = torch.cat([line[on] * width + column[on], ends * width + width - 1])
     index = torch.cat([on, ends.new_full(ends.shape, len(line))])

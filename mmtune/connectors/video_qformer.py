@@ -51,7 +51,7 @@ class Config(ScaledConfig):
 
 
 class VideoQFormer(Connector):
-    """See the module for the names of its parameters; `norm.*` [E], `places` [N',E], `scale.*` exist when asked for.
+    """See the module for the names of its parameters; `norm.*` [E], `token_positions` [N',E], `scale.*` exist when asked for.
 
     Raises ConfigError when the encoder may give more frames than the position table has rows, or when `pool` meets
     tokens without a grid.
@@ -77,9 +77,9 @@ class VideoQFormer(Connector):
         tokens = shape.tokens if config.pool is None else config.pool**2
         self.norm = LayerNormFloat32(shape.width) if config.norm else None
         self.frame_positions = FramePositions(config.frames, shape.width)
-        self.places: nn.Parameter | None = None
+        self.token_positions: nn.Parameter | None = None
         if config.places:
-            self.places = nn.Parameter(torch.randn(tokens, shape.width) * PLACE_STD)
+            self.token_positions = nn.Parameter(torch.randn(tokens, shape.width) * PLACE_STD)
         self.query_tokens = nn.Parameter(torch.randn(1, config.queries, config.width) * INIT_STD)
         hidden = config.hidden or 4 * config.width
         self.qformer = QFormer(
@@ -103,8 +103,8 @@ class VideoQFormer(Connector):
         if self.norm is not None:
             x = self.norm(x)
         x = x + self.frame_positions(x.shape[1])[:, None]
-        if self.places is not None:
-            x = x + self.places
+        if self.token_positions is not None:
+            x = x + self.token_positions
         mask = features.frames[:, :, None].expand(x.shape[:3])
         return x.flatten(1, 2), mask.flatten(1, 2)
 

@@ -241,11 +241,8 @@ def _prepare(encoder: Any, ref: MediaRef) -> Tensor:
 
 
 def _encode(encoder: Any, x: Tensor) -> np.ndarray:
-    """[M,F,...] -> float32 [M,F,N,E]."""
-    parameter = next(iter(encoder.parameters()), None)
+    """[M,F,...] -> float32 [M,F,N,E]. The type of the weights is the encoder's business, as in training."""
     x = x.to(_device(encoder))
-    if parameter is not None and x.is_floating_point():
-        x = x.to(parameter.dtype)
     frames = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     was = encoder.training
     encoder.eval()

@@ -28,7 +28,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageConfig(EncoderConfig):
     frames: int = Field(default=8, ge=1)
     """Frames taken from a video; a still image is always one."""
-    rule: Literal["uniform", "middle", "first", "fps", "video_llama"] = "uniform"
+    rule: Literal["uniform", "middle", "first", "fps", "video_llama", "pllava", "pllava_benchmark", "pllava_train"] = (
+        "uniform"
+    )
     """How the frames of a video are chosen; see `mmtune.media.Sampling`."""
     fps: float | None = Field(default=None, gt=0)
     """Frames per second for `rule: fps`, of which at most `frames` are taken."""
@@ -45,6 +47,9 @@ class ImageConfig(EncoderConfig):
     """Mean colour in 0..1 that is subtracted; null is what the weights' preprocessing says."""
     std: tuple[float, float, float] | None = None
     """Deviation in 0..1 that is divided by; null is what the weights' preprocessing says."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of the colours that the tower is given. bgr is for weights tuned on pictures that OpenCV had read, such as
+    LLaMA-Adapter V2's; mean and deviation stay in the order of red, green, blue, as they were there."""
     random_crop: tuple[float, float] | None = None
     """In training, cut a random rectangle with this least and greatest share of the area, the same in all frames of an
     item (published: [0.5, 1.0]). Not for runs that keep features on disk. Null always takes the whole picture."""
@@ -187,7 +192,7 @@ class ImageEncoder(TowerEncoder):
         Raises MediaError for media that are not pictures.
         """
         self._refuse(media.kind, media.origin)
-        frames = media.data
+        frames = media.data if self.config.channels == "rgb" else media.data.flip(1)
         if rng is not None and self.config.random_crop is not None:
             top, left, h, w = _random_rectangle(*frames.shape[-2:], self.config.random_crop, rng)
             frames = frames[:, :, top : top + h, left : left + w]

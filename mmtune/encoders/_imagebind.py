@@ -58,8 +58,8 @@ class Tower(nn.Module):
         stem: convolution from a frame to patches [R,D,height,width] (times one, for sight).
         grid: patches per column and row.
         out: width of the vector.
-        sound: whether it has the parts that only the sound tower has.
-        scale: natural logarithm of what the unit vector is multiplied by; none for 1 without a stored value.
+        sound: whether it has the parts that only the sound tower has: a norm in the stem, one more key and value in
+            every block, and the logarithm of the result's length; sight has a norm before the blocks instead.
     """
 
     def __init__(

@@ -12,23 +12,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
-from open_clip.model import _build_vision_tower
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._thin import thin
 from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_json, read_tensors
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.layers.positions import resize_grid
 from mmtune.places import resolve
 
+with thin("open_clip", "torchvision", "torchvision.ops"):
+    from open_clip.transformer import QuickGELU, VisionTransformer
+
 CONFIG = "open_clip_config.json"
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 RESIZE = {"shortest": "crop", "longest": "fit", "squash": "stretch"}
+PLAIN = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
+"""What a config says of a ViT without special parts that leaves nothing to open_clip's defaults."""
 
 
 class Config(ImageConfig):
@@ -70,10 +72,18 @@ class Clip(ImageEncoder):
     def _build(self) -> nn.Module:
         vision = dict(self.structure["vision_cfg"])
         vision["image_size"] = self.pixels.size if self.pixels.size[0] != self.pixels.size[1] else self.pixels.size[0]
+        quick = bool(self.structure.get("quick_gelu", False))
+        if vision.keys() == PLAIN and isinstance(vision["layers"], int):
+            # What open_clip's builder makes of it too, but the builder comes with every other kind of tower.
+            heads = vision["width"] // vision.pop("head_width")
+            act = QuickGELU if quick else nn.GELU
+            return VisionTransformer(**vision, heads=heads, act_layer=act, output_dim=self.structure["embed_dim"])
+        from open_clip.model import _build_vision_tower
+
         vision |= {"timm_model_pretrained": False, "output_tokens": False}
         if self.config.size is not None and "timm_model_name" in vision:
             raise ConfigError("`size` with a timm tower", "the size that it was trained with", "leave `size` out")
-        return _build_vision_tower(self.structure["embed_dim"], vision, bool(self.structure.get("quick_gelu", False)))
+        return _build_vision_tower(self.structure["embed_dim"], vision, quick)
 
     def tower_forward(self, tower: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
         """Frames [R,3,height,width] -> tokens [R,N,E]; the grid for `patches`, (1,1) for `pooled`, none for `all`."""
@@ -127,7 +137,7 @@ def _depth(tower: nn.Module) -> int:
     """Blocks of a ViT, stages of a convolutional tower."""
     if isinstance(tower, VisionTransformer):
         return len(tower.transformer.resblocks)
-    if isinstance(tower, TimmModel):
+    if hasattr(tower, "trunk"):  # a tower of timm
         blocks = getattr(tower.trunk, "blocks", None)
         return len(blocks if blocks is not None else tower.trunk.feature_info)
     return 5  # open_clip's ResNet: the stem and four stages
@@ -138,8 +148,7 @@ def _read_structure(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     text = config.model or config.weights
     if text is None:
         raise ConfigError("encoder `clip` with neither `model` nor `weights`", "an architecture", "model: ViT-B-32")
-    known = open_clip.get_model_config(text) if text in open_clip.list_models() else None
-    preprocess: dict[str, Any] = {}
+    known, preprocess = _listed(text), {}
     if known is None:
         if config.model is not None and "/" not in text and not Path(str(resolve(text))).exists():
             raise ConfigError(
@@ -165,8 +174,19 @@ def _read_structure(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     return {key: known[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in known}, preprocess
 
 
+def _listed(text: str) -> dict[str, Any] | None:
+    """The config of an architecture that open_clip has by this name, which wins over a folder of that name."""
+    if not text.replace("-", "").replace("_", "").isalnum():  # a path, `mmtune:...` or `owner/name`: no need to look
+        return None
+    import open_clip
+
+    return open_clip.get_model_config(text) if text in open_clip.list_models() else None
+
+
 def _published(model: str) -> dict[str, Any]:
     """Statistics of the published weights of an architecture where all of them agree (SigLIP's do, CLIP's need not)."""
+    import open_clip
+
     configs = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
     first = configs[0] if configs else {}
     keys = [key for key in ("mean", "std", "interpolation", "resize_mode") if key in first]

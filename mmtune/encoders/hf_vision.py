@@ -9,17 +9,19 @@ Keys: `tower.*`, those of the library's vision model without the leading `vision
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mmtune.encoders import _known
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
 from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_json, read_tensors
+from mmtune.encoders.base import weights_path
 from mmtune.errors import ConfigError, ModelError
+from mmtune.places import resolve
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
 PREFIXES = ("vision_model.", "dinov2.", "dinov2_with_registers.")
@@ -55,10 +57,10 @@ class HfVision(ImageEncoder):
         text = config.model or config.weights
         if text is None:
             raise ConfigError("encoder `hf_vision` with neither `model` nor `weights`", "a folder or hub repository")
-        folder = locate(text, config.revision, ("config.json", "preprocessor_config.json"))
-        self._settings = _vision_config(folder)
+        settings, pixels = _trees(text, config.revision)
+        self._settings = _vision_config(settings, text)
         self.structure = {"model_type": self._settings.model_type, **self._settings.to_diff_dict()}
-        self.pixels = _pixels(folder, self._settings).overridden(config)
+        self.pixels = _pixels(pixels, self._settings).overridden(config)
         self.tower = self.seeded(self._build)
         self.measure(self._build)
 
@@ -132,25 +134,32 @@ class _Stop:
         self.handle.remove()
 
 
-def _vision_config(folder: Path) -> PreTrainedConfig:
-    tree = read_json(folder if folder.suffix == ".json" else folder / "config.json")
+def _trees(text: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and preprocessor_config.json (empty when there is none) of a folder or repository."""
+    if not weights_path(str(resolve(text))).exists() and (known := _known.trees(text)):
+        return known
+    folder = locate(text, revision, ("config.json", "preprocessor_config.json"))
+    file = folder / "preprocessor_config.json"
+    settings = read_json(folder if folder.suffix == ".json" else folder / "config.json")
+    return settings, read_json(file) if file.is_file() else {}
+
+
+def _vision_config(tree: dict[str, Any], origin: str) -> PreTrainedConfig:
     kind = tree.get("model_type", "")
     if "vision_config" in tree:
         kind = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(kind, kind)
         tree = {key: value for key, value in tree["vision_config"].items() if key != "model_type"}
     if kind not in TOWERS:
         raise ConfigError(
-            f"{folder} holds a model of type {kind or 'unknown'!r}",
+            f"{origin} holds a model of type {kind or 'unknown'!r}",
             f"one of {', '.join(TOWERS)}",
             "see `clip`, `timm_vit`",
         )
     return CONFIG_MAPPING[kind].from_dict({**tree, "torch_dtype": None})
 
 
-def _pixels(folder: Path, settings: PreTrainedConfig) -> Pixels:
-    """Preprocessing of the folder; without one, the middle of the picture at the model's size, CLIP's statistics."""
-    file = folder / "preprocessor_config.json"
-    tree = read_json(file) if file.is_file() else {}
+def _pixels(tree: dict[str, Any], settings: PreTrainedConfig) -> Pixels:
+    """Preprocessing by its settings; without any, the middle of the picture at the model's size, CLIP's statistics."""
     wanted = tree.get("size", settings.image_size)
     crop = tree.get("crop_size", wanted) if tree.get("do_center_crop", True) else wanted
     short = wanted.get("shortest_edge") if isinstance(wanted, dict) else wanted

@@ -5,7 +5,8 @@ other_media  each question is asked about the next clip instead of its own
 shuffled     the frames of each item in a drawn order, never the true one
 reversed     the frames from last to first
 
-Something may also be added: `EXPERTS` is the row of the same questions with what experts say about the media.
+Something may also be added: `EXPERTS` is the row of the same questions with what experts say about the media, and
+`EXPERTS_BLIND` the row of what experts say in place of the media.
 
 A model that does as well blind has learnt the questions, one that does as well shuffled does not see time.
 """
@@ -26,6 +27,7 @@ from mmtune.types import MediaRef, Sample, Turn
 Control = Literal["plain", "blind", "other_media", "shuffled", "reversed"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 EXPERTS = "experts"
+EXPERTS_BLIND = "experts_blind"
 
 
 def check(names: Sequence[str]) -> tuple[Control, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmtune.eval.controls import EXPERTS
+from mmtune.eval.controls import EXPERTS, EXPERTS_BLIND
 from mmtune.eval.metrics import OVERALL, STATIC, TEMPORAL, Mark, constant_answers, exact_match, table
 
 NOTE = "constant: the best single answer of each type, chosen on these very questions"
@@ -40,7 +40,7 @@ def text(result: Mapping[str, Any]) -> str:
     if result.get("experts"):
         lines.append("experts: " + ", ".join(f"{what} {count}" for what, count in result["experts"].items()))
     for control, rows in scores.items():
-        if control not in ("plain", EXPERTS) and len(scores) > 1:
+        if control not in ("plain", EXPERTS, EXPERTS_BLIND) and len(scores) > 1:
             continue
         lines += ["", f"{control:<20}{'questions':>10}{'accuracy':>10}   {'95 % interval':<16}{'constant':>9}"]
         for row, one in rows.items():

@@ -85,7 +85,8 @@ def evaluate(
         out: file for the report; for a run folder `eval/<task>.json` in it when not given.
         max_tokens: longest answer.
         quiet: print nothing.
-        experts: adds to a sample what is found in its media; everything is then asked once more with that.
+        experts: adds to a sample what is found in its media; everything is then asked once more with that, and with
+            that alone where the control blind is asked for.
         kinds: ask only questions of these types; all when none are given.
 
     Returns:
@@ -105,7 +106,7 @@ def evaluate(
     skipped: Counter[str] = Counter()
     tallies: dict[str, _Tally] = {control: _Tally() for control in asked}
     if experts is not None:
-        tallies[ctl.EXPERTS] = _Tally()
+        tallies |= {row: _Tally() for row in (ctl.EXPERTS, *[ctl.EXPERTS_BLIND] * ("blind" in asked))}
     records = 0
     with torch.inference_mode(), _stored_features(model, processor) as memo:
         spare: list[MediaRef] = []
@@ -239,6 +240,7 @@ def _ask(
     for ref in spare:
         prepared.setdefault(id(ref), (ref, *_prepare(processor, ref)))
     true = _encode(model, prepared, "plain")
+    advised: list[Sample] = []
     for control, tally in tallies.items():
         memo.features = _encode(model, prepared, control) if control in ("shuffled", "reversed") else true
         questions = [question for one in chunk for question in one]
@@ -248,8 +250,9 @@ def _ask(
         elif control == "other_media":
             others = ctl.next_of_kind(refs, spare)
             samples = [ctl.swap(sample, others) for sample in samples]
-        elif control == ctl.EXPERTS and experts is not None:
-            samples = [_advised(processor, experts, sample) for sample in samples]
+        elif control in (ctl.EXPERTS, ctl.EXPERTS_BLIND) and experts is not None:
+            advised = advised or [_advised(processor, experts, sample) for sample in samples]
+            samples = [ctl.without_media(one) for one in advised] if control == ctl.EXPERTS_BLIND else advised
         examples = [processor.example(sample, answer=True) for sample in samples]
         answers = generate.answer_batch(model, examples, processor.stops, max_tokens)
         for question, ids in zip(questions, answers, strict=True):

@@ -5,7 +5,8 @@ Source: the published code and weights (`llama_adapter_v2_multimodal7b`), which 
 same in every layer, and the sum joins the attention with a gate for each head that starts at zero. ImageBind-LLM is
 the same with one prompt in every layer.
 
-Where a segment has no item, `absent` says what happens. Several items of a segment each come with the layer's prompts
+Where a segment has no item, `absent` says what happens; the released code shows an all-zero picture, which is `blank`.
+Several items of a segment each come with the layer's prompts
 of their own; the published code knows one item only.
 """
 
@@ -39,6 +40,8 @@ class Config(FusionConfig):
     """A gate in layers without prompts too, as published files have. It does nothing."""
     absent: Literal["plain", "prompts"] = "plain"
     """What a conversation without media meets: nothing, or the learned prompts alone."""
+    blank: str | None = None
+    """Name of a branch that is shown an all-zero picture where a conversation has none, as the released code does."""
 
 
 class AddedPrompts(Fusion):
@@ -55,6 +58,7 @@ class AddedPrompts(Fusion):
         super().__init__(config, llm_width, depth, heads)
         layers = uppermost(config.layers, depth)
         fitting(config.name, len(layers), depth)
+        self.blank = config.blank
         spare = range(depth) if config.spare_gates else ()
         self.prompts = GatedPrompts(layers, heads, config.length, llm_width, config.gate, config.extra_gate, spare)
 

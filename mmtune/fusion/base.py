@@ -25,6 +25,8 @@ class Fusion(nn.Module):
     Config: ClassVar[type[FusionConfig]] = FusionConfig
     takes_places: ClassVar[bool] = True
     """Whether media items occupy K positions in the text, or none."""
+    blank: str | None = None
+    """Branch that is shown an all-zero picture where a conversation has none for it; none for no such thing."""
 
     def __init__(self, config: FusionConfig, llm_width: int, depth: int, heads: int) -> None:
         """

@@ -19,7 +19,7 @@ FRONT = ((1.0, -0.5),)
 """Theta and phi, in units of pi, of the view with x to the right, y up and z to the viewer (for clouds with y up)."""
 VALIDATION = tuple((float(theta), -0.35) for theta in np.linspace(0.1, 2, 9)[:8])
 """The published views for validation."""
-TEST = tuple((float(t), float(p)) for t in np.linspace(0, 2, 11)[:10] for p in np.linspace(-0.4, -0.2, 4))
+TEST = tuple((float(t), float(p)) for p in np.linspace(-0.4, -0.2, 4) for t in np.linspace(0, 2, 11)[:10])
 """The published views for testing."""
 AXES = {"y": ((2, 0, 1), (-1.0, -1.0, 1.0)), "z": ((1, 0, 2), (1.0, -1.0, 1.0))}
 """Which axis points up in the file -> columns to pick and their signs, so that z points up."""
@@ -99,7 +99,7 @@ def project(cloud: Tensor, side: int) -> Projection:
     around = torch.tensor(NEIGHBOURS, dtype=flat.dtype, device=flat.device)
     wide = cell[:, :, None] + around + 1  # [R,P,9,2]
     centre = torch.floor((wide.amax((1, 2)) + wide.amin((1, 2))) / 2)
-    offset = side / 2 - centre - 1
+    offset = torch.ceil(side / 2 - centre - 1)  # published for even sides, where it is whole as it stands
     index = (wide + offset[:, None, None]).long().clamp_(0, side - 1)
     return Projection(size, cell.long(), centre.long(), offset, index)
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from mmtune import places
 from mmtune.errors import CheckpointError, ModelError
-from mmtune.llm import _attention, _tokenizer
+from mmtune.llm import _attention, _known, _tokenizer
 from mmtune.llm._attention import Call, Extra
+from mmtune.llm._unfetched import Unfetched
 from mmtune.llm.base import LLM, LLMConfig
 
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
+_STRUCTURE = ("*.json", "tokenizer.model", "*.txt")
+_FILES = (*_STRUCTURE, "*.safetensors")
 
 
 class Config(LLMConfig):
@@ -36,6 +38,9 @@ class Config(LLMConfig):
     """Name on the Hugging Face hub, instead of a folder."""
     revision: str | None = None
     """Branch, tag or commit of the repo; none is its main branch."""
+    like: str | None = None
+    """A published model of the same structure, by its name on the hub: `mmtune show` builds from it while the folder is
+    not there yet."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights are held in. bfloat16 halves the memory; on a CPU it is slower."""
     attention: Literal["sdpa", "math"] = "sdpa"
@@ -76,14 +81,20 @@ class HF(LLM):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.folder = _folder(config)
-        self.tokenizer = _tokenizer.load(self.folder)
-        self.model = self._structure()
-        plan = self.model.config.get_text_config()
-        self.width, self.depth, self.heads = plan.hidden_size, plan.num_hidden_layers, plan.num_attention_heads
-        _refuse(plan)
+        self._plan = _known_plan(config)
+        """config.json of a published model whose files are not here; none where the folder is."""
+        self._open(_folder(config, _STRUCTURE) if self._plan is None else None)
         self.extras = nn.ModuleDict()
         """Modules that tuners add to attention, by layer number: (module, query, call) -> [B,T,H,d]."""
+
+    def _open(self, folder: Path | None) -> None:
+        """Tokenizer and structure from a folder, or those that are known without one."""
+        self.folder = folder
+        self.model = self._structure()
+        plan = self.model.config.get_text_config()
+        self.tokenizer = Unfetched(self._origin, plan.vocab_size) if folder is None else _tokenizer.load(folder)
+        self.width, self.depth, self.heads = plan.hidden_size, plan.num_hidden_layers, plan.num_attention_heads
+        _refuse(plan)
         if self.tokenizer.vocabulary > plan.vocab_size:
             raise ModelError(
                 seen=f"{self.tokenizer.vocabulary} ids of the tokenizer, {plan.vocab_size} of the model",
@@ -91,11 +102,18 @@ class HF(LLM):
                 hint=f"check that tokenizer and config of {self.folder} belong together",
             )
 
+    @property
+    def _origin(self) -> str:
+        return str(self.config.folder or self.config.repo)
+
     def _structure(self) -> nn.Module:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            plan = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+            if self.folder is None:
+                plan = AutoConfig.for_model(**self._plan)
+            else:
+                plan = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 seen=f"{self.folder}: {error}", expected="config.json of a model that transformers knows"
@@ -114,13 +132,21 @@ class HF(LLM):
         """
         from transformers import AutoModelForCausalLM
 
+        if self.config.repo is not None or self.folder is None:
+            self._fetch()
         if not any(self.folder.glob("*.safetensors")):
             pickled = sorted(path.name for path in [*self.folder.glob("*.bin"), *self.folder.glob("*.pt*")])
             if pickled:
                 raise CheckpointError(
                     seen=f"{self.folder} has pickled weights: {', '.join(pickled)}",
                     expected="*.safetensors",
-                    hint="convert them with transformers: model.save_pretrained(FOLDER)",
+                    hint=f"convert them: mmtune import llm {self.folder} --out FOLDER",
+                )
+            if self.config.repo is not None:
+                raise CheckpointError(
+                    seen=f"{self.config.repo} has no *.safetensors",
+                    expected="weights that can be read without running code; nothing is left random",
+                    hint="fetch the repository, and convert it: mmtune import llm FOLDER --out OTHER",
                 )
             if any(parameter.is_meta for parameter in self.model.parameters()):
                 with torch.device("cpu"):
@@ -149,6 +175,22 @@ class HF(LLM):
                 hint="check that config.json and the weights belong together",
             )
         self.model = model.eval()
+
+    def _fetch(self) -> None:
+        """All files of the repository, and what is in them instead of what was known before."""
+        before = None if self.folder is not None else (self.width, self.depth, self.heads)
+        folder = _folder(self.config, _FILES)
+        if before is None:
+            self.folder = folder
+            return
+        with torch.device("meta"):
+            self._open(folder)
+        if (self.width, self.depth, self.heads) != before:
+            raise CheckpointError(
+                seen=f"{self._origin}: width, depth and heads {self.width}, {self.depth}, {self.heads}",
+                expected=f"those that are known of it: {', '.join(map(str, before))}",
+                hint="give its folder with `folder:`, without `like`",
+            )
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
@@ -233,7 +275,21 @@ def _or_ones(seen: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 0, dtype=torch.int32) if seen is None else seen
 
 
-def _folder(config: Config) -> Path:
+def _known_plan(config: Config) -> dict[str, Any] | None:
+    """The structure of a published model whose files are not here; none where they are, or nothing is known of it."""
+    if config.folder is not None:
+        there = (Path(places.resolve(config.folder)).expanduser() / "config.json").is_file()
+        return None if there or config.like is None else _known.plan(config.like)
+    plan = _known.plan(config.repo) or _known.plan(config.like or "")
+    if plan is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(config.repo, "config.json", revision=config.revision)
+    return None if isinstance(found, str) else plan
+
+
+def _folder(config: Config, files: Sequence[str]) -> Path:
     """Where config, tokenizer and weights lie; a repo is fetched first, or found among what was fetched before."""
     if config.folder is not None:
         folder = Path(places.resolve(config.folder)).expanduser()
@@ -243,7 +299,7 @@ def _folder(config: Config) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=_FILES))
+        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=list(files)))
     except Exception as error:  # network, permission and cache errors of three libraries
         raise CheckpointError(
             seen=f"{config.repo}: {type(error).__name__}: {error}",

@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import pairwise
 from math import ceil
 
+from mmtune.media import _pllava
 from mmtune.media.base import Sampling
 
 
@@ -70,6 +71,12 @@ def choose(line: Timeline, sampling: Sampling) -> list[int]:
     if sampling.rule == "video_llama":
         # One more than asked, which the published code gives at some lengths, would have no place in a position table.
         return video_llama(count, frames)[:frames]
+    if sampling.rule == "pllava":
+        return _pllava.chat(count, frames)
+    if sampling.rule == "pllava_benchmark":
+        return _pllava.benchmark(count - 1, frames)
+    if sampling.rule == "pllava_train":
+        return _pllava.training(count, frames, sampling.seed)
     if sampling.rule == "fps":
         wanted = Fraction(span) * line.unit * Fraction(sampling.fps or 0)
         frames = max(1, min(frames, int(wanted + Fraction(1, 2))))

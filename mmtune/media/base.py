@@ -17,7 +17,7 @@ from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.media import _formats
 from mmtune.types import Kind, Media, MediaRef
 
-Rule = Literal["uniform", "middle", "first", "fps", "video_llama"]
+Rule = Literal["uniform", "middle", "first", "fps", "video_llama", "pllava", "pllava_benchmark", "pllava_train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,17 @@ class Sampling:
     - "first": the first frame of each of F equal runs, floor(i * V / F);
     - "fps": as "uniform", with round(duration * fps) frames, at least 1 and at most F;
     - "video_llama": as "first", in steps of V / F in floating point as its published code takes them, which at some V
-      chooses the frame before (never where F is a power of two). A shorter video gives each of its frames once.
+      chooses the frame before (never where F is a power of two). A shorter video gives each of its frames once;
+    - "pllava": as PLLaVA's demo, "pllava_benchmark": as its benchmarks; both near "middle" of F segments of V - 1;
+    - "pllava_train": as its training: the middle of each of F runs, or with `seed` a random one that is never the last.
+      A shorter video repeats its last frame.
 
     Otherwise a video with fewer frames than asked shows the nearest ones repeatedly, so that F is always as asked.
     """
     fps: float | None = None
     """Frames per second for rule "fps"."""
+    seed: int | None = None
+    """Of the draw of rule "pllava_train"; none draws nothing. The other rules have nothing to draw."""
     rate: int = 16000
     """Samples per second of sound, Hz; sound of another rate is resampled."""
     seconds: float | None = None
@@ -48,6 +53,11 @@ class Sampling:
     side: int | None = None
     """Permission to decode smaller: pictures and frames may be shrunk by 2, 4 or 8 while both sides stay at least
     this many pixels. None, the default, decodes every pixel."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether `seed` changes what is chosen."""
+        return self.rule == "pllava_train"
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):

@@ -82,10 +82,12 @@ class Engine:
         run: where it comes from, for records.
         model: on its device; set to eval mode here.
         processor: of the same recipe. Its features and its rule for long conversations are set here.
+        top_p: drawn answers take from the likeliest tokens that together reach this probability.
     """
 
-    def __init__(self, run: Path, model: MultimodalModel, processor: Processor) -> None:
+    def __init__(self, run: Path, model: MultimodalModel, processor: Processor, top_p: float = 1.0) -> None:
         self.run = run
+        self.top_p = top_p
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -144,6 +146,7 @@ class Engine:
             self.processor.stops,
             max_tokens=max_tokens,
             temperature=temperature,
+            top_p=self.top_p,
             seed=seed,
         )
 

@@ -117,5 +117,5 @@ class Plan:
             raise UsageError(
                 seen=f"device {wish}: {reason}", expected="a device that torch can use here", hint="--device cpu"
             ) from error
-        model, processor, _ = store.load_run(self.run, wish)
-        return Engine(self.run, model, processor)
+        model, processor, recipe = store.load_run(self.run, wish)
+        return Engine(self.run, model, processor, recipe.chat.top_p)

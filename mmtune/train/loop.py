@@ -106,6 +106,10 @@ def train(
         runtime.close()
 
 
+def _count(names: list[str]) -> str:
+    return f"{len(names)} more ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
+
+
 class _Run:
     """Everything that one call of `train` holds."""
 
@@ -115,6 +119,9 @@ class _Run:
         torch.manual_seed(recipe.run.seed)
         self.model = models.build(recipe.model, weights=True)
         self.groups = store.groups_of(self.model, recipe)
+        if recipe.run.start:
+            taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
+            voice.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
         voice.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)
         runtime.place(self.model)
@@ -336,8 +343,10 @@ class _Run:
         cache.reload()
         for stream in streams:
             stream.processor.features = cache
-        for branch in frozen.values():
+        for name, branch in frozen.items():
             branch.cached = True
+            if name == self.model.fusion.blank:
+                branch.nothing()  # here, because a data worker must not touch the device
 
     # ----------------------------------------------------------------------------------------- frozen means frozen
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmtune.connectors import linear, mlp, pool, video_qformer
+from mmtune.connectors import linear, mlp, pool, qformer, video_qformer
 from mmtune.errors import ConfigError
 from mmtune.types import Features, FeatureShape
 
@@ -100,6 +100,42 @@ def test_gain_is_learned_and_matched():
     matched.calibrate(0.5)
     assert matched.scale.gain.item() == 0.5
     assert linear.Linear(linear.Config(), s, 7).scale.gain is None
+
+
+def test_qformer_reads_each_frame_alone():
+    s = shape(grid=(2, 2), frames=3)
+    connector = qformer.FrameQFormer(qformer.Config(queries=3, width=8, depth=3, heads=2), s, 7).eval()
+    for parameter in connector.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    features = full(3, s)
+    want = []
+    for frame in features.tokens.flatten(0, 1):
+        want.append(connector.proj(connector.qformer(connector.query_tokens, frame[None]))[0])
+    out = connector(features).tokens
+    torch.testing.assert_close(out, torch.stack(want).view(2, 9, 7), rtol=1e-5, atol=1e-5)
+    turned = Features(features.tokens.flip(1), features.frames, features.grid)
+    torch.testing.assert_close(connector(turned).tokens.view(2, 3, 3, 7).flip(1), out.view(2, 3, 3, 7))
+    assert [connector.tokens_out(n) for n in (1, 3)] == [3, 9]
+
+
+def test_qformer_as_published():
+    """Names and sizes of BLIP-2: cross-attention in every second of twelve layers, 105.1 million with the queries."""
+    with torch.device("meta"):
+        connector = qformer.FrameQFormer(qformer.Config(), FeatureShape(1408, 257, None, 1), 2560)
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in connector.named_children()}
+    assert round((count["qformer"] + 32 * 768) / 1e5) == 1052 and count["proj"] == 768 * 2560 + 2560
+    looking = [n for n, layer in enumerate(connector.qformer.encoder.layer) if layer.crossattention is not None]
+    assert looking == [0, 2, 4, 6, 8, 10]
+
+
+def test_video_qformer_reads_sound_segments():
+    """The sound branch of Video-LLaMA: one vector a segment, eight queries, a table of eight rows."""
+    connector = video_qformer.VideoQFormer(video_qformer.Config(queries=8, frames=8), FeatureShape(1024, 1, None, 8), 16)
+    shapes = {name: tuple(t.shape) for name, t in connector.state_dict().items() if not name.startswith("qformer.")}
+    assert shapes["query_tokens"] == (1, 8, 768) and shapes["frame_positions.weight"] == (8, 1024)
+    assert sum(p.numel() for p in connector.qformer.parameters()) == 19_691_520
+    memory, mask = connector.memory(full(8, FeatureShape(1024, 1, None, 8), items=1))
+    assert memory.shape == (1, 8, 1024) and mask.shape == (1, 8)
 
 
 def test_video_qformer_reads_the_order_of_frames():

@@ -13,6 +13,7 @@ WIDTH = 10
 
 SCALED = {"out_norm": True, "match_scale": True}
 TINY: dict[str, list[dict]] = {
+    "anyres": [{}, {"depth": 3, "hidden": 7, **SCALED}],
     "linear": [{}, SCALED],
     "mlp": [{}, {"depth": 3, "hidden": 7}],
     "pool": [
@@ -28,6 +29,11 @@ TINY: dict[str, list[dict]] = {
     "qformer": [
         {"queries": 3, "width": 8, "depth": 3, "heads": 2},
         {"queries": 2, "width": 8, "depth": 1, "heads": 2, "hidden": 12, "cross_every": 1, **SCALED},
+    ],
+    "imagebind_bridge": [{"ratio": 2}, {"ratio": 2, "norm": "layer"}],
+    "resampler": [
+        {"queries": 3, "depth": 2, "heads": 2, "head_width": 4, "frames": 5},
+        {"queries": 3, "depth": 2, "heads": 2, "frames": 5, "width": 8, "activation": "gelu", **SCALED},
     ],
     "video_qformer": [
         {"queries": 3, "width": 8, "heads": 2, "frames": 5},
@@ -53,7 +59,9 @@ def make(name, tree):
 
 def features(frames: torch.Tensor, seed: int = 0) -> Features:
     g = torch.Generator().manual_seed(seed)
-    return Features(torch.randn(*frames.shape, SHAPE.tokens, SHAPE.width, generator=g), frames, SHAPE.grid)
+    tokens = torch.randn(*frames.shape, SHAPE.tokens, SHAPE.width, generator=g)
+    tokens[..., -2:] = 0  # to `anyres` they say where a token belongs: here, in a plain frame
+    return Features(tokens, frames, SHAPE.grid)
 
 
 @pytest.fixture(params=[c.values for c in CASES], ids=[c.id for c in CASES])

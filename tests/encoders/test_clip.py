@@ -227,3 +227,18 @@ def test_unknown_keys_are_refused():
 
 def test_tiny_vision_is_what_the_tests_think():
     assert VISION["image_size"] // VISION["patch_size"] == 3
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_plain_tower_is_what_the_builder_of_the_library_makes(tmp_path, quick):
+    """It is built without that builder, which brings every other kind of tower with it."""
+    vision = {"image_size": 24, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16, "mlp_ratio": 2.0}
+    tree = {"embed_dim": 20, "quick_gelu": quick, "vision_cfg": vision}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
+    tower = Clip(Config(model=str(tmp_path))).visual
+    theirs = Clip.seeded(lambda: open_clip.model._build_vision_tower(20, dict(vision), quick)).eval()
+    assert repr(tower) == repr(theirs)
+    ours, want = tower.state_dict(), theirs.state_dict()
+    assert ours.keys() == want.keys() and all(torch.equal(ours[name], want[name]) for name in want)
+    x = torch.randn(2, 3, 24, 24)
+    assert torch.equal(tower(x), theirs(x))

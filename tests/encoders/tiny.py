@@ -145,6 +145,10 @@ def sound_folder(folder: Path, kind: str = "ast") -> Path:
 
 
 TINY: dict[str, Callable[[Path], dict]] = {
+    "anyres": lambda folder: {
+        "encoder": {"name": "hf_vision", "weights": str(hf_folder(folder))},
+        "grids": [[24, 48], [48, 24], [48, 48]],
+    },
     "blip2_eva": blip2_folder,
     "clip": lambda folder: {"weights": str(clip_folder(folder)), "frames": 4},
     "hf_audio": lambda folder: {"weights": str(sound_folder(folder)), "frames": 4},

@@ -71,6 +71,11 @@ def test_resize_grid():
     assert torch.equal(larger[0], table[0])
     even = torch.cat([table[:1], torch.ones(9, 4)])
     torch.testing.assert_close(resize_grid(even, (3, 3), (5, 4), prefix=1)[1:], torch.ones(20, 4))
+    rough = resize_grid(table, (3, 3), (2, 2), prefix=1, antialias=False)[1:]
+    body = table[1:].T.reshape(1, 4, 3, 3)
+    want = F.interpolate(body, size=(2, 2), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(rough, want[0].flatten(1).T)
+    assert not torch.allclose(rough, resize_grid(table, (3, 3), (2, 2), prefix=1)[1:], atol=0.01)
     with pytest.raises(ModelError, match="10 rows"):
         resize_grid(table, (2, 2), (3, 3), prefix=1)
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtune.media._frames import Timeline, choose, timeline
+from mmtune.media._frames import Timeline, choose, spoken, timeline, video_llama
 from mmtune.media.base import Sampling
 
 STEADY = Timeline(list(range(0, 160, 10)), 160, Fraction(1, 80))  # 16 frames in 2 seconds
@@ -34,6 +34,35 @@ def test_fewer_frames_than_asked_are_repeated():
     two = Timeline([0, 1], 2, Fraction(1))
     assert choose(two, Sampling(frames=5)) == [0, 0, 1, 1, 1]
     assert choose(Timeline([7], 8, Fraction(1)), Sampling(frames=3)) == [0, 0, 0]
+
+
+def test_video_llama_takes_first_frames_in_floating_steps():
+    assert choose(STEADY, Sampling(frames=4, rule="video_llama")) == [0, 4, 8, 12]
+    assert choose(STEADY, Sampling(frames=12, rule="video_llama")) == [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14]
+    long = Timeline(list(range(392)), 392, Fraction(1, 25))
+    assert 244 in choose(long, Sampling(frames=24, rule="video_llama"))  # 15 * 392 / 24 = 245, rounded down below it
+    assert 245 in choose(long, Sampling(frames=24, rule="first"))
+
+
+def test_video_llama_shows_a_short_clip_as_it_is_and_never_more_than_asked():
+    assert choose(Timeline([0, 1, 2], 3, Fraction(1)), Sampling(frames=8, rule="video_llama")) == [0, 1, 2]
+    assert choose(Timeline([7], 8, Fraction(1)), Sampling(frames=8, rule="video_llama")) == [0]
+    assert len(video_llama(54, 49)) == 50  # as published
+    line = Timeline(list(range(54)), 54, Fraction(1, 25))
+    assert choose(line, Sampling(frames=49, rule="video_llama")) == video_llama(54, 49)[:49]
+
+
+@given(st.integers(1, 4000), st.sampled_from([1, 2, 4, 8, 16, 32, 64]))
+def test_video_llama_with_a_power_of_two_is_whole_arithmetic(count, frames):
+    n = min(count, frames)
+    if n == frames:
+        assert video_llama(count, frames) == [i * count // n for i in range(n)]
+    else:
+        assert video_llama(count, frames) == list(range(count))
+
+
+def test_times_are_said_with_one_decimal():
+    assert spoken([0.0, 0.04, 1.25, 6.2400001]) == ["0.0", "0.0", "1.2", "6.2"]
 
 
 def test_seconds_takes_the_beginning():

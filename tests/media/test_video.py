@@ -7,7 +7,8 @@ import torch
 from mmtune.errors import MediaError, Reason
 from mmtune.media import _backends, _plan, video
 from mmtune.media._container import opened
-from mmtune.media.base import Limits, Sampling
+from mmtune.media.base import Limits, Sampling, load, moments
+from mmtune.types import MediaRef
 from tests.media import make
 
 MAKES = {
@@ -48,6 +49,16 @@ def refused(data: bytes, limits: Limits | None = None, **sampling) -> MediaError
 @pytest.fixture(scope="module")
 def clips() -> dict[str, bytes]:
     return {name: make.video(FRAMES, **how) for name, how in MAKES.items()}
+
+
+@pytest.mark.parametrize("rule", ["uniform", "first", "video_llama"])
+def test_moments_are_the_times_of_what_is_shown(clips, rule):
+    sampling = Sampling(frames=5, rule=rule)
+    for data in clips.values():
+        ref = MediaRef("video", data, "item")
+        assert moments(ref, sampling) == load(ref, sampling).times.tolist()
+    with pytest.raises(MediaError, match="item: 3 bytes|bytes that begin"):
+        moments(MediaRef("video", b"abc", "item"), sampling)
 
 
 @pytest.mark.parametrize("name", MAKES)

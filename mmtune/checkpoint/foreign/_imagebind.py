@@ -42,7 +42,7 @@ def rules(modality: Modality, ours: str, theirs: str = "") -> list[Rule]:
         Rule(f"{block}attn.in_proj_{{end}}", f"{own}qkv.{{end}}"),
         Rule(f"{block}attn.out_proj.{{end}}", f"{own}out.{{end}}"),
         Rule(f"{block}norm_2.{{end}}", f"{own}norm2.{{end}}"),
-        Rule(f"{block}mlp.{{layer}}.{{end}}", f"{own}{{layer}}.{{end}}"),
+        Rule(f"{block}mlp.fc{{n}}.{{end}}", f"{own}fc{{n}}.{{end}}"),
         Rule(f"{theirs}modality_heads.{modality}.0.{{end}}", f"{ours}tower.norm.{{end}}"),
         Rule(f"{theirs}modality_heads.{modality}.2.weight", f"{ours}tower.head.weight"),
     ]

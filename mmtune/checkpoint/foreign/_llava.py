@@ -186,6 +186,12 @@ def branch_of(run: Opened, connector: str, encoder_name: str = "hf_vision") -> t
     )
 
 
+def check_inner(encoder: Any) -> None:
+    """Refuse tiles that another encoder than `hf_vision` sees. Raises CheckpointError."""
+    if encoder.config.name != "hf_vision":
+        raise CheckpointError(f"an encoder anyres around {encoder.config.name}", "anyres around hf_vision")
+
+
 def config_of(run: Opened, kind: str, encoder: Any) -> dict[str, Any]:
     """config.json for a run.
 

@@ -56,7 +56,7 @@ def place(source: Source) -> Placed:
 
 def tokenizer(source: Source) -> dict[str, Any]:
     """The files of a tokenizer, to be copied. Raises CheckpointError when there are none."""
-    found = {name: source.file(name) for name in TOKENIZER if source.has(name)}
+    found = {name: source.copy(name) for name in TOKENIZER if source.has(name)}
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & found.keys():
         raise CheckpointError(
             f"{source} has no tokenizer", "tokenizer.json or tokenizer.model", "copy the whole folder again"

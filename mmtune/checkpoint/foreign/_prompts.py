@@ -6,7 +6,7 @@ One table `adapter_query.weight` [layers*L,D], the lowest layer with prompts fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -46,13 +46,16 @@ def rules(theirs: str, ours: str, table: str = TABLE, extra: bool = False) -> li
     return found
 
 
-def rows(tensors: Mapping[str, Tensor], length: int, origin: str, table: str = TABLE) -> int:
-    """Layers with prompts, of `length` each. Raises CheckpointError."""
-    if table not in tensors:
-        raise CheckpointError(f"{origin} has no {table}", "a file of LLaMA-Adapter", "name the adapter's file")
-    number, rest = divmod(tensors[table].shape[0], length)
-    if rest or not number:
+def layers(tensors: Mapping[str, Tensor], length: int, table: str = TABLE) -> int | None:
+    """Layers with prompts, of `length` each, as far as the table tells; what does not fit is found by the names."""
+    return max(1, tensors[table].shape[0] // length) if table in tensors else None
+
+
+def known(tensors: Mapping[str, Tensor], marks: Sequence[str], origin: str, kind: str) -> None:
+    """Raise CheckpointError where no name holds one of `marks`: a file of another kind."""
+    if not any(mark in name for name in tensors for mark in marks):
         raise CheckpointError(
-            f"{origin}: {table} of {tensors[table].shape[0]} rows", f"a multiple of {length}, the prompts of a layer"
+            f"{origin}: {', '.join(sorted(tensors)[:3]) or 'nothing'} and the like, but no {' or '.join(marks)}",
+            kind,
+            "other files of the family are kinds of their own: mmtune import --list",
         )
-    return number

@@ -83,6 +83,10 @@ class Source:
             return self.path / name
         raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published", "copy it again")
 
+    def copy(self, name: str) -> Any:
+        """A file as `Part.files` takes it: its path, or in memory its content. Raises CheckpointError."""
+        return self._memory[1][name] if self._memory and self.has(name) else self.file(name)
+
     def json(self, name: str = "config.json") -> dict[str, Any]:
         """A JSON object. Raises CheckpointError."""
         if self._memory:

@@ -15,7 +15,6 @@ from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imp
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
-
 FILE = "imagebind_huge.pth"
 
 

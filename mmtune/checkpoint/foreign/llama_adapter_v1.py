@@ -68,10 +68,11 @@ class LlamaAdapterV1(Foreign):
         _meta_llama.heads(sources["llm"])  # refuses what is no LLaMA
         adapter = sources["adapter"]
         tensors = adapter.tensors(inside=("model",))
+        _prompts.known(tensors, (_prompts.TABLE, _prompts.GATE), str(adapter), "the adapter of LLaMA-Adapter V1")
         tuner = {
             "name": "prompts",
             "length": self.config.length,
-            "layers": _prompts.rows(tensors, self.config.length, str(adapter)),
+            "layers": _prompts.layers(tensors, self.config.length),
             "gate": "raw" if self.config.raw_gate else "tanh",
             "spare_gates": True,
         }

@@ -12,6 +12,7 @@ picture: option `blank`. Low-rank pairs have the factor 1, which `lora_alpha = r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ def facts_of(names: Sequence[str]) -> dict[str, bool]:
     return {
         "bias": any(name.endswith("attention.wq.bias") for name in names),
         "lora": any(".lora_" in name for name in names),
-        "norms": "llama.norm.weight" in names,
+        "norms": any(name.startswith("llama.") and name.endswith("norm.weight") for name in names),
         "extra": any(name.endswith(_prompts.EXTRA) for name in names),
     }
 
@@ -106,7 +107,8 @@ class LlamaAdapterV2(Foreign):
             for name, tensor in adapter.tensors(inside=("model",)).items()
         }
         origin = str(adapter)
-        sizes = self._sizes(tensors, origin)
+        _prompts.known(tensors, ("visual_query", "visual_blocks."), origin, "a multimodal file of LLaMA-Adapter V2")
+        sizes = self._sizes(tensors)
         has = facts_of(list(tensors))
         clip = sources.get("clip")
         encoder = {"name": "clip", "weights": str(clip.path.resolve()) if clip else CLIP}
@@ -117,7 +119,7 @@ class LlamaAdapterV2(Foreign):
         fusion: dict[str, Any] = {
             "name": "added_prompts",
             "length": length,
-            "layers": _prompts.rows(tensors, length, origin),
+            "layers": _prompts.layers(tensors, length),
             "extra_gate": has["extra"],
             "spare_gates": True,
         }
@@ -146,25 +148,18 @@ class LlamaAdapterV2(Foreign):
         names = table(*_meta_llama.heads(sources["llm"]), **has)
         return Imported(recipe, [*pieces, Piece(origin, names, tensors)], parts, facts)
 
-    def _sizes(self, tensors: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
-        """The connector's section. Raises CheckpointError when the file has no visual projection."""
-        wanted = ("visual_query.weight", "visual_blocks.0.mlp.fc1.weight")
-        missing = [name for name in wanted if name not in tensors]
-        if missing:
-            raise CheckpointError(
-                f"{origin} has no {', '.join(missing)}",
-                "a multimodal file of LLaMA-Adapter V2",
-                "V1 and the 65B chat weights are kinds of their own: mmtune import --list",
-            )
-        queries, width = tensors[wanted[0]].shape
-        depth = len({name.split(".")[1] for name in tensors if name.startswith("visual_blocks.")})
+    def _sizes(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The connector's section, as most tensors tell; one that is missing or bent is found when names are compared."""
+        query = tensors.get("visual_query.weight")
+        width = _most([t.shape[0] for n, t in tensors.items() if n.startswith("visual_blocks.") and "norm" in n], 768)
+        hidden = _most([t.shape[0] for n, t in tensors.items() if n.endswith("mlp.fc1.bias")], 4 * width)
         return {
             "name": "query_blocks",
-            "queries": queries,
+            "queries": 10 if query is None else query.shape[0],
             "width": width,
-            "depth": depth,
+            "depth": len({name.split(".")[1] for name in tensors if name.startswith("visual_blocks.")}),
             "heads": self.config.heads,
-            "mlp_ratio": tensors[wanted[1]].shape[0] / width,
+            "mlp_ratio": hidden / width,
         }
 
     def write(self, run: Opened) -> Exported:
@@ -192,7 +187,7 @@ class LlamaAdapterV2(Foreign):
         }
         if strange := sorted(set(tuners) - {"bias_norm", "hf_peft"}) or _other_lora(lora):
             raise CheckpointError(f"the tuner {strange[0]}", "bias_norm of the form `bias`, and LoRA with the factor 1")
-        ours |= _spare(ours, run.model.llm.depth, run.model.llm.heads)
+        ours |= _spare(ours, run.model.llm.depth, run.model.llm.heads, has["extra"])
         plan = run.model.llm.model.config
         names = table(plan.num_attention_heads, plan.num_key_value_heads, **has)
         r = int(lora.options.get("r", 8)) if lora else 16
@@ -215,7 +210,12 @@ def tuned(bias: bool, norms: bool, r: int | None) -> list[dict[str, Any]]:
 
 def rank(tensors: Mapping[str, Tensor]) -> int:
     """Rank of the low-rank pairs of a file that has some."""
-    return next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("_l1.weight"))
+    return _most([tensor.shape[0] for name, tensor in tensors.items() if name.endswith("_l1.weight")], 16)
+
+
+def _most(sizes: Sequence[int], fallback: int) -> int:
+    """The size that most have."""
+    return Counter(sizes).most_common(1)[0][0] if sizes else fallback
 
 
 def _other_lora(lora: Any) -> list[str]:
@@ -229,8 +229,10 @@ def _other_lora(lora: Any) -> list[str]:
     return [f"hf_peft with {lora.method} and {options}"]
 
 
-def _spare(ours: Mapping[str, Tensor], depth: int, heads: int) -> dict[str, Tensor]:
-    """Zeros for gates of layers without prompts that the run does not have; the published code has them all."""
+def _spare(ours: Mapping[str, Tensor], depth: int, heads: int, extra: bool) -> dict[str, Tensor]:
+    """Fresh gates for layers without prompts, where the run has none; the published code has one in every layer."""
     table = ours["fusion.prompts.weight"]
-    names = [f"fusion.prompts.gates.{layer}.weight" for layer in range(depth)]
-    return {name: table.new_zeros(heads, 1) for name in names if name not in ours}
+    fresh = {f"fusion.prompts.gates.{layer}.weight": table.new_zeros(heads, 1) for layer in range(depth)}
+    if extra:
+        fresh |= {f"fusion.prompts.gates.{layer}.extra": table.new_ones(1, 1) for layer in range(depth)}
+    return {name: tensor for name, tensor in fresh.items() if name not in ours}

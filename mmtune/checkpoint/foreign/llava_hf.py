@@ -112,7 +112,8 @@ class LlavaHf(Foreign):
         if plan["tie_word_embeddings"]:
             ours.pop("llm:lm_head.weight", None)
         kind = "LlavaNextImageProcessor" if tiled else "LlavaImageProcessor"
-        pixels = _llava.preprocessor_of(inner.pixels, kind if tiled or inner.pixels.resize == "pad" else "CLIPImageProcessor")
+        padded = inner.pixels.resize == "pad"
+        pixels = _llava.preprocessor_of(inner.pixels, kind if tiled or padded else "CLIPImageProcessor")
         if tiled:
             pixels["image_grid_pinpoints"] = plan["image_grid_pinpoints"]
         processor = {

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from mmtune.checkpoint.foreign._blip2 import common
 from mmtune.checkpoint.foreign.base import (
     Exported,
     Foreign,
@@ -71,20 +72,17 @@ class P2P(Foreign):
         """Raises CheckpointError for a file that is none, or a backbone of another family."""
         source, config = sources["weights"], self.config
         tensors = {n.removeprefix(WRAP): t for n, t in source.tensors(inside=("state_dict",)).items()}
-        first, graph = (
-            _shape(tensors, f"enc.{n}.weight", source, r) for n, r in (("input_trans", 3), ("graph_layer.0", 4))
-        )
-        tower, head = _tower(tensors, config.heads, source)
+        tower, head = _tower(tensors, config.heads)
         if config.classifier:
-            tower["classes"] = _shape(tensors, f"{BASE}{head}.weight", source, 2)[0]
+            tower["classes"] = common(tensors, re.escape(f"{BASE}{head}.weight"), 0, 40)
         else:
             tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{BASE}{head}.")}
         section: dict[str, Any] = {
             "name": "p2p_points",
             **DATA[config.data],
             "skip_origin": SKIP,
-            "inner_width": first[0],
-            "point_width": graph[0],
+            "inner_width": common(tensors, r"enc\.input_trans\.(weight|bias)", 0, 8),
+            "point_width": common(tensors, r"enc\.(graph_layer|proj_layer|img_block)\..*", 0, 64),
             "image": {"name": "timm_vit", **tower, **IMAGENET},
         }
         if config.object is not None:
@@ -109,42 +107,36 @@ class P2P(Foreign):
         return Exported({FILE: {"state_dict": TABLE.out(own)}})
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, source: Source, rank: int) -> tuple[int, ...]:
-    if name not in tensors or tensors[name].ndim != rank:
-        seen = list(tensors[name].shape) if name in tensors else "absent"
-        raise CheckpointError(f"{source}: {name} is {seen}", f"a tensor of rank {rank}", "this is no file of P2P")
-    return tuple(tensors[name].shape)
+def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, Any], str]:
+    """The settings of `timm_vit` that build the tower whose weights these are, and the name of its classifier.
 
-
-def _tower(tensors: Mapping[str, Tensor], heads: int | None, source: Source) -> tuple[dict[str, Any], str]:
-    """The settings of `timm_vit` that build the tower whose weights these are, and the name of its classifier."""
+    What most tensors say counts, and the published sizes where none does, so that a tensor which is missing or
+    misshapen is told as that one, with all others. Raises CheckpointError for a family that is not read.
+    """
     names = {name.removeprefix(BASE) for name in tensors if name.startswith(BASE)}
-    if "stages.0.blocks.0.conv_dw.weight" in names:
+    if any(name.startswith("stages.0.blocks.0.conv_dw.") for name in names):
         depths = [_count(names, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
-        dims = [_shape(tensors, f"{BASE}stages.{stage}.blocks.0.norm.weight", source, 1)[0] for stage in range(4)]
+        dims = [common(tensors, rf"base_model\.stages\.{i}\.blocks\.\d+\.norm\..+", 0, 96 * 2**i) for i in range(4)]
         return {"model": "convnext_tiny", "args": {"depths": depths, "dims": dims}, "norm": False}, "head.fc"
-    if "layer1.0.conv1.weight" in names:
+    if any(name.startswith("layer1.0.conv1.") for name in names):
         depths = [_count(names, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)]
-        model = RESNETS.get(tuple(depths))
-        if model is None or ("layer1.0.conv3.weight" in names) != (model != "resnet18"):
+        if tuple(depths) not in RESNETS:
             raise unlike("the ResNet of the file", depths, f"one of {', '.join(RESNETS.values())}")
-        return {"model": model, "norm": False}, "fc"
-    if not {"patch_embed.proj.weight", "cls_token", "pos_embed"} <= names or "layers.0.blocks.0.norm1.weight" in names:
-        raise CheckpointError(
-            f"{source}: a backbone with {', '.join(sorted(names)[:3]) or 'no tensors'}",
-            "a ViT, DeiT, ConvNeXt or ResNet",
-        )
-    width, _, patch, _ = _shape(tensors, f"{BASE}patch_embed.proj.weight", source, 4)
-    hidden = _shape(tensors, f"{BASE}blocks.0.mlp.fc1.weight", source, 2)[0]
-    places = _shape(tensors, f"{BASE}pos_embed", source, 3)[1] - 1
+        return {"model": RESNETS[tuple(depths)], "norm": False}, "fc"
+    if any(name.startswith(("layers.0.", "stages.0.")) for name in names):
+        raise unlike("the backbone of the file", min(names), "a ViT, DeiT, ConvNeXt or ResNet")
+    block = r"base_model\.blocks\.\d+\."
+    width = common(tensors, rf"{block}norm\d\..+", 0, 768)
+    patch = common(tensors, r"base_model\.patch_embed\.proj\.weight", 3, 16)
+    places = common(tensors, r"base_model\.pos_embed", 1, 197)
     args = {
         "patch_size": patch,
         "embed_dim": width,
-        "depth": _count(names, r"blocks\.(\d+)\."),
+        "depth": _count(names, r"blocks\.(\d+)\.") or 12,
         "num_heads": heads or max(1, width // 64),
-        "mlp_ratio": hidden / width,
+        "mlp_ratio": common(tensors, rf"{block}mlp\.fc1\.bias", 0, 4 * width) / width,
     }
-    return {"model": "vit_tiny_patch16_224", "args": args, "size": math.isqrt(places) * patch}, "head"
+    return {"model": "vit_tiny_patch16_224", "args": args, "size": math.isqrt(max(1, places - 1)) * patch}, "head"
 
 
 def _count(names: set[str], pattern: str) -> int:

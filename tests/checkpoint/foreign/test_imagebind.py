@@ -52,7 +52,7 @@ def test_the_image_tower_of_the_same_file(tmp_path) -> None:
     made = maker.make(tmp_path)
     folder = carry.bring("imagebind", made.words, tmp_path / "eye", ["modality=vision", "heads=2"])
     entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
-    assert (entry["name"], entry["tower_width"], entry["depth"], entry["size"]) == ("imagebind_vision", 8, 1, None)
+    assert (entry["name"], entry["tower_width"], entry["depth"], entry.get("size")) == ("imagebind_vision", 8, 1, 4)
     found = registry.find("encoders", "imagebind_vision")
     eye = found(config.validate(found.Config, {**entry, "weights": str(folder)}))
     eye.load_weights()

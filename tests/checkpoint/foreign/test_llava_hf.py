@@ -11,32 +11,193 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmtune import media
 from mmtune.checkpoint import carry, store
+from mmtune.data.collate import collate
 from mmtune.errors import CheckpointError
-from mmtune.generate import generate
-from mmtune.types import Batch, MediaRef, Sample, Turn
+from mmtune.generate import answer_batch
+from mmtune.types import MediaRef, Sample, Turn
 from tests.checkpoint.foreign.makers import llava_hf as tiny
 
+KINDS = ("llava", "llava_next")
 
-def picture(path: Path, width: int, height: int) -> Path:
+
+def picture(path: Path, width: int = 90, height: int = 40) -> MediaRef:
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
-    return path
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(path / "picture.png")
+    return MediaRef("image", path / "picture.png", "picture.png")
 
 
-def sample(path: Path) -> Sample:
-    ref = MediaRef("image", path, path.name)
-    return Sample("one", (Turn("user", (ref, "what is this")), Turn("assistant", ("a red circle",))))
+def sample(ref: MediaRef) -> Sample:
+    return Sample("one", (Turn("user", (ref, "what is this")),))
 
 
-def ours(run: Path, path: Path):
-    """Example, logits [T,V] and greedy answer of our run."""
-    model, processor, recipe = store.load_run(run)
-    example = processor.example(sample(path), answer=True)
-    from mmtune.data.collate import collate
-
-    batch: Batch = collate([[example]], pad=model.llm.tokenizer.pad)
+def ours(run: Path, ref: MediaRef):
+    """(example, prepared picture, logits [T,V], greedy answer) of our run."""
+    model, processor, _ = store.load_run(run)
+    example = processor.example(sample(ref), answer=True)
+    batch = collate([[example]], pad=model.llm.tokenizer.pad)
     with torch.no_grad():
         logits = model.llm.head(model(batch))[0, : len(example)]
-    return example, logits, model, processor
+    answer = answer_batch(model, [example], frozenset(), max_tokens=8)[0]
+    return example, example.media["sight"][0], logits, answer
+
+
+def theirs(model, example, item: torch.Tensor, image: int, ref: MediaRef):
+    """(logits [T,V], greedy answer) of transformers, from the same tokens and the same pixels."""
+    tokens = example.tokens.clone()
+    slot = example.slots[0]
+    tokens[slot.start : slot.start + slot.length] = image
+    given = {"input_ids": tokens[None], "attention_mask": torch.ones_like(tokens)[None]}
+    if type(model).__name__.startswith("LlavaNext"):
+        width, height = Image.open(ref.source).size
+        given["pixel_values"] = item[:, : 3 * tiny.SIZE**2].reshape(1, -1, 3, tiny.SIZE, tiny.SIZE)
+        given["image_sizes"] = torch.tensor([[height, width]])
+    else:
+        given["pixel_values"] = item
+    with torch.no_grad():
+        logits = model(**given).logits[0]
+        said = model.generate(**given, do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=0)
+    return logits, said[0, len(tokens) :].tolist()
+
+
+def check(folder: Path, model, run: Path, ref: MediaRef) -> None:
+    example, item, logits, answer = ours(run, ref)
+    image = json.loads((folder / "config.json").read_text())["image_token_index"]
+    expected, said = theirs(model, example, item, image, ref)
+    torch.testing.assert_close(logits, expected[:, : logits.shape[1]], rtol=1e-5, atol=1e-5)
+    assert answer == said
+
+
+def reload(folder: Path):
+    """A folder as transformers reads it, nothing missing and nothing left over."""
+    from transformers import AutoModelForImageTextToText
+
+    model, told = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"], told
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("width", "height"), [(90, 40), (31, 67), (50, 50)])
+def test_same_logits_and_answer(kind: str, width: int, height: int, tmp_path: Path) -> None:
+    folder, model = tiny.folder(tmp_path / "published", kind)
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+    check(folder, model, run, picture(tmp_path, width, height))
+
+
+def respell(folder: Path, spelling: str) -> None:
+    """Rename the tensors of a folder from how transformers saves them."""
+    tensors = load_file(folder / "model.safetensors")
+    if spelling == "published":
+        named = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in tensors.items()}
+    else:
+        named = {}
+        for name, tensor in tensors.items():
+            name = name.replace("language_model.model.", "model.language_model.")
+            name = name.replace("language_model.lm_head", "lm_head")
+            old = ("vision_tower.", "multi_modal_projector.", "image_newline")
+            named[f"model.{name}" if name.startswith(old) else name] = tensor
+    assert named.keys() != tensors.keys()
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spelling", ["published", "inner"])
+def test_every_spelling_comes_in_and_goes_out(kind: str, spelling: str, tmp_path: Path) -> None:
+    folder, model = tiny.folder(tmp_path / "published", kind)
+    respell(folder, spelling)
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+    ref = picture(tmp_path)
+    check(folder, model, run, ref)
+    out = carry.send(run, "llava_hf", tmp_path / "out", [f"names={spelling}"])
+    before, after = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    check(out, reload(out), run, ref)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_those_of_the_published_processor(kind: str, tmp_path: Path) -> None:
+    folder, _ = tiny.folder(tmp_path / "published", kind)
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+    from transformers import CLIPImageProcessor, LlavaNextImageProcessor
+
+    ref = picture(tmp_path, 70, 100)
+    _, item, _, _ = ours(run, ref)
+    reader = (CLIPImageProcessor if kind == "llava" else LlavaNextImageProcessor).from_pretrained(folder)
+    expected = torch.as_tensor(reader(Image.open(ref.source), return_tensors="pt")["pixel_values"])
+    item = item[:, : 3 * tiny.SIZE**2].reshape(expected.shape[-4 if kind != "llava" else 0 :]) if kind != "llava" else item
+    difference = (item - expected.reshape(item.shape)).abs() * 0.26 * 255
+    assert difference.max() <= 1.5 and difference.mean() < 0.2, "in steps of 8-bit colour"
+    out = carry.send(run, "llava_hf", tmp_path / "out")
+    again = type(reader).from_pretrained(out)(Image.open(ref.source), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(torch.as_tensor(again), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
+        ({"multimodal_projector_bias": False}, "multimodal_projector_bias"),
+        ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
+        ({"model_type": "video_llava"}, "video_llava"),
+    ],
+)
+def test_variants_without_a_counterpart_are_refused(change: dict, word: str, tmp_path: Path) -> None:
+    folder, _ = tiny.folder(tmp_path / "published")
+    plan = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**plan, **change}))
+    with pytest.raises(CheckpointError, match=word):
+        carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+
+
+def train(recipe: Path, out: Path, folder: Path, *changes: str) -> Path:
+    from mmtune import config
+    from mmtune.recipe import Recipe
+    from mmtune.train.loop import train as go
+    from tests.train.world import shards
+
+    data = [f"streams.instruct.data=[{shards(folder)}]", "streams.instruct.format=llava", "schedule.steps=1"]
+    data += ["schedule.kind=constant", "run.workers=0", f"run.start={recipe}", "groups.connector.lr=0.01"]
+    go(config.load(Recipe, recipe, [*data, *changes]), out=out, progress="off")
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trained_on_and_back_in_transformers(kind: str, tmp_path: Path) -> None:
+    """An imported run, one step of training from its weights, out, and loaded by transformers: the same numbers."""
+    folder, _ = tiny.folder(tmp_path / "published", kind)
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+    tuned = train(run, tmp_path / "tuned", tmp_path / "shards")
+    before, after = (load_file(one / "weights" / "connector.safetensors") for one in (run, tuned))
+    assert before.keys() == after.keys()
+    moved = {name: (before[name] - after[name]).abs().max().item() for name in before}
+    assert all(0 < most < 0.02 for most in moved.values()), f"one step from the imported weights: {moved}"
+    out = carry.send(tuned, "llava_hf", tmp_path / "out")
+    ref = picture(tmp_path)
+    check(out, reload(out), tuned, ref)
+
+
+def test_a_lora_is_folded_in(tmp_path: Path) -> None:
+    folder, _ = tiny.folder(tmp_path / "published")
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+    lora = "{name: hf_peft, method: lora, r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj], init_lora_weights: false}"
+    changes = [f"model.tuners=[{lora}]", "groups.lora={match: ['@hf_peft'], lr: 0.01}"]
+    tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
+    out = carry.send(tuned, "llava_hf", tmp_path / "out")
+    check(out, reload(out), tuned, picture(tmp_path))
+
+
+def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    folder, _ = tiny.folder(tmp_path / "published")
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run", changes=["chat.max_tokens=9"])
+    assert "max_tokens: 9" in (run / "recipe.yaml").read_text()
+    ia3 = "{name: hf_peft, method: ia3, target_modules: [k_proj], feedforward_modules: []}"
+    changes = [f"model.tuners=[{ia3}]", "groups.ia3={match: ['@hf_peft'], lr: 0.01}"]
+    tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
+    with pytest.raises(CheckpointError, match="ia3_l"):
+        carry.send(tuned, "llava_hf", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="clip and pool"):
+        carry.send("mmtune:pocket/chat", "llava_hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

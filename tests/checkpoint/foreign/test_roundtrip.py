@@ -25,6 +25,9 @@ def test_in_and_out(kind: str, tmp_path: Path) -> None:
     if (moved / "encoder.yaml").is_file():
         _encoder(kind, made, moved)
         return
+    if (moved / "llm.yaml").is_file():
+        _language_model(moved)
+        return
     model, _, recipe = store.load_run(moved)
     assert "here:" not in repr(recipe)
     for name, tensor in model.state_dict().items():
@@ -56,7 +59,7 @@ def _encoder(kind: str, made, folder: Path) -> None:
     from mmtune import config
 
     entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
-    built = carry._encoder({**entry, "weights": str(folder)})
+    built = carry._entry("encoders", {**entry, "weights": str(folder)})
     built.load_weights()
     foreign = carry.importer(kind, [*made.options, *(made.export or [])])
     if made.export is None:
@@ -66,6 +69,16 @@ def _encoder(kind: str, made, folder: Path) -> None:
     out.mkdir()
     carry.write(exported, out)
     _same(made, out)
+
+
+def _language_model(folder: Path) -> None:
+    """A kind that gives a language model alone: the folder is what `llm: hf` reads."""
+    from mmtune import config
+
+    entry = config.parse((folder / "llm.yaml").read_text(), "llm.yaml")["llm"]
+    built = carry._entry("llm", {**entry, "folder": str(folder)})
+    built.load_weights()
+    assert built.tokenizer.encode("a red circle")
 
 
 def _opened(encoder):

@@ -74,7 +74,7 @@ def make(folder: Path) -> Made:
     count = places(s["mels"], s["length"], s["patch"], s["stride"])
     tensors = {
         **sound(s["tower_width"], s["depth"], s["patch"], count, s["out"]),
-        **{name: 0.1 * tensor for name, tensor in sight(8, 1, 14, 256, 12).items()},
+        **{name: 0.1 * tensor for name, tensor in sight(8, 1, 2, 4, 12).items()},
         "modality_trunks.thermal.blocks.0.norm_1.weight": torch.ones(8),
     }
     path = folder / "imagebind_huge.pth"

@@ -1,0 +1,81 @@
+"""What every expert of the room keeps: options with remarks, known kinds, a version, and no weight before it looks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mmtune import config, registry
+from mmtune.experts.base import AFTERWARDS, Expert, ExpertConfig
+from mmtune.types import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {"caption": {"run": "mmtune:pocket/chat"}}
+"""Options that an expert cannot do without."""
+HEAVY = ("torch", "numpy", "transformers", "rapidocr", "onnxruntime", "cv2", "PIL")
+
+
+def entry(name: str) -> Expert:
+    cls = registry.find("experts", name)
+    return cls(config.validate(cls.Config, {"name": name, **TINY.get(name, {})}))
+
+
+@pytest.mark.parametrize("name", registry.names("experts"))
+def test_the_description_of_an_expert(name: str) -> None:
+    expert = entry(name)
+    assert expert.config.name == name
+    assert expert.kinds and set(expert.kinds) <= set(KINDS)
+    assert isinstance(expert.version, str) and expert.version == entry(name).version
+    assert isinstance(expert.asks, bool)
+    for field, facts in type(expert.config).model_fields.items():
+        assert facts.description, field
+
+
+def test_fields_that_count_afterwards_exist() -> None:
+    assert set(ExpertConfig.model_fields) >= AFTERWARDS
+
+
+def test_naming_an_expert_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom mmtune import registry, config\n"
+        f"for name, more in {[(name, TINY.get(name, {})) for name in registry.names('experts')]!r}:\n"
+        "    cls = registry.find('experts', name)\n"
+        "    cls(config.validate(cls.Config, {'name': name, **more})).version\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_installed_package_may_bring_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "signs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: signs\nVersion: 1.0\n")
+    lines = ["[mmtune.experts]", "signs = tests.experts.fakes:Fake", "ocr = tests.experts.fakes:Fake", "Odd = no:Thing"]
+    (package / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metadata.MetadataPathFinder.invalidate_caches()
+    from tests.experts.fakes import Fake
+
+    assert "signs" in registry.names("experts") and "Odd" not in registry.names("experts")
+    assert registry.find("experts", "signs") is Fake
+    assert registry.find("experts", "ocr") is not Fake  # a file of the room goes before
+    assert "signs" not in registry.names("encoders")
+    listed = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+         "sys.argv = ['mmtune', 'list', 'experts']\nfrom mmtune.cli import main\nmain()"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert {"ocr", "caption", "signs"} <= set(listed.stdout.split())
+
+
+def test_the_schema_of_a_recipe_knows_experts() -> None:
+    from mmtune.recipe import Recipe
+
+    chat = json.dumps(config.schema(Recipe)["$defs"]["ChatSection"])
+    assert all(name in chat for name in ("ocr", "caption", "min_score"))
