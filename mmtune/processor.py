@@ -16,6 +16,7 @@ Too long is a rule, never a cut through a slot or a turn:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -66,9 +67,16 @@ class _Draft:
         self.learned += [learn] * len(ids)
 
     def cut(self, length: int) -> bool:
-        """Keep the first `length` tokens; false, and nothing is changed, where a slot reaches further."""
-        if any(slot.start + slot.length > length for slot in self.slots):
+        """Keep the first `length` tokens; false, and nothing is changed, where that goes through a slot.
+
+        Media whose places are all behind go with them; media that take no places stay.
+        """
+        if any(slot.start < length < slot.start + slot.length for slot in self.slots):
             return False
+        kept = [slot for slot in self.slots if not slot.length or slot.start < length]
+        self.slots = [replace(slot, start=min(slot.start, length)) for slot in kept]
+        left = Counter(slot.branch for slot in kept)  # items of a branch stand in reading order, so the last ones go
+        self.media = {branch: items[: left[branch]] for branch, items in self.media.items() if left[branch]}
         del self.tokens[length:], self.learned[length:]
         return True
 

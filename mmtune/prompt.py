@@ -181,7 +181,8 @@ class Template(Config):
 
     def render(self, sample: Sample, answer: bool = False) -> str:
         """The prompt as one string for people to read; media as [kind]. Nothing tokenizes this."""
-        return "".join(f"[{span.ref.kind}]" if span.kind == "media" else span.text for span in self.spans(sample, answer))
+        spans = self.spans(sample, answer)
+        return "".join(f"[{span.ref.kind}]" if span.kind == "media" else span.text for span in spans)
 
 
 def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:

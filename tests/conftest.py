@@ -17,12 +17,20 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 try:
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 except ModuleNotFoundError:
     pass
 else:
     # The same examples every time, and nothing kept between runs: a test that fails here fails everywhere.
-    settings.register_profile("mmtune", deadline=None, derandomize=True, database=None, max_examples=60)
+    # How long an example takes to make says nothing on a busy machine.
+    settings.register_profile(
+        "mmtune",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        max_examples=60,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     settings.load_profile("mmtune")
 
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")

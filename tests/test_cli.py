@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,11 +38,13 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 
 
 def test_help_comes_at_once() -> None:
+    """Processor time, the least of four tries: a busy machine does not fail this, a heavy import does."""
     best = 9.0
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert _run("--help").returncode == 0
-        best = min(best, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.5
 
 

@@ -59,10 +59,12 @@ def test_it_builds(path: Path, tmp_path: Path) -> None:
 
     tree = config.read(path)
     tree["model"]["llm"] = _llm(tree["model"]["llm"], tmp_path)
-    for branch in tree["model"]["branches"].values():
+    for branch in tree["model"].get("branches", {}).values():
         branch["encoder"] = _encoder(branch["encoder"], tmp_path)
     recipe = config.validate(Recipe, tree)
     model = models.build(recipe.model, weights=False, device="meta")
+    if recipe.model.freeze:
+        params.freeze(model, recipe.model.freeze)
     parts = params.partition(model, recipe.groups)
     assert set(parts) == set(recipe.groups)
     assert all(parts.values())

@@ -331,3 +331,34 @@ def test_an_answer_may_end_in_plain_text():
     example = one.example(Sample("s", (Turn("user", ("what",)), Turn("assistant", ("a",)))))
     learned = [label for label in example.labels.tolist() if label != IGNORE]
     assert learned == tokenizer.encode(" a\n###", "text") and tuple(learned[-len(behind) :]) == behind
+
+
+def test_too_long_is_cut_where_that_is_the_rule():
+    """As published for LLaMA-Adapter: the end goes, its mark with it; never a slot, and not in chat."""
+    cut = processor(length=13, too_long="cut")
+    example, whole = cut.example(TWO_TURNS), processor().example(TWO_TURNS)
+    assert example.tokens.tolist() == whole.tokens[:13].tolist()
+    assert example.labels.tolist() == labels(". . . . . . . . . . a red .")  # what was cut off is not to be said
+    assert len(example.slots) == len(example.media["sight"]) == 1
+    with pytest.raises(DataError, match="none of them to learn"):
+        processor(length=10, too_long="cut").example(TWO_TURNS)
+    with pytest.raises(DataError, match="at most 4"):
+        processor(length=4, too_long="cut").example(TWO_TURNS)  # would go through the picture's places
+    with pytest.raises(DataError, match="at most 13"):
+        cut.example(Sample("s", (Turn("user", ("is " * 20,)),)), answer=True)
+
+
+def test_an_all_zero_picture_where_a_conversation_has_none():
+    class Blank(toys.Pair):
+        def nothing(self):
+            return torch.zeros(1, 2, 3)
+
+    one = processor(branches={"sight": Blank()}, takes_places=False, blank="sight")
+    text = one.example(Sample("s", (Turn("user", ("what",)), Turn("assistant", ("a",)))))
+    assert [(slot.branch, slot.length, slot.item) for slot in text.slots] == [("sight", 0, 0)]
+    assert torch.equal(text.media["sight"][0], torch.zeros(1, 2, 3))
+    shown = one.example(Sample("s", (Turn("user", (picture(), "what")), Turn("assistant", ("a",)))))
+    assert len(shown.slots) == 1 and shown.media["sight"][0].any()
+    for wrong in ({"takes_places": True}, {"blank": "sound"}):
+        with pytest.raises(ConfigError, match="all-zero picture"):
+            processor(**{"takes_places": False, "blank": "sight", **wrong})

@@ -53,7 +53,9 @@ def test_every_shipped_template_is_tested():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_renders_as_published(name):
     system, expected = PUBLISHED[name]
-    assert prompt.load(name).render(chat("q", "a", " r \n", system=system), answer=True) == expected
+    template = prompt.load(name)
+    last = " r \n" if template.user.strip else "r"
+    assert template.render(chat("q", "a", last, system=system), answer=True) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -176,3 +178,10 @@ def test_control_text_stays_content():
             )
             expected = [span.text for span in template.spans(Sample("s", blank)) if span.kind == "control"]
             assert controls == expected
+
+
+def test_a_side_may_keep_its_texts_as_they_are():
+    turns = (Turn("user", (" a \n", PICTURE, "b ")), Turn("assistant", (" c",)))
+    sides = {"user": {"before": "U:", "after": ";", "strip": False}, "assistant": {"before": "A:", "strip": False}}
+    template = Template.model_validate({**sides, "media": {"image": ["", ""]}})
+    assert template.render(Sample("s", turns)) == "U: a \n[image]b ;A: c"

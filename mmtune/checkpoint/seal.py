@@ -11,11 +11,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 """Digests of all other files of a sealed folder; written last."""
+
+PIECE = 16 << 20
+"""Most bytes handed to the system at once."""
 
 
 def file_digest(path: Path) -> str:
@@ -33,11 +36,23 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def put(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file from pieces, without flushing it. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        for chunk in chunks:
+            rest = memoryview(chunk).cast("B")
+            while rest:
+                rest = rest[os.write(handle, rest[:PIECE]) :]
+    finally:
+        os.close(handle)
+
+
 def write_file(path: Path, text: str) -> None:
     """Replace a text file in one step: readers see the old one or the new one."""
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        put(draft, [text.encode()])
         flush(draft)
         os.replace(draft, path)
         flush(path.parent)
@@ -56,7 +71,9 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
     lay at `folder` before still lies there; a process killed half way leaves the old one loadable by `find`.
     """
     draft, old = _beside(folder, "draft"), _beside(folder, "old")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.parent.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        flush(folder.parent.parent)
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir()
@@ -67,8 +84,10 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             flush(draft / name)
             digests[name] = {"sha256": file_digest(draft / name), "bytes": (draft / name).stat().st_size}
         seal = draft / MANIFEST
-        seal.write_text(json.dumps({"files": digests}, indent=1), encoding="utf-8")
+        put(seal, [json.dumps({"files": digests}, indent=1).encode()])
         flush(seal)
+        for inner in [path for path in draft.rglob("*") if path.is_dir()]:
+            flush(inner)
         flush(draft)
         if folder.exists():
             # a kill between the two renames leaves `old` the only whole one: it goes only when another is here
@@ -82,6 +101,19 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
         raise
+
+
+def recover(folder: Path) -> None:
+    """Clear away what a killed `write` left beside a folder; where only the older one is left, it comes back.
+
+    For whoever alone may write the folder.
+    """
+    whole = find(folder)
+    if whole != folder:
+        os.rename(whole, folder)
+        flush(folder.parent)
+    for what in ("draft", "old"):
+        shutil.rmtree(_beside(folder, what), ignore_errors=True)
 
 
 def faults(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ PACKAGES = (
 BORDERS = {
     "video": ("decord", "av", "torchcodec"),
     "images": ("PIL",),
+    "letters": ("rapidocr", "onnxruntime"),
     "metrics": ("tensorboard", "wandb"),
     "serving": ("fastapi", "gradio"),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from mmtune import config
 
 
@@ -31,8 +34,40 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
     llm = model.llm
     print(f"llm: width {llm.width}, depth {llm.depth}, heads {llm.heads}, vocabulary {llm.tokenizer.vocabulary}")
     print(params.table(model, parts, loaded.groups))
+    print("\n".join(_trained(parts)))
     if groups:
         for group, named in parts.items():
             print(f"\n{group}:")
             for name, parameter in named:
                 print(f"  {name:80} {list(parameter.shape)}")
+
+
+def _trained(parts: Mapping[str, Sequence[tuple[str, Any]]]) -> list[str]:
+    """Each group with its number of parameters, and below it the same by what they are."""
+    lines = []
+    for group, named in parts.items():
+        counts: dict[str, int] = {}
+        for name, parameter in named:
+            kind = kind_of(name)
+            counts[kind] = counts.get(kind, 0) + parameter.numel()
+        lines += ["", f"{group} trains {sum(counts.values()):,} parameters:"]
+        wide = max(map(len, counts), default=0)
+        most = max((len(f"{number:,}") for number in counts.values()), default=0)
+        lines += [f"  {kind:{wide}}  {number:>{most},}" for kind, number in counts.items()]
+    return lines
+
+
+def kind_of(name: str) -> str:
+    """What a parameter is, for a table: the piece of a connector, encoder or fusion it belongs to; in a language model
+    biases, scales, norms, matrices and what tuners add, those inside layers apart from those outside.
+    """
+    pieces = name.split(".")
+    if pieces[0] != "llm":
+        return ".".join(pieces[: 4 if pieces[0] == "branches" else 2])
+    inside = "layers" if any(piece.isdigit() for piece in pieces) else "outside layers"
+    added = next((piece for piece in pieces if piece.startswith(("lora_", "gates", "prompts"))), None)
+    leaf = pieces[-1]
+    if added is None and leaf == "weight":
+        owner = pieces[-3] if pieces[-2] == "base_layer" else pieces[-2]
+        added = "norm.weight" if "norm" in owner else "embedding" if "embed" in owner else "matrix"
+    return f"llm {inside}: {added or leaf}"

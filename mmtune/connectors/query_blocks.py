@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmtune.connectors._scale import OutputScale, ScaledConfig
+from mmtune.connectors.base import Connector
 from mmtune.errors import ConfigError
 from mmtune.layers.blocks import Block
 from mmtune.layers.norm import LayerNormFloat32
-from mmtune.connectors.base import Connector
 from mmtune.types import Embeds, Features, FeatureShape
 
 

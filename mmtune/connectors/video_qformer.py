@@ -51,7 +51,8 @@ class Config(ScaledConfig):
 
 
 class VideoQFormer(Connector):
-    """See the module for the names of its parameters; `norm.*` [E], `token_positions` [N',E], `scale.*` exist when asked for.
+    """See the module for the names of its parameters; `norm.*` [E], `token_positions` [N',E] and
+    `scale.*` exist when asked for.
 
     Raises ConfigError when the encoder may give more frames than the position table has rows, or when `pool` meets
     tokens without a grid.

@@ -120,7 +120,7 @@ class Pool:
 
     def _note_death(self, worker: int) -> None:
         process = self._processes[worker]
-        process.join(1)
+        process.join(10)  # its pipe is shut, so it is all but gone; a busy machine may need a while for the rest
         code = process.exitcode
         how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
         with self._change:

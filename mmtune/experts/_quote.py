@@ -37,7 +37,8 @@ def quote(label: str, evidence: Iterable[Evidence], config: ExpertConfig, cut: b
         text = plain(one.text)
         if not text or (one.score is not None and one.score < config.min_score):
             continue
-        when = f" ({one.span[0]:.1f}-{one.span[1]:.1f} s)" if one.span else ""
+        times = dict.fromkeys(f"{time:.1f}" for time in one.span or ())
+        when = f" ({'-'.join(times)} s)" if times else ""
         words.setdefault(text.casefold() + when, text + when)
     if not words:
         return None

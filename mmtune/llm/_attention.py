@@ -28,6 +28,10 @@ Extra = Callable[[nn.Module, Tensor, "Call"], Tensor]
 """A term added to the output of one attention module: (module, rotated queries [B,H,T,d], call) -> [B,T,H,d]."""
 
 
+Prefix = Mapping[int, tuple[Tensor, Tensor]]
+"""Layer to keys and values [1,h,L,d] that stand before every segment, rotated where the model rotates."""
+
+
 @dataclass
 class Call:
     """What one forward pass knows about attention.
@@ -43,6 +47,8 @@ class Call:
     segments: Tensor | None = None
     seen: Tensor | None = None
     extras: Mapping[int, Sequence[Extra]] = field(default_factory=dict)
+    prefix: Prefix = field(default_factory=dict)
+    """Seen by every token, also from outside a sliding window."""
     reference: bool = False
     """Write the formula out in float32 instead of using a fused kernel."""
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict, repr=False)
@@ -61,7 +67,7 @@ class Call:
         return self._masks[window]
 
     def _make(self, window: int | None, total: int, device: torch.device) -> Tensor | None:
-        if self.segments is None and window is None and (self.past == 0 or self.length == 1):
+        if self.segments is None and window is None and (self.length == 1 or (self.past == 0 and not self.prefix)):
             return None
         places = torch.arange(total, device=device)[None]
         allowed = places[:, None] <= places[:, self.past :, None]
@@ -121,6 +127,13 @@ def attend(
         )
     heads = query.shape[1]
     mask = call.mask(sliding_window, query.device)
+    first = call.prefix.get(getattr(module, "layer_idx", -1))
+    if first is not None:
+        key, value = (
+            torch.cat([a.to(b.dtype).expand(len(b), -1, -1, -1), b], 2)
+            for a, b in zip(first, (key, value), strict=True)
+        )
+        mask = None if mask is None else F.pad(mask, (first[0].shape[2], 0), value=True)
     key, value = repeat_heads(key, heads), repeat_heads(value, heads)
     causal = mask is None and call.length > 1
     if call.reference:

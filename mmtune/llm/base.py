@@ -74,6 +74,8 @@ class LLM(nn.Module):
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
         self.config = config
+        self.attendants: dict[str, Any] = {}
+        """What tuners want to do in every training step, see `mmtune.tuners.base.Attendant`."""
 
     def load_weights(self) -> None:
         """Fill the structure from what the config names, strictly; seeded random weights where it names none.

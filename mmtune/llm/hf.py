@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmtune import places
 from mmtune.errors import CheckpointError, ModelError
 from mmtune.llm import _attention, _known, _tokenizer
-from mmtune.llm._attention import Call, Extra
+from mmtune.llm._attention import Call, Extra, Prefix
 from mmtune.llm._unfetched import Unfetched
 from mmtune.llm.base import LLM, LLMConfig
 
@@ -66,6 +66,8 @@ class Cache:
     """P"""
     segments: Tensor | None = None
     """int [B,P], or none while every row is one segment without padding."""
+    prefix: Prefix | None = None
+    """What stands before every segment, once it was worked out."""
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, int64 [B'], and drop the others."""
@@ -86,6 +88,8 @@ class HF(LLM):
         self._open(_folder(config, _STRUCTURE) if self._plan is None else None)
         self.extras = nn.ModuleDict()
         """Modules that tuners add to attention, by layer number: (module, query, call) -> [B,T,H,d]."""
+        self.soft: nn.Module | None = None
+        """Virtual tokens that a tuner puts before every segment, see `mmtune.tuners._soft`."""
 
     def _open(self, folder: Path | None) -> None:
         """Tokenizer and structure from a folder, or those that are known without one."""
@@ -225,6 +229,11 @@ class HF(LLM):
     ) -> Tensor:
         """As the contract says; `extras` are added to the attention of the layers they name, in this call only."""
         call = self._call(x, segments, cache, extras or {})
+        if self.soft is not None:
+            call.prefix = self.soft.prefix(self) if cache is None or cache.prefix is None else cache.prefix
+            positions = positions + self.soft.length
+            if cache is not None:
+                cache.prefix = call.prefix
         hidden = self.model.get_decoder()(
             inputs_embeds=x,
             position_ids=positions,
@@ -236,6 +245,18 @@ class HF(LLM):
             cache.segments = None if call.segments is None else torch.cat([_or_ones(call.seen, x), call.segments], 1)
             cache.length += x.shape[1]
         return hidden
+
+    def keys_and_values(self, x: Tensor, positions: Tensor) -> Prefix:
+        """Keys and values [B,h,T,d] of each layer for embeddings [B,T,D] at positions [B,T] that see each other only."""
+        from transformers import DynamicCache
+
+        kept = DynamicCache()
+        x = x.to(self.model.get_input_embeddings().weight.dtype)
+        call = Call(x.shape[1], reference=self.config.attention == "math")
+        self.model.get_decoder()(
+            inputs_embeds=x, position_ids=positions, past_key_values=kept, use_cache=True, mmtune_call=call
+        )
+        return {layer: (one.keys, one.values) for layer, one in enumerate(kept.layers)}
 
     def _call(
         self, x: Tensor, segments: Tensor | None, cache: Cache | None, extras: Mapping[int, Sequence[Extra]]

@@ -96,7 +96,7 @@ def command(options: Options) -> int:
 
         return Repl(plan, refs, options.system, settings, options.verbose, panel).run()
     start = time.perf_counter()
-    conversation = Conversation(plan.load(), options.system, settings, panel)
+    conversation = Conversation(plans.to_stay(plan.load), options.system, settings, panel)
     loaded = time.perf_counter() - start
     for ref in refs:
         conversation.attach(ref)

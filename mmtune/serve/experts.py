@@ -26,6 +26,8 @@ Told = frozenset[tuple[str, MediaRef, str | None]]
 _SPEC = re.compile(
     r"(?P<name>[a-z][a-z0-9_]*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(?P<options>[^=:]+=.*))?", re.DOTALL
 )
+_COMMA = re.compile(r",(?=\s*\w+=)")
+"""Between two options; a comma inside a value stays."""
 
 
 def parse(spec: Spec) -> ExpertConfig:
@@ -54,9 +56,11 @@ def _tree(text: str) -> dict[str, Any]:
             hint="ocr:min_score=0.9,frames=8",
         )
     tree: dict[str, Any] = {"name": found["name"]}
-    for option in (found["options"] or "").split(","):
-        if option:
-            tree = config.override(tree, option)
+    for option in _COMMA.split(found["options"] or ""):
+        key, _, value = option.partition("=")
+        if key:
+            read = config.parse(value, f"the expert {text!r}")
+            tree[key.strip()] = value if isinstance(read, dict) else read  # "a: b" is text here
     return tree
 
 

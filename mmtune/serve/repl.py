@@ -18,6 +18,7 @@ from mmtune.errors import MmtuneError, UsageError
 from mmtune.serve.chat import show_answer
 from mmtune.serve.conversation import Answer, Conversation, Settings
 from mmtune.serve.experts import Panel
+from mmtune.serve.plan import to_stay
 from mmtune.serve.references import reference
 from mmtune.serve.terminal import Reader, say
 from mmtune.types import KINDS, Kind, MediaRef
@@ -58,7 +59,7 @@ class Loading:
 
     def _work(self) -> None:
         try:
-            self._engine = self._load()
+            self._engine = to_stay(self._load)
         except BaseException as error:  # handed to the thread that asks
             self._error = error
 

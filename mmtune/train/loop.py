@@ -31,6 +31,7 @@ from mmtune.train.log import Metrics, Style, Voice
 from mmtune.train.optim import GroupOptimizer, factor
 from mmtune.train.signals import Stop
 from mmtune.train.step import Outcome, take_step
+from mmtune.tuners.base import Attendant
 
 HARMLESS = {
     "run": ("workers", "save_every", "keep", "device", "out", "stop_after_minutes"),
@@ -137,6 +138,9 @@ class _Run:
             for stream in recipe.streams
         }
         self.loader = self._loader()
+        for attendant in self.model.llm.attendants.values():
+            streams = {stream for stream, active in self.owners.items() if attendant in self._attending(active)}
+            attendant.begin(sum(self.loader.schedule.stream(s) in streams for s in range(recipe.schedule.steps)))
         for line in self._estimate().lines():
             voice.line(line)
 
@@ -244,7 +248,8 @@ class _Run:
 
     def _attempt(self, batches: list[Any], active: list[str], lr: float) -> Outcome:
         try:
-            return take_step(self.model, batches, self.optimizers, active, lr, self.runtime)
+            attendants = self._attending(active)
+            return take_step(self.model, batches, self.optimizers, active, lr, self.runtime, attendants)
         except (torch.OutOfMemoryError, MemoryError) as error:
             rows, length = batches[0].tokens.shape
             raise ModelError(
@@ -252,6 +257,12 @@ class _Run:
                 expected="a micro-step that fits the device",
                 hint="halve run.batch_tokens and double run.accumulate: the step stays the same",
             ) from error
+
+    def _attending(self, active: list[str]) -> list[Attendant]:
+        """Attendants all of whose parameters these groups train."""
+        moved = {id(parameter) for name in active for parameter in self.optimizers[name].parameters}
+        attendants = self.model.llm.attendants.values()
+        return [one for one in attendants if moved.issuperset(map(id, one.parameters()))]
 
     def _refused(self, times: int, stream: str, batches: list[Any], outcome: Outcome) -> int:
         """Note a step without an update; give up after several in a row."""
@@ -290,7 +301,7 @@ class _Run:
             return
         files = store.trained_tensors(self.model, self.groups)
         weights = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
-        optimizers = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
+        optimizers = {name: optimizer.state() for name, optimizer in self._holders().items()}
         info = {
             "facts": self._facts(),
             "positions": self.loader.positions(self.step),
@@ -302,6 +313,10 @@ class _Run:
         if recent.loss is not None:
             facts["mean training loss of the last steps"] = f"{recent.loss:.4f}"
         store.save_weights(self.out, self.model, self.recipe, self.groups, facts)
+
+    def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
+        """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""
+        return {**self.optimizers, **{f"@{name}": one for name, one in self.model.llm.attendants.items()}}
 
     def _restore(self, allow_changes: bool) -> None:
         state = states.load(self.out / "state", self.voice.line)
@@ -321,7 +336,7 @@ class _Run:
         everything = {name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}
         store.copy_into({"state": everything}, {"state": state.weights})
         for name, tensors in state.optimizers.items():
-            self.optimizers[name].load(tensors)
+            self._holders()[name].load(tensors)
         self.loader.restore(state.info["positions"])
         self.step = state.step
         self.voice.line(f"going on after step {self.step}")

@@ -1,34 +1,34 @@
 """Save and restore everything that moves in a run: weights, optimizers, step, place in the data.
 
 Only safetensors and JSON are written. A state is a sealed folder `state/step-NNNNNNNN`; older ones are deleted after
-the new one is in place, and two are always kept, so that a damaged one has something to fall back to.
+the new one is in place, and two are always kept, so that a damaged one has something to fall back to. A damaged one is
+put aside as `step-NNNNNNNN.damaged`, so that it does not count as one of the two.
 Random numbers need no state: each step draws from seeds made of (seed, step, rank), see `seed_step`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtune.checkpoint import seal
-from mmtune.errors import CheckpointError, UsageError
+from mmtune.checkpoint import seal, tensors
+from mmtune.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")
+_LEFT = re.compile(r"\.(step-\d{8})\.(draft|old)")
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
@@ -59,11 +59,11 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
     target = folder / f"step-{state.step:08d}"
 
     def fill(draft: Path) -> None:
-        save_file(_plain(state.weights), draft / "weights.safetensors")
-        for group, tensors in state.optimizers.items():
-            save_file(_plain(tensors), draft / f"optimizer.{group}.safetensors")
+        tensors.write(draft / "weights.safetensors", state.weights)
+        for group, moments in state.optimizers.items():
+            tensors.write(draft / f"optimizer.{group}.safetensors", moments)
         info = {"step": state.step, "groups": list(state.optimizers), **state.info}
-        (draft / "run.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+        seal.put(draft / "run.json", [json.dumps(info, indent=1).encode()])
 
     try:
         seal.write(target, fill)
@@ -78,24 +78,25 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
     return target
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
 def _states(folder: Path) -> Iterator[Path]:
     """Saved states, newest first; drafts have other names and are passed over."""
     if folder.is_dir():
         yield from sorted((p for p in folder.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)), reverse=True)
 
 
-def load(folder: Path, say: Callable[[str], None] = print) -> State | None:
+def load(folder: Path, say: Callable[[str], None] = print, step: int | None = None) -> State | None:
     """The newest whole state, or none when nothing was ever saved. Damaged ones are named, then passed over.
+
+    Args:
+        step: take the state of this step and no other, because another rank found it to be the newest.
 
     Raises:
         CheckpointError: states are there and not one is whole.
     """
     damaged = []
     for path in _states(folder):
+        if step is not None and path.name != f"step-{step:08d}":
+            continue
         faults = seal.faults(path)
         if not faults:
             try:
@@ -108,13 +109,29 @@ def load(folder: Path, say: Callable[[str], None] = print) -> State | None:
                 return state
         damaged.append(path.name)
         say(f"warning: {path.name} is damaged and is not used: {'; '.join(faults)}")
-    if damaged:
+    if damaged or step is not None:
         raise CheckpointError(
             seen=f"{len(damaged)} saved states in {folder}, all of them damaged",
             expected="at least one whole state",
             hint="start again in a new folder; what is damaged is named above",
         )
     return None
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Clear away what killed writes left, and put aside the states after `step`, from which no run goes on.
+
+    They are damaged, and the steps they hold come again. For the one process that holds the run folder.
+    """
+    if not folder.is_dir():
+        return
+    for name in {found[1] for path in folder.iterdir() if (found := _LEFT.fullmatch(path.name))}:
+        seal.recover(folder / name)
+    for path in list(_states(folder)):
+        if path.name > f"step-{step:08d}":
+            aside = path.with_name(path.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
 
 
 def _read(path: Path) -> State:
@@ -140,36 +157,3 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """Hold a run folder for this process. The system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UsageError: another process is training in this folder, or it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock_file = (out / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            seen=f"the run folder {out} cannot be used: {error.strerror}",
-            expected="a folder that is new or may be written",
-            hint="give another one with --out",
-        ) from error
-    with lock_file as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UsageError(
-                seen=f"{out} is in use by another run (process {holder})",
-                expected="one run in a folder at a time",
-                hint="wait for it, or give another folder",
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

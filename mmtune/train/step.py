@@ -15,6 +15,7 @@ from mmtune.types import Batch
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
     from mmtune.train.distributed import Runtime
+    from mmtune.tuners.base import Attendant
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def take_step(
     active: Sequence[str],
     lr_factor: float,
     runtime: Runtime,
+    attendants: Sequence[Attendant] = (),
 ) -> Outcome:
     """Forward, backward, and one update of the active groups.
 
@@ -50,6 +52,7 @@ def take_step(
         batches: the micro-steps of this rank.
         active: groups that this stream trains.
         lr_factor: what the learning rates are multiplied by in this step.
+        attendants: of tuners whose parameters this stream trains.
     """
     total, count, tokens, samples = 0.0, 0, 0, 0
     for batch in batches:
@@ -67,12 +70,17 @@ def take_step(
     norms, finite = {}, math.isfinite(total) and count > 0
     if finite:
         runtime.sum_gradients(_parameters(optimizers, active))
+        for attendant in attendants:
+            if (penalty := attendant.penalty()) is not None:
+                (penalty * count).backward()  # behind the sum, so that it counts once, whatever the number of ranks
         # every rank holds the same sums by now, so every rank comes to the same decision
         norms = {name: optimizers[name].norm(divide=count) for name in active}
         finite = all(math.isfinite(float(norm)) for norm in norms.values())
     if finite:
         for name in active:
             optimizers[name].step(norms[name], lr_factor)
+        for attendant in attendants:
+            attendant.updated()
     for optimizer in optimizers.values():
         optimizer.drop()
     return Outcome(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import Parameter
 
 from mmtune.config import Config
 from mmtune.llm.base import LLM
@@ -30,6 +34,37 @@ class Tuner(ABC):
 
         A freshly tuned model computes what it computed before. Raises ModelError when nothing fits.
         """
+
+
+class Attendant(ABC):
+    """What a tuner has to do in every training step, for the few that are more than parameters.
+
+    A tuner leaves one in `llm.attendants`, by a name of its own. It is asked in the steps that train all of its
+    parameters, and in no others, on every rank alike: gradients are summed by then, so ranks stay equal.
+    """
+
+    @abstractmethod
+    def parameters(self) -> Sequence[Parameter]:
+        """What it watches over."""
+
+    def begin(self, steps: int) -> None:
+        """Told once, before the first step, in how many steps it will be asked. Raises ConfigError for too few."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar to be added to the mean loss per token of the step, with its gradient; none for nothing."""
+        return None
+
+    @abstractmethod
+    def updated(self) -> None:
+        """After the optimizer's step, with the step's gradients still there."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything that moves, to go on from."""
+
+    @abstractmethod
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
 
 
 Contract = Tuner

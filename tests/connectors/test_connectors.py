@@ -130,11 +130,12 @@ def test_qformer_as_published():
 
 def test_video_qformer_reads_sound_segments():
     """The sound branch of Video-LLaMA: one vector a segment, eight queries, a table of eight rows."""
-    connector = video_qformer.VideoQFormer(video_qformer.Config(queries=8, frames=8), FeatureShape(1024, 1, None, 8), 16)
+    s = FeatureShape(1024, 1, None, 8)
+    connector = video_qformer.VideoQFormer(video_qformer.Config(queries=8, frames=8), s, 16)
     shapes = {name: tuple(t.shape) for name, t in connector.state_dict().items() if not name.startswith("qformer.")}
     assert shapes["query_tokens"] == (1, 8, 768) and shapes["frame_positions.weight"] == (8, 1024)
     assert sum(p.numel() for p in connector.qformer.parameters()) == 19_691_520
-    memory, mask = connector.memory(full(8, FeatureShape(1024, 1, None, 8), items=1))
+    memory, mask = connector.memory(full(8, s, items=1))
     assert memory.shape == (1, 8, 1024) and mask.shape == (1, 8)
 
 
@@ -184,3 +185,31 @@ def test_video_qformer_as_published():
 def test_video_qformer_mistakes_speak(options, word):
     with pytest.raises(ConfigError, match=word):
         video_qformer.VideoQFormer(video_qformer.Config(**options), FeatureShape(16, 5, None, 8), 6)
+
+
+def test_query_blocks_written_out():
+    """Queries first, pre-norm blocks, exact GELU; what stands at the queries' places goes on."""
+    from mmtune.connectors.query_blocks import Config, QueryBlocks
+
+    torch.manual_seed(0)
+    shape = FeatureShape(width=5, tokens=4)
+    one = QueryBlocks(Config(queries=2, width=6, depth=1, heads=3, mlp_ratio=2.0), shape, 7)
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 1, 4, 5)
+    norm = torch.nn.functional.layer_norm
+    h = norm(x[:, 0] @ one.proj.weight.T + one.proj.bias, (6,), one.proj_norm.weight, one.proj_norm.bias)
+    h = torch.cat([one.query.expand(2, 2, 6), h], 1)
+    block = one.blocks[0]
+    y = norm(h, (6,), block.norm1.weight, block.norm1.bias) @ block.attn.qkv.weight.T + block.attn.qkv.bias
+    q, k, v = y.reshape(2, 6, 3, 3, 2).permute(2, 0, 3, 1, 4)
+    y = ((q @ k.transpose(-1, -2) / 2**0.5).softmax(-1) @ v).transpose(1, 2).reshape(2, 6, 6)
+    h = h + y @ block.attn.proj.weight.T + block.attn.proj.bias
+    y = norm(h, (6,), block.norm2.weight, block.norm2.bias) @ block.mlp.fc1.weight.T + block.mlp.fc1.bias
+    y = y * 0.5 * (1 + torch.erf(y / 2**0.5))
+    h = h + y @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
+    y = h[:, :2] @ one.out.weight.T + one.out.bias
+    expected = norm(y, (7,), one.scale.norm.weight, one.scale.norm.bias)
+    out = one(Features(x, torch.ones(2, 1, dtype=torch.bool)))
+    torch.testing.assert_close(out.tokens, expected, atol=1e-5, rtol=1e-5)
+    assert one.tokens_out(1) == one.tokens_out(5) == 2

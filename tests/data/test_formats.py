@@ -230,3 +230,40 @@ class TestLlava:
     def test_kinds_can_be_limited(self):
         one = record(talk("<image>", image="0001.jpg"), jpg=JPG)
         assert refused(make("llava", kinds=("video",)), one) == Reason.wrong_media_type
+
+
+class TestAlpaca:
+    """The two forms of the prompt, and the two slips of the released code, written out."""
+
+    HEAD = "Below is an instruction that describes a task"
+    TAIL = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    ADD = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+
+    def rendered(self, facts, **options):
+        from mmtune import prompt
+
+        return prompt.load("alpaca").render(make("alpaca", **options).sample(record(facts)))
+
+    def test_with_and_without_input(self):
+        with_input = f"{self.HEAD}, paired with an input that provides further context. {self.TAIL}"
+        assert self.rendered(self.ADD) == f"<s>{with_input}Add.\n\n### Input:\n1 and 2\n\n### Response:3</s>"
+        without = f"<s>{self.HEAD}. {self.TAIL}Add.\n\n### Response:3</s>"
+        assert self.rendered({**self.ADD, "input": ""}) == without
+        assert self.rendered({"instruction": "Add.", "output": "3"}) == without
+
+    def test_as_released(self):
+        said = self.rendered({**self.ADD, "input": ""}, as_released=True)
+        assert said.startswith(f"<s>{self.HEAD}, paired with")
+        assert said.endswith("### Instruction:\n('Add.',)\n\n### Input:\n\n\n### Response:3</s>")
+
+    def test_plain(self):
+        assert shown(make("alpaca", style="plain").sample(record(self.ADD))) == [
+            ("user", "Add.\n1 and 2"), ("assistant", "3"),
+        ]  # fmt: skip
+
+    def test_refused(self):
+        one = make("alpaca")
+        assert refused(one, record({**self.ADD, "output": " "})) == Reason.empty_target
+        assert refused(one, record({"instruction": "Add."})) == Reason.bad_json
+        assert refused(one, record({**self.ADD, "input": 3})) == Reason.bad_json
+        assert refused(one, record(png=JPG)) == Reason.missing_key

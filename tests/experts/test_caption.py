@@ -45,7 +45,9 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = dict(vocab_size=len(words), encoder_hidden_size=16, max_position_embeddings=32, initializer_range=1.0)
     torch.manual_seed(0)
     plan = BlipConfig(text_config=sizes | ids | text, vision_config=sizes | dict(image_size=16, patch_size=8))
-    BlipForConditionalGeneration(plan).save_pretrained(folder)
+    model = BlipForConditionalGeneration(plan)
+    model.text_decoder.cls.predictions.bias.data[:5] = -1000.0  # no end, and nothing but words
+    model.save_pretrained(folder)
     tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"))
     BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer).save_pretrained(folder)
     return folder

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    made = Runner(Config(seconds=600, frames=3, threads=1), Cache(None))
+    made = Runner(Config(seconds=600, frames=3, side=320, threads=1), Cache(None))
     yield made
     made.close()
 

@@ -27,6 +27,7 @@ def test_what_is_unsure_is_left_out() -> None:
 
 def test_times_are_said() -> None:
     assert _text(Evidence("taxi", span=(1.04, 2.0)), Evidence("bus")) == "taxi (1.0-2.0 s) / bus"
+    assert _text(Evidence("taxi", span=(1.0, 1.0))) == "taxi (1.0 s)"
 
 
 def test_the_length_is_bounded_and_a_cut_is_marked() -> None:

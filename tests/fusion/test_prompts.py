@@ -58,7 +58,11 @@ def batch(tokens, owners=(), segments=None, positions=None):
     if owners:
         slots = torch.tensor([[row, segment, 0, 0] for row, segment in owners])
         frames = torch.ones(len(owners), 1, dtype=torch.bool)
-        media = {"media": {"sight": torch.zeros(len(owners), 1)}, "frames": {"sight": frames}, "slots": {"sight": slots}}
+        media = {
+            "media": {"sight": torch.zeros(len(owners), 1)},
+            "frames": {"sight": frames},
+            "slots": {"sight": slots},
+        }
     return Batch(tokens, torch.full_like(tokens, -100), positions, segments, **media)
 
 

@@ -46,8 +46,15 @@ def llama_bpe(legacy=True, marks=("<unk>", "<s>", "</s>"), plain=()) -> Tokenize
 
 def folder(path: Path, kind="llama", weights=True, tokenizer=None, **changes) -> Path:
     """A model folder. Grouped-query attention (4 heads, 2 for keys) unless changed."""
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GemmaConfig, LlamaConfig, MistralConfig
-    from transformers import Qwen2Config, Qwen3Config
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma3TextConfig,
+        GemmaConfig,
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
 
     path.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:

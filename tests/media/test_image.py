@@ -108,10 +108,10 @@ def _huge_png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(8000, 8000), (13_300, 13_300), (60_000, 60_000)])
 def test_a_bomb_is_refused_from_its_header(size):
-    begin = time.perf_counter()
+    begin = time.process_time()
     error = refused(_huge_png(*size))
     assert error.reason == Reason.too_many_pixels
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 def test_the_limit_counts_pixels():

@@ -20,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 64
 WAV = b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 64
 
+PATIENCE = 120.0
+"""Seconds to wait for what is bound to come: on a busy machine a program takes long to start. Only a fault waits so
+long."""
+LONG = {"answer": "word " * 4000, "pause": 0.01}
+"""An answer that nobody waits to the end of: some 100 s."""
+NEVER = {"wait": 3600}
+"""Weights that are not read within the time of any test."""
+
 
 def _command(script: dict, *words: str) -> list[str]:
     return [sys.executable, "-m", "tests.serve.drive", json.dumps(script), "chat", *words]
@@ -35,7 +43,7 @@ def _run(*words: str, script: dict | None = None, stdin: bytes | None = None, **
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         env=_environment(**more),
         check=False,
     )
@@ -101,7 +109,7 @@ def test_the_kind_of_an_attachment_is_told_by_its_content() -> None:
     ],
 )
 def test_mistakes_are_told_in_plain_lines(words: tuple[str, ...], stdin: bytes | None, message: str) -> None:
-    done = _run(*words, stdin=stdin, script={"wait": 30})  # refused before weights are read
+    done = _run(*words, stdin=stdin, script=NEVER)  # refused before weights are read
     assert done.returncode == 2 and done.stdout == b""
     assert message in done.stderr.decode() and b"Traceback" not in done.stderr
 
@@ -120,7 +128,7 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     script = {"answer": "word " * 2000, "pause": 0.0005}
     words = " ".join(f"'{word}'" for word in _command(script, "--max-tokens", "9999", "what?"))
     done = subprocess.run(
-        ["bash", "-c", f"{words} | head -c 4"], capture_output=True, timeout=60, env=_environment(), check=False
+        ["bash", "-c", f"{words} | head -c 4"], capture_output=True, timeout=PATIENCE, env=_environment(), check=False
     )
     assert done.stdout == b"word" and b"Traceback" not in done.stderr
 
@@ -137,7 +145,7 @@ class Terminal:
             os.execvpe(sys.executable, _command(script, *words), _environment(**more))
         self.seen = ""
 
-    def wait(self, text: str, seconds: float = 20.0) -> str:
+    def wait(self, text: str, seconds: float = PATIENCE) -> str:
         """Read until `text` appears after what was waited for before; returns what came before it."""
         end = time.monotonic() + seconds
         while text not in self.seen:
@@ -157,8 +165,8 @@ class Terminal:
     def interrupt(self, text: str, tries: int = 5) -> str:
         """Press Ctrl-C until `text` appears, as a person would; returns what came before it.
 
-        At the prompt one press can be overlooked: CPython's readline loop notices a signal only while it waits for a key,
-        so one that comes while a key is being handled is acted on with the next key.
+        At the prompt one press can be overlooked: the readline loop of CPython notices a signal only while it waits for
+        a key, so one that comes while a key is being handled is acted on with the next key.
         """
         for _ in range(tries - 1):
             self.type("\x03")
@@ -169,7 +177,7 @@ class Terminal:
 
     def code(self) -> int:
         """Wait for the end."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if select.select([self._end], [], [], 0.05)[0]:
                 with contextlib.suppress(OSError):
@@ -241,7 +249,7 @@ def test_a_conversation_at_a_terminal(terminal, picture: str, tmp_path: Path) ->
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(terminal) -> None:
-    t = terminal({"answer": "word " * 400, "pause": 0.01}, "--max-tokens", "9999")
+    t = terminal(LONG, "--max-tokens", "9999")
     t.wait(">>> ")
     t.type("go on\n")
     t.wait("word word")
@@ -250,7 +258,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal) -> None:
     t.wait(">>> ")
     t.type("/show\n")
     shown = t.wait("user: \nassistant:")
-    assert 2 <= shown.count("word") < 400  # what was said stays in the conversation
+    assert 2 <= shown.count("word") < 1999  # what was said stays in the conversation
     t.type("/exit\n")
     assert t.code() == 0
 
@@ -266,7 +274,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave(terminal) -> None:
 
 
 def test_ctrl_c_ends_a_single_answer(terminal) -> None:
-    t = terminal({"answer": "word " * 400, "pause": 0.01}, "--max-tokens", "9999", "go on")
+    t = terminal(LONG, "--max-tokens", "9999", "go on")
     t.wait("word word")
     t.type("\x03")
     t.wait("(stopped)")
@@ -274,16 +282,14 @@ def test_ctrl_c_ends_a_single_answer(terminal) -> None:
 
 
 def test_ctrl_c_while_the_weights_are_read(terminal) -> None:
-    t = terminal({"wait": 30})
+    t = terminal(NEVER)
     t.wait(">>> ")
     t.type("what?\n")
     t.wait("reading the weights")
     t.type("\x03")
     t.wait(">>> ")
-    start = time.monotonic()
     t.type("/exit\n")
-    assert t.code() == 0
-    assert time.monotonic() - start < 10  # nobody waits for weights that nobody needs
+    assert t.code() == 0  # nobody waits for weights that nobody needs
 
 
 def test_weights_that_cannot_be_read_end_the_conversation(terminal) -> None:
@@ -297,7 +303,7 @@ def test_weights_that_cannot_be_read_end_the_conversation(terminal) -> None:
 def test_kinds_that_the_run_does_not_take_are_refused_by_name(terminal, tmp_path: Path) -> None:
     sound = tmp_path / "a.wav"
     sound.write_bytes(WAV)
-    t = terminal({"wait": 30})
+    t = terminal(NEVER)
     t.wait(">>> ")
     t.type(f"/audio {sound}\n")
     t.wait("a.wav is audio")

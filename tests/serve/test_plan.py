@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from mmtune.errors import CheckpointError, UsageError
 from mmtune.serve import plan as plans
-from mmtune.serve.plan import Plan
+from mmtune.serve.plan import Plan, to_stay
 
 RECIPE = """
 model: {branches: {sight: {encoder: {name: absent}, kinds: [image, video]}, sound: {kinds: [audio]}}}
@@ -45,5 +47,28 @@ def test_a_plan_is_read_without_heavy_packages(tmp_path: Path) -> None:
         f"chat.plans.Plan.read(Path({str(tmp_path)!r})); "
         "print([name for name in ('torch', 'numpy', 'transformers', 'open_clip') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("fault", [False, True])
+@pytest.mark.parametrize("looking", [False, True])
+def test_no_garbage_is_looked_for_while_an_engine_comes_to_stay(fault: bool, looking: bool) -> None:
+    seen: list[bool] = []
+
+    def load() -> str:
+        seen.append(gc.isenabled())
+        if fault:
+            raise CheckpointError("no weights")
+        return "engine"
+
+    before = gc.isenabled()
+    (gc.enable if looking else gc.disable)()
+    try:
+        with pytest.raises(CheckpointError) if fault else nullcontext():
+            assert to_stay(load) == "engine"
+        assert seen == [False] and gc.isenabled() is looking
+        assert gc.get_freeze_count() > 0, "what came is passed over from now on"
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()

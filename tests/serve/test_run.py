@@ -75,7 +75,7 @@ def _chat(*words: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mmtune", "chat", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, check=False
+        command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, check=False
     )
 
 

@@ -68,3 +68,12 @@ def test_foreign_state_is_refused():
         optimizer.load({"other/exp_avg": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="weight/exp_avg"):
         optimizer.load({"weight/exp_avg": torch.zeros(9)})
+
+
+def test_half_cosine_counts_the_steps_done():
+    """LLaMA-Adapter's schedule; asked for in steps, or in epochs that need not be whole."""
+    got = [factor(s, steps=6, warmup=2, kind="half_cosine") for s in range(7)]
+    assert got == pytest.approx([0, 0.5, 1, 0.8535534, 0.5, 0.1464466, 0])
+    assert factor(1.5, 4, 1, "half_cosine") == pytest.approx(0.9330127)
+    assert factor(3.9, 4, 1, "half_cosine", floor=0.5) == pytest.approx(0.5 + 0.5 * 2.739052315863355e-3)
+    assert [factor(s, 4, 4, "half_cosine") for s in (0, 2, 4)] == [0, 0.5, 0]

@@ -301,6 +301,7 @@ STAGES = {
     "full": Stage(
         5, ("texture", "text", "speed", "size", "direction"), ("sparse", "still", "facts"), ("full",), least=2
     ),
+    "speed": Stage(4, ("speed", "which"), ("whole",), ("full",), most=(2, 3, 4), least=1),
     "words": Stage(6, ("colour", "shape", "size", "position", "event", "order", "text"), ("quoted",), ("easy", "full")),
     "heard": Stage(2, HEARD, ("facts",), ("full",), least=2),
 }
@@ -337,6 +338,8 @@ class Teacher:
             asked += [q for _ in range(2) for q in halves(scene, rng)]
             if stage.without:
                 asked = [q for q in asked if stage.without not in q.question]
+            if form == "sparse":
+                asked = [q for q in asked if q.type != "speed"]  # how fast cannot be told from few moments
             if form == "cut":
                 asked = [q for q in asked if q.type in ("middle", "half") and "last" not in q.question]
             pool = {q.question: q for q in asked if q.type in stage.types}
@@ -348,6 +351,8 @@ class Teacher:
         quotes: list[tuple[str, str]] = []
         if form == "still":
             bags = moments(scene, 1)
+        elif form == "whole":
+            bags, marked = moments(scene), marks(scene)
         elif form in ("sparse", "cut"):
             bags, marked = self.sparse(scene, form == "cut")
         elif form == "facts":
@@ -383,15 +388,17 @@ class Teacher:
             level = "full" if rng.random() < self.full or {"text", "texture", "speed", *HEARD} & {*wanted} else "easy"
             scene = draw_scene(rng, level, "train")
             heard = bool({*HEARD} & {*wanted})
+            form = "facts" if heard else rng.choices(FORMS, (0.62, 0.2, 0.18))[0]
+            sparse = form == "moments" and rng.random() > self.whole
             pool = {q.question: q for _ in range(6) for q in questions(scene, rng, heard=heard) if q.type in wanted}
+            pool = {k: q for k, q in pool.items() if not (sparse and q.type == "speed")}
             if pool:
                 break
-        form = "facts" if heard else rng.choices(FORMS, (0.62, 0.2, 0.18))[0]
         marked: list[tuple[int, int]] = []
         if form == "facts":
             bags = facts(scene, rng, heard)
         else:
-            bags, marked = self.sparse(scene) if rng.random() > self.whole else (moments(scene), marks(scene))
+            bags, marked = self.sparse(scene) if sparse else (moments(scene), marks(scene))
         quotes = [("caption", describe(scene))] if form == "quoted" else []
         asked = sorted(pool.values(), key=lambda q: rng.random())[:9]
         marked = marked if form == "moments" else []

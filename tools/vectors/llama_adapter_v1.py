@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vectors import _llama
+from vectors._base import Case, Got, Vector
 
 from mmtune import config as configs
 from mmtune.checkpoint.foreign.base import Source
@@ -15,11 +17,9 @@ from mmtune.checkpoint.keymap import KeyMap
 from mmtune.fusion.tokens import Config as TokensConfig
 from mmtune.fusion.tokens import Tokens
 from mmtune.llm.hf import HF
-from mmtune.types import Batch
 from mmtune.tuners.prompts import Config as PromptsConfig
 from mmtune.tuners.prompts import Prompts
-from vectors import _llama
-from vectors._base import Case, Got, Vector
+from mmtune.types import Batch
 
 BASE = KeyMap([], BACKBONE).ignore
 

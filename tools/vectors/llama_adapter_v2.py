@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as WordTokenizer
 from tokenizers import models as word_models
 from torch import Tensor, nn
+from vectors import _llama
+from vectors._base import Case, Got, Vector
 
 from mmtune import config as configs
 from mmtune import model as models
@@ -33,8 +35,6 @@ from mmtune.processor import Processor
 from mmtune.recipe import Recipe
 from mmtune.train.optim import GroupOptimizer, factor
 from mmtune.types import IGNORE, Batch, Example, Sample, Slot, Turn
-from vectors import _llama
-from vectors._base import Case, Got, Vector
 
 BACKBONE = re.compile(r"llama\.(tok_embeddings|output|layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123]))\.weight")
 NORM = re.compile(r"llama\.(layers\.\d+\.\w+_)?norm\.weight")

@@ -23,10 +23,10 @@ HEAD = "base_model.head."
 
 
 def p2p(vector: Vector) -> Iterator[Got]:
-    facts, given, weights = vector.facts["config"], vector.inputs, dict(vector.weights)
+    facts, given, weights = vector.facts["config"], vector.inputs, vector.weights
     linear = facts.get("head_type", "linear") == "linear"
     # a perceptron as classifier is none that an image model has: it stands behind the vector in front of it
-    head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
+    head = {n.partition(HEAD)[2]: t for n, t in weights.items() if HEAD in n}
     options = P2P.Config(object=facts["obj_size"], heads=facts["vit"]["num_heads"], classifier=linear)
     got = P2P(options).read({"weights": Source.memory("weights", weights)})
     tree = got.recipe["encoder"]

@@ -117,12 +117,14 @@ def qformer_sizes(
     hits = [(int(hit[1]), hit[2]) for name in tensors if (hit := pattern.fullmatch(name))]
     looking = sorted({layer for layer, part in hits if part == "crossattention"})
     depth = 1 + max((layer for layer, _ in hits), default=depth - 1)
+    if looking:
+        cross_every = looking[1] if len(looking) > 1 else depth
     return {
         "queries": common(tensors, rf"{re.escape(head)}query_tokens", 1, queries),
         "width": common(tensors, rf"{stem}.+\.LayerNorm\.weight", 0, 768),
         "depth": depth,
         "hidden": common(tensors, rf"{stem}.+\.intermediate_query\.dense\.bias", 0, 3072),
-        "cross_every": looking[1] if len(looking) > 1 else min(cross_every, depth),
+        "cross_every": cross_every,
     }
 
 

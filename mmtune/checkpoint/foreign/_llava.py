@@ -245,6 +245,8 @@ def preprocessor_of(pixels: Any, kind: str) -> dict[str, Any]:
 
 def tokenizer_of(run: Opened) -> dict[str, Any]:
     """The tokenizer files of the run's language model: name to path, tokenizer.json as a tree."""
+    if run.model.llm.folder is None:  # a structure that is only looked at
+        return {}
     folder = Path(run.model.llm.folder)
     found: dict[str, Any] = {name: folder / name for name in _llm.TOKENIZER if (folder / name).is_file()}
     if "tokenizer.json" in found:
@@ -262,8 +264,11 @@ def placeholder(files: dict[str, Any], state: dict[str, Tensor], text: dict[str,
         files: of the tokenizer; tokenizer.json is changed where a token is added.
         state: of the language model; changed where a row is added.
         text: its config; `vocab_size` is changed with it.
-        free: the first id that the tokenizer does not use.
+        free: the first id that the tokenizer does not use. A structure that is only looked at has no tokenizer; there
+            the last row stands for it.
     """
+    if not files:
+        return int(text["vocab_size"]) - 1
     tree = files.get("tokenizer.json")
     if not isinstance(tree, dict):
         raise CheckpointError(

@@ -4,8 +4,8 @@ The file is flat: `adapter_query.weight` [layers*L,D] and `layers.{i}.attention.
 model. It does not say L, which is 10 as published. A training checkpoint, {"model": ...} with the whole frozen LLaMA
 beside the adapter, is taken too, and the LLaMA in it is left out in favour of the base.
 
-The training code multiplies by the gate's tanh, the release's inference code by the gate as stored: two functions of one
-file. `raw_gate` chooses the second.
+The training code multiplies by the gate's tanh, the release's inference code by the gate as stored: two functions of
+one file. `raw_gate` chooses the second.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Config(ForeignConfig):
     length: int = Field(default=10, ge=1)
     """Prompts of a layer, L; the file does not say."""
     raw_gate: bool = False
-    """Multiply by the gate as it is stored, as the release's inference code does; otherwise by its tanh, as in training."""
+    """Multiply by the gate as stored, as the release's inference code does; otherwise by its tanh, as in training."""
 
 
 def table(whole: bool = False, ours: str = "llm.prompts.") -> KeyMap:

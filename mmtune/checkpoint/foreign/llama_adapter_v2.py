@@ -149,7 +149,7 @@ class LlamaAdapterV2(Foreign):
         return Imported(recipe, [*pieces, Piece(origin, names, tensors)], parts, facts)
 
     def _sizes(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The connector's section, as most tensors tell; one that is missing or bent is found when names are compared."""
+        """The connector's section, as most tensors tell; what is missing or bent is found when names are compared."""
         query = tensors.get("visual_query.weight")
         width = _most([t.shape[0] for n, t in tensors.items() if n.startswith("visual_blocks.") and "norm" in n], 768)
         hidden = _most([t.shape[0] for n, t in tensors.items() if n.endswith("mlp.fc1.bias")], 4 * width)

@@ -25,6 +25,9 @@ class Config(ForeignConfig):
     resize: Literal["crop", "pad"] | None = None
     """`pad` brings pictures to a square as the original training of 1.5 did; null does what the folder says, and the
     published folders crop. Not for 1.6."""
+    pool: tuple[int, int, int] | None = None
+    """Bins over frames, rows and columns that a video is pooled to, for PLLaVA to be tuned from this checkpoint (there
+    [16, 12, 12]). Pictures are not cut into tiles then, and the end of a row that 1.6 learned is left out."""
     names: Literal["published", "saved", "inner"] = "published"
     """For export: how names are spelled. `published` is that of the llava-hf repositories and is read by every version;
     `saved` is what transformers 5 writes; `inner` are the names of its modules."""
@@ -39,17 +42,21 @@ class LlavaHf(Foreign):
     roles: ClassVar[tuple[Role, ...]] = (Role("folder", "folder with config.json, weights and tokenizer"),)
 
     @staticmethod
-    def table(spelling: Spelling, newline: bool) -> KeyMap:
+    def table(spelling: Spelling, newline: bool, pooled: bool = False) -> KeyMap:
         """The names of a whole folder.
 
         Args:
             newline: whether it is 1.6, with its learned end of a row.
+            pooled: whether the connector is `pool`, which has no use for that.
         """
+        layers = ("linear_1", "linear_2") if pooled else ("layers.0", "layers.1")
         rules = [
             *_llava.tower(spelling),
-            *_llava.projector(spelling, "layers.0", "layers.1"),
+            *_llava.projector(spelling, *layers),
             *_llava.language_model(spelling),
         ]
+        if newline and pooled:
+            return KeyMap(rules, ignore=(*_llava.UNUSED, f"{spelling.root}image_newline"))
         if newline:
             rules.append(Rule(f"{spelling.root}image_newline", f"{SIGHT}.connector.newline"))
         return KeyMap(rules, ignore=_llava.UNUSED)
@@ -58,21 +65,28 @@ class LlavaHf(Foreign):
         source = sources["folder"]
         plan = source.json()
         _llava.check(plan, KINDS)
-        tiled = plan["model_type"] == "llava_next"
+        later, pooled = plan["model_type"] == "llava_next", self.config.pool is not None
+        tiled = later and not pooled
         if tiled and self.config.resize is not None:
             raise CheckpointError("option resize for LLaVA 1.6", "none: it cuts pictures into tiles")
         tensors = source.tensors()
         return Imported(
             recipe=self._recipe(plan, tiled),
-            pieces=[Piece(str(source), self.table(Spelling.of(tensors), tiled), tensors)],
+            pieces=[Piece(str(source), self.table(Spelling.of(tensors), later, pooled), tensors)],
             parts=_llava.parts(source, plan, "inner.tower" if tiled else "tower"),
-            facts={"what it is": f"LLaVA 1.{6 if tiled else 5}; the licence of its language model applies"},
+            facts={"what it is": f"LLaVA 1.{6 if later else 5}; the licence of its language model applies"},
         )
 
     def _recipe(self, plan: Mapping[str, Any], tiled: bool) -> dict[str, Any]:
         more = {"resize": self.config.resize} if self.config.resize else {}
         encoder = _llava.encoder(plan, **more)
         connector: dict[str, Any] = {"name": "mlp", "depth": 2}
+        kinds = ["image"]
+        if self.config.pool is not None:
+            time, height, width = self.config.pool
+            connector = {"name": "pool", "time": time, "height": height, "width": width, "short": "repeat"}
+            encoder |= {"frames": time, "rule": "pllava"}
+            kinds = ["image", "video"]
         if tiled:
             connector = {"name": "anyres", "depth": 2}
             encoder = {"name": "anyres", "encoder": encoder, "weights": encoder["weights"]}
@@ -80,15 +94,15 @@ class LlavaHf(Foreign):
                 encoder["grids"] = plan["image_grid_pinpoints"]
         prompt = self.config.prompt
         return {
-            "title": f"LLaVA 1.{6 if tiled else 5}, imported",
+            "title": f"LLaVA 1.{6 if plan['model_type'] == 'llava_next' else 5}, imported",
             "model": {
-                "branches": {"sight": {"encoder": encoder, "connector": connector, "kinds": ["image"]}},
+                "branches": {"sight": {"encoder": encoder, "connector": connector, "kinds": kinds}},
                 "llm": {"name": "hf", "folder": f"{_llava.HERE}llm"},
                 "fusion": {"name": "tokens"},
             },
             "streams": {"instruct": {"data": ["llava_665k"], "prompt": prompt}},
             "groups": {"connector": {"match": [f"{SIGHT}.connector.*"], "lr": 2e-5}},
-            "run": {"length": 4096 if tiled else 2048, "batch_tokens": 4096},
+            "run": {"length": 2048 if kinds == ["image"] and not tiled else 4096, "batch_tokens": 4096},
             "chat": {"prompt": prompt, "max_tokens": 512},
         }
 

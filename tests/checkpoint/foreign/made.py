@@ -8,7 +8,7 @@ The shared tests import it, chat with it, export it, and damage its `trained` fi
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -84,3 +84,25 @@ def rewrite(path: Path, tensors: dict[str, Tensor], inside: tuple[str, ...] = ()
             torch.save({**tree, key: tensors}, path)
             return
     torch.save(tensors, path)
+
+
+def unpickled(made: Made) -> Made:
+    """The same checkpoint with its pickled files as safetensors, which importers read as well.
+
+    Reading a pickle takes a process of its own, some seconds on a busy machine; this is for tests of what comes after.
+    """
+    paths = {}
+    for role, path in made.paths.items():
+        paths[role] = path
+        if path.is_file() and path.suffix != ".safetensors":
+            tree = torch.load(path, weights_only=True)
+            for key in made.inside:
+                tree = tree.get(key, tree)
+            tensors = {name: t.contiguous().clone() for name, t in tree.items() if isinstance(t, Tensor)}
+            if len(tensors) < sum(1 for _ in tree):
+                continue  # something lies beside the tensors, and the importer may want it
+            paths[role] = path.with_suffix(".safetensors")
+            save_file(tensors, paths[role])
+            path.unlink()
+    moved = dict(zip(made.paths.values(), paths.values(), strict=True))
+    return replace(made, paths=paths, trained=moved.get(made.trained, made.trained))

@@ -14,13 +14,13 @@ import torch
 
 from mmtune.checkpoint import carry
 from mmtune.errors import MmtuneError
-from tests.checkpoint.foreign.made import KINDS, Made, make, read, rewrite
+from tests.checkpoint.foreign.made import KINDS, Made, make, read, rewrite, unpickled
 
 
 @cache
 def _original(kind: str) -> tuple[Path, Made]:
     folder = Path(mkdtemp(prefix=f"mmtune-{kind}-"))
-    return folder, make(kind, folder)
+    return folder, unpickled(make(kind, folder))
 
 
 @pytest.fixture(scope="module", autouse=True)

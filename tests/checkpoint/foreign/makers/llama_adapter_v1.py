@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from tests.checkpoint.foreign import meta
 from tests.checkpoint.foreign.made import Made
@@ -19,6 +20,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def make(path: Path) -> Made:
     llm = meta.transformers_folder(path / "llama")
-    file = path / f"llama_adapter_len{LENGTH}_layer{meta.LAYERS - 1}_release.pth"
-    torch.save(tensors(), file)
-    return Made({"llm": llm, "adapter": file}, file, options=[f"length={LENGTH}"])
+    file = path / "adapter.safetensors"  # published pickled, which takes another process to read
+    save_file(tensors(), file)
+    written = f"llama_adapter_len{LENGTH}_layer{meta.LAYERS - 1}_release.pth"
+    return Made({"llm": llm, "adapter": file}, file, options=[f"length={LENGTH}"], written=written)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from tests.checkpoint.foreign import meta
 from tests.checkpoint.foreign.made import Made
@@ -58,15 +60,12 @@ def tensors(features: int, bias: bool = True, lora: bool = True) -> dict[str, to
 def make(path: Path, bias: bool = True, lora: bool = True) -> Made:
     llm, clip = meta.transformers_folder(path / "llama"), clip_folder(path / "clip")
     kind = "LORA-BIAS-7B" if lora else "BIAS-7B" if bias else "CAPTION-7B"
-    file = path / f"0123abcd_{kind}.pth"
-    config = {"w_bias": bias, "w_lora": lora, "lora_rank": RANK if lora else 16}
-    torch.save({"model": tensors(features(clip), bias, lora), "config": config}, file)
+    file = path / f"{kind}.safetensors"  # published pickled, which takes another process to read
+    save_file(tensors(features(clip), bias, lora), file)
     paths = {"llm": llm, "adapter": file, "clip": clip}
     return Made(paths, file, options=[f"heads={HEADS}"], inside=("model",), written=f"{kind}.pth")
 
 
 def features(clip: Path) -> int:
     """Width of the tower's tokens after its output matrix."""
-    import json
-
     return json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]

@@ -37,7 +37,8 @@ def imagebind() -> _eye.Shapes:
     shapes |= _eye.norm(f"{start}.rgbt_stem.norm_layer", width) | _eye.norm("modality_heads.audio.0", width)
     shapes |= _eye.norm(f"{trunk}.norm_1", width) | _eye.norm(f"{trunk}.norm_2", width)
     shapes |= _eye.linear(f"{trunk}.attn.out_proj", width, width)
-    return shapes | _eye.linear(f"{trunk}.mlp.fc1", width, 4 * width) | _eye.linear(f"{trunk}.mlp.fc2", 4 * width, width)
+    shapes |= _eye.linear(f"{trunk}.mlp.fc1", width, 4 * width)
+    return shapes | _eye.linear(f"{trunk}.mlp.fc2", 4 * width, width)
 
 
 def make(folder: Path) -> Made:

@@ -1,0 +1,63 @@
+"""Tensors to a safetensors file, piece by piece: no second copy in memory, and every write goes through `seal.put`.
+
+Layout: eight bytes with the length of the header (little endian), a JSON header of name to type, shape and place, then
+the values, as the format's own description says. Reading is left to the safetensors package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmtune.checkpoint import seal
+
+_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+_ALIGN = 8
+
+
+def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in main memory, which nothing that trains can reach.
+
+    A tensor that is sharded over ranks is put together here, so every rank has to call this with the same names.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        whole = getattr(tensor, "full_tensor", None)
+        copies[name] = (whole() if whole else tensor).to("cpu", copy=True).contiguous()
+    return copies
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a file that `safetensors.torch.load_file` reads. Raises OSError."""
+    # wide types first, so that every tensor begins at a multiple of its width
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, place = {}, 0
+    for name in names:
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % _ALIGN)
+
+    def chunks() -> Iterator[memoryview | bytes]:
+        yield len(head).to_bytes(8, "little") + head
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            if flat.numel():
+                yield flat.view(torch.uint8).numpy().data
+
+    seal.put(path, chunks())

@@ -1,0 +1,42 @@
+"""Learned text before the text: prompt tuning, p-tuning and prefix tuning, as keys and values that all tokens see.
+
+A causal model's keys and values of what stands first do not depend on what follows. So L virtual tokens before every
+sample are the same as their keys and values in each layer, worked out once for a call and joined to those of every
+segment: no length, label or slot moves, and packing and cached decoding go on as they are. Positions of the text begin
+behind the virtual tokens, as in `peft`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmtune.llm._attention import Prefix
+
+
+class Soft(nn.Module):
+    """Virtual tokens of a language model: `llm.soft`, keys `encoder.*`.
+
+    Args:
+        encoder: peft's module, int64 [1,L] -> embeddings [1,L,D], or with `direct` all keys and values, [1,L,n].
+        length: L.
+    """
+
+    def __init__(self, encoder: nn.Module, length: int, direct: bool) -> None:
+        super().__init__()
+        self.encoder, self.length, self.direct = encoder, length, direct
+
+    def prefix(self, llm: Any) -> Prefix:
+        """Keys and values [1,h,L,d] of each layer."""
+        device = next(self.parameters()).device
+        places = torch.arange(self.length, device=device)[None]
+        made = self.encoder(places)
+        return self._split(made, llm) if self.direct else llm.keys_and_values(made, places)
+
+    @staticmethod
+    def _split(made: Tensor, llm: Any) -> Prefix:
+        width = llm.sites()[0].head_dim
+        both = made[0].unflatten(-1, (2 * llm.depth, -1, width)).permute(1, 2, 0, 3)[:, None]  # [2*layers,1,h,L,d]
+        return {layer: (both[2 * layer], both[2 * layer + 1]) for layer in range(llm.depth)}
