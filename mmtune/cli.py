@@ -36,16 +36,20 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build all, take one step, save nothing.")] = False,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume although recipe or data are not as they were.")
-    ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Resume although this changed: recipe, data, tokenizer, base, prompts, code, ledger, or all. Repeat.",
+        ),
+    ] = None,
 ) -> None:
     """Train a recipe. To go on with a run: mmtune train --resume FOLDER."""
     changes = _overrides(overrides)
 
     from mmtune.commands import train as command
 
-    if code := command.run(recipe, changes, out, resume, dry_run, allow_changes):
+    if code := command.run(recipe, changes, out, resume, dry_run, allow or []):
         raise SystemExit(code)
 
 
@@ -250,16 +254,24 @@ def data_index(patterns: Annotated[list[str], typer.Argument(metavar="PATTERN...
 
 @data_app.command("check")
 def data_check(
-    pattern: Annotated[list[str], typer.Argument(metavar="PATTERN...", help="Shards or dataset cards.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="PATTERN... [KEY=VALUE]...", help="Shards or dataset cards; changes to the recipe."),
+    ],
     recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The recipe that would train on them.")],
     stream: Annotated[str | None, typer.Option(help="Stream of the recipe; needed when it has several.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Records to look at.")] = 200,
     samples: Annotated[int, typer.Option(min=0, help="Samples to print in full, with labels.")] = 2,
 ) -> None:
     """Say what a recipe would make of some data: counts, skips by reason, lengths, and a few samples in full."""
+    changes = [word for word in words if _looks_like_change(word)]
+    patterns = [word for word in words if word not in changes]
+    if not patterns:
+        raise UsageError(seen="no shards", expected="patterns or names of cards before the changes")
+
     from mmtune.commands import check as command
 
-    command.run(pattern, recipe, stream, limit, samples)
+    command.run(patterns, recipe, stream, limit, samples, changes)
 
 
 def _overrides(words: list[str] | None) -> list[str]:
@@ -269,6 +281,12 @@ def _overrides(words: list[str] | None) -> list[str]:
             seen=" ".join(wrong), expected="changes as KEY=VALUE after the recipe", hint="schedule.steps=100"
         )
     return words or []
+
+
+def _looks_like_change(word: str) -> bool:
+    """KEY=VALUE, where a path may stand too: a dotted name before the sign, and no file of that name."""
+    key, sign, _ = word.partition("=")
+    return bool(sign) and all(part.isidentifier() or part.isdigit() for part in key.split(".")) and not Path(word).exists()
 
 
 def _run_and_question(words: list[str]) -> tuple[Path | None, str | None]:

@@ -98,10 +98,26 @@ class _Named:
                 entry_class = registry.find(self.room, name)
             except ModelError:  # a package is absent; the other entries are still worth showing
                 continue
-            one = entry_class.Config.model_json_schema()
+            one = _inlined(entry_class.Config.model_json_schema())
             one.setdefault("properties", {}).setdefault("name", {})["const"] = name
             options.append(one)
         return {"anyOf": options} if options else {"type": "object"}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without `$defs`, which count at the top of a schema only and an entry's is put inside another."""
+    shared = schema.pop("$defs", {})
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            name = node.get("$ref")
+            if isinstance(name, str) and name.startswith("#/$defs/"):
+                rest = {key: value for key, value in node.items() if key != "$ref"}
+                return {**walk(shared[name.removeprefix("#/$defs/")]), **rest}
+            return {key: walk(value) for key, value in node.items()}
+        return [walk(item) for item in node] if isinstance(node, list) else node
+
+    return walk(schema)
 
 
 def entry(room: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import nn
@@ -20,6 +20,9 @@ from mmtune.errors import ConfigError
 from mmtune.registry import nearest
 
 Named = list[tuple[str, Parameter]]
+
+Curve = Literal["cosine", "half_cosine", "linear", "constant"]
+"""How a learning rate falls after its warm-up; see `mmtune.train.optim.factor`."""
 
 SHOWN = 8
 """Names listed of each mistake; the rest are counted."""
@@ -38,6 +41,18 @@ class ParameterGroup(Config):
     """Decay of AdamW's running means of the gradient and of its square."""
     streams: tuple[str, ...] = ()
     """Streams whose steps train the group; none named means all."""
+    clip: Annotated[float, Field(ge=0)] | None = None
+    """Largest norm of the group's gradient; 0 turns clipping off, none takes `run.clip`."""
+    kind: Curve | None = None
+    """How the learning rate of the group falls; none takes `schedule.kind`."""
+    warmup: Annotated[int, Field(ge=0)] | None = None
+    """Steps of the group over which its rate rises from zero; none takes `schedule.warmup`."""
+    floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What the rate falls to, as a part of `lr`; none takes `schedule.floor`."""
+
+    def trained_by(self, stream: str) -> bool:
+        """Whether steps of a stream train the group."""
+        return not self.streams or stream in self.streams
 
 
 def partition(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> dict[str, Named]:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mmtune import config, registry
 from mmtune.config import Config, entry
 from mmtune.errors import MmtuneError
-from mmtune.params import ParameterGroup
+from mmtune.params import Curve, ParameterGroup
 from mmtune.types import Kind
 
 NAME = r"[a-z][a-z0-9_]*"
@@ -39,6 +39,7 @@ ConnectorEntry = entry("connectors")
 LLMEntry = entry("llm")
 FusionEntry = entry("fusion")
 TunerEntry = entry("tuners")
+ObjectiveEntry = Annotated[entry("objectives"), BeforeValidator(_short_entry)]
 ExpertEntry = Annotated[entry("experts"), BeforeValidator(_short_entry)]
 FormatEntry = Annotated[entry("data/formats"), BeforeValidator(_short_entry)]
 
@@ -125,6 +126,8 @@ class StreamSection(Config):
     """Part of the steps, relative to the other streams."""
     format: FormatEntry | None = None
     """How a record becomes a conversation; read from the cards when not given."""
+    objective: ObjectiveEntry = Field(default={"name": "cross_entropy"})
+    """What is asked of the model; a name, or a name with options."""
 
     @model_validator(mode="after")
     def _resolve(self) -> StreamSection:
@@ -164,14 +167,32 @@ def is_card(text: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the rest
 
 
+class StageSection(Config):
+    """Some steps of some streams, one stage after another."""
+
+    streams: Annotated[Words, Field(min_length=1)]
+    """Streams that take turns in it, by share."""
+    steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps of the stage."""
+
+
 class ScheduleSection(Config):
-    """How long, and how the learning rate moves."""
+    """How long, whose turn it is, and how the learning rate moves.
+
+    The rate of a group counts the steps that train the group, and no others: with two streams in turn it rises over
+    `warmup` steps of its own stream.
+    """
 
     steps: Annotated[int, Field(ge=1)] = 1000
     """Optimizer steps in all, over all streams."""
+    turns: Literal["share", "alternate", "stage", "mixed"] = "share"
+    """share: a step is of one stream, by their shares. alternate: the same with equal shares. stage: one stage after
+    another. mixed: micro-steps of one step are of different streams, by share; each moves its own groups only."""
+    stages: tuple[StageSection, ...] = ()
+    """The stages, where `turns` is stage; their steps add up to `steps`."""
     warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the learning rate rises from zero."""
-    kind: Literal["cosine", "half_cosine", "linear", "constant"] = "cosine"
+    """Steps of a group over which its learning rate rises from zero."""
+    kind: Curve = "cosine"
     """How it falls after that. half_cosine: a cosine that counts from zero, as LLaMA-Adapter's loop does."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What it falls to, as a part of the peak."""
@@ -202,6 +223,8 @@ class RunSection(Config):
     """Steps between states to go on from; 0 saves at the end only."""
     keep: Annotated[int, Field(ge=1)] = 2
     """States kept."""
+    failed_save: Literal["stop", "go_on"] = "stop"
+    """What a save that could not be written does: stop the run, or warn, count it and try again at the next one."""
     feature_cache: str | None = None
     """Folder in which features of frozen encoders are kept; none encodes anew each time."""
     stop_after_minutes: Annotated[float, Field(gt=0)] | None = None
@@ -265,7 +288,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        problems = [*_branches(self), *_groups(self), *_numbers(self), *_prompts(self)]
+        problems = [*_branches(self), *_groups(self), *_turns(self), *_numbers(self), *_prompts(self)]
         config.raise_problems("Recipe", problems)
         if self.chat.prompt is None:
             only = {stream.prompt for stream in self.streams.values()}
@@ -320,6 +343,28 @@ def _groups(recipe: Recipe) -> Problems:
             problems.append(config.problem(f"streams.{name}", "trains no group; name it under `streams` of one"))
     if recipe.groups and not recipe.streams:
         problems.append(config.problem("streams", "none, so the groups would never train"))
+    return problems
+
+
+def _turns(recipe: Recipe) -> Problems:
+    schedule, problems = recipe.schedule, []
+    if (schedule.turns == "stage") != bool(schedule.stages):
+        problems.append(config.problem("schedule.stages", f"{len(schedule.stages)}, with turns: {schedule.turns}"))
+    named = {stream for stage in schedule.stages for stream in stage.streams}
+    for stream in sorted(named - set(recipe.streams)):
+        problems.append(config.problem("schedule.stages", f"no stream {stream}; {_known(stream, recipe.streams)}"))
+    for stream in recipe.streams if schedule.stages else ():
+        if stream not in named:
+            problems.append(config.problem(f"streams.{stream}", "in no stage; name it under `schedule.stages`"))
+    if schedule.stages and (total := sum(stage.steps for stage in schedule.stages)) != schedule.steps:
+        problems.append(config.problem("schedule.steps", f"{schedule.steps}, but the stages have {total}"))
+    shares = {name: stream.share for name, stream in recipe.streams.items()}
+    if schedule.turns == "alternate" and len(set(shares.values())) > 1:
+        problems.append(config.problem("schedule.turns", f"alternate takes no shares; use `share` for {shares}"))
+    if schedule.turns == "mixed" and recipe.run.accumulate < 2 <= len(shares):
+        problems.append(
+            config.problem("run.accumulate", "1, but a mixed step needs a micro-step for each of several streams")
+        )
     return problems
 
 

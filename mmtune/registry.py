@@ -2,7 +2,7 @@
 
 There is no list to edit and nothing is imported before it is asked for. A name may also be `package.module:Class`,
 a class outside mmtune that keeps the room's contract; only code that is already installed can be reached this way.
-Installed packages may add names to some rooms (`OPEN`) by entry points, whose group is the room with `mmtune.` before it.
+Installed packages may add names to some rooms (`OPEN`) by entry points; the group is the room behind `mmtune.`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ROOMS = (
     "llm",
     "fusion",
     "tuners",
+    "objectives",
     "data/formats",
     "eval/tasks",
     "checkpoint/foreign",

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
 from mmtune import params, places
 from mmtune.checkpoint import seal
+from mmtune.checkpoint import tensors as files_of
 from mmtune.errors import CheckpointError
 from mmtune.recipe import Recipe
 from mmtune.version import __version__
@@ -91,6 +92,12 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def marks_of(model: nn.Module, groups: Groups) -> dict[str, int]:
+    """A quick sum over each frozen part, to see that none has moved; see `tensors.mark`."""
+    bases, _ = _split(model, groups)
+    return {part: files_of.mark(tensors) for part, tensors in bases.items()}
+
+
 def base_of(model: MultimodalModel, recipe: Recipe, groups: Groups) -> dict[str, dict[str, Any]]:
     """What each frozen part is and where it comes from: the content of base.yaml under `parts`."""
     bases, _ = _split(model, groups)
@@ -140,15 +147,19 @@ def versions() -> dict[str, str]:
 
 
 def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
-    """Write recipe.yaml, base.yaml and a first card.md."""
+    """Write recipe.yaml, base.yaml, the prompts and a first card.md."""
     out.mkdir(parents=True, exist_ok=True)
+    _copy_prompts(out, recipe)
+    write_recipe(out, recipe, base)
+    seal.write_file(out / "card.md", _card(recipe, places.to_here(dict(base), out), {}))
+
+
+def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
+    """Write base.yaml, then recipe.yaml, whose presence says that there is a run."""
     made = versions()
     head = f"# resolved by mmtune {made['mmtune']}; versions are in base.yaml\n"
-    base = places.to_here(dict(base), out)
+    seal.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": places.to_here(dict(base), out)}))
     seal.write_file(out / "recipe.yaml", head + configs.dump(places.to_here(recipe.model_dump(mode="json"), out)))
-    seal.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": base}))
-    _copy_prompts(out, recipe)
-    seal.write_file(out / "card.md", _card(recipe, base, {}))
 
 
 def _copy_prompts(out: Path, recipe: Recipe) -> None:
@@ -163,17 +174,22 @@ def _copy_prompts(out: Path, recipe: Recipe) -> None:
 def save_weights(
     out: Path, model: MultimodalModel, recipe: Recipe, groups: Groups, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Replace weights/ and card.md: the trained weights as they are now.
+    """Replace weights/ and card.md: the trained weights as they are now. Raises as `write_weights` does."""
+    write_weights(out, trained_tensors(model, groups), recipe, facts)
+
+
+def write_weights(
+    out: Path, files: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Replace weights/ and card.md by these tensors, by file.
 
     Raises:
         CheckpointError: the disk took no more; the earlier weights are untouched.
     """
-    files = trained_tensors(model, groups)
 
     def fill(draft: Path) -> None:
         for name, tensors in files.items():
-            plain = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
-            save_file(plain, draft / f"{name}.safetensors")
+            files_of.write(draft / f"{name}.safetensors", tensors)
 
     try:
         seal.write(out / "weights", fill)

@@ -49,7 +49,14 @@ class Findings:
             self.examples.append(example)
 
 
-def run(patterns: Sequence[str], recipe: str, stream: str | None, limit: int, samples: int) -> None:
+def run(
+    patterns: Sequence[str],
+    recipe: str,
+    stream: str | None,
+    limit: int,
+    samples: int,
+    overrides: Sequence[str] = (),
+) -> None:
     """Look at the first `limit` records and print what was found.
 
     Raises:
@@ -62,7 +69,7 @@ def run(patterns: Sequence[str], recipe: str, stream: str | None, limit: int, sa
     from mmtune.data.shards import Corpus
     from mmtune.recipe import Recipe
 
-    loaded = config.load(Recipe, recipe)
+    loaded = config.load(Recipe, recipe, overrides)
     name = _stream(list(loaded.streams), stream)
     chosen = loaded.streams[name]
     shards = chosen.model_copy(update={"data": tuple(patterns)}).patterns()  # names of cards stand for their shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmtune import config
@@ -9,7 +10,7 @@ from mmtune.errors import ConfigError, UsageError
 
 
 def run(
-    recipe: str, overrides: list[str], out: Path | None, resume: bool, dry_run: bool, allow_changes: bool = False
+    recipe: str, overrides: list[str], out: Path | None, resume: bool, dry_run: bool, allow: Sequence[str] = ()
 ) -> int:
     """Train; returns the exit code, which says whether a signal ended it.
 
@@ -30,7 +31,7 @@ def run(
 
     from mmtune.train.loop import train
 
-    return train(loaded, out=out, resume=resume, dry_run=dry_run, allow_changes=allow_changes).code
+    return train(loaded, out=out, resume=resume, dry_run=dry_run, allow=allow).code
 
 
 def _is_recipe(name: str) -> bool:

@@ -2,16 +2,22 @@
 
 With it every sample is accounted for: what the index holds = what was trained + what is in here. The reasons are a
 closed list. A run whose data is mostly bad is stopped.
+
+The place in the file is part of what a run saves. Lines written after a save are cut off when the run goes on from it,
+because their steps come again; lines from before it have to be there, to the byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmtune.errors import DataError, Reason
+from mmtune.errors import CheckpointError, DataError, Reason
 
 
 class Ledger:
@@ -40,19 +46,63 @@ class Ledger:
         self._bad = 0
         self._row = 0
         self._last = ""
+        self._sum: Any = None
+        """Running digest of the file; none until it is asked for."""
+        self._bytes = 0
+
+    # --------------------------------------------------------------------------------------------- saving, going on
+
+    def position(self) -> dict[str, Any]:
+        """Where the ledger stands: plain values, to be saved and given to `restore`."""
+        if self._sum is None:
+            held = self.path.read_bytes() if self.path is not None and self.path.exists() else b""
+            self._sum, self._bytes = hashlib.sha256(held), len(held)
+        return {
+            "bytes": self._bytes,
+            "sha256": self._sum.hexdigest(),
+            "good": self.good,
+            "bad": self._bad,
+            "row": self._row,
+        }
+
+    def faults(self, position: Mapping[str, Any]) -> list[str]:
+        """What of the lines before a position is not as it was, in words. A ledger without a file has no faults."""
+        if self.path is None:
+            return []
+        held = self.path.read_bytes() if self.path.exists() else b""
+        size = position["bytes"]
+        if len(held) < size:
+            return [f"{self.path.name} has {len(held)} bytes of the {size} that were saved"]
+        if hashlib.sha256(held[:size]).hexdigest() != position["sha256"]:
+            return [f"{self.path.name}: its first {size} bytes are not those that were saved"]
+        return []
+
+    def restore(self, position: Mapping[str, Any]) -> None:
+        """Go on from a position: what was written after it is cut off."""
+        self.good, self._bad, self._row = position["good"], position["bad"], position["row"]
+        if self.path is not None and self.path.exists() and self.path.stat().st_size > position["bytes"]:
+            os.truncate(self.path, position["bytes"])
+        self._sum = None
+
+    def flush(self) -> None:
+        """Bring the lines to the disk. Raises OSError."""
+        if self.path is not None and self.path.exists():
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def rewind(self, step: int) -> None:
-        """Go on from a step: lines of this and later steps are dropped, because those steps come again.
-
-        They were left by a run that was stopped after it wrote them and before it saved.
-        """
+        """Drop the lines of this and later steps, and count those that stay."""
         rows = read(self.path) if self.path is not None else []
         kept = [row for row in rows if row["step"] < step]
         self.counts = Counter(row["reason"] for row in kept)
-        if self.path is not None and self.path.exists():
+        if self.path is not None and len(kept) < _lines(self.path):
             part = self.path.with_name(self.path.name + ".part")
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             part.replace(self.path)
+        self._sum = None
 
     def take(self, count: int = 1) -> None:
         """Note samples that were used."""
@@ -76,13 +126,25 @@ class Ledger:
 
         Raises:
             ValueError: a reason that is not in the list.
+            CheckpointError: the line could not be written.
             DataError: too much of the data cannot be used; the line is written before that.
         """
         reason = Reason(reason)
         row = {"step": step, "id": id, "shard": shard, "member": member, "reason": str(reason), "detail": detail}
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, **more}) + "\n")
+            line = (json.dumps({**row, **more}) + "\n").encode()
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path} cannot be written: {error.strerror}; {id} was skipped as {reason}",
+                    "a line for every sample that is not used",
+                    "make room, and go on with --resume",
+                ) from error
+            if self._sum is not None:
+                self._sum.update(line)
+                self._bytes += len(line)
         self.counts[str(reason)] += 1
         if str(reason) == "non_finite":  # it was read well; the sample has been counted as taken
             return
@@ -117,3 +179,8 @@ def read(path: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)
     return rows
+
+
+def _lines(path: Path) -> int:
+    """Lines of a file, torn ones included."""
+    return len(path.read_bytes().splitlines()) if path.exists() else 0

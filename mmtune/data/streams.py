@@ -1,4 +1,11 @@
-"""Which stream feeds step s: a function of the step, the shares and the seed, the same on every rank.
+"""Which stream feeds which step: a function of the step, the recipe and the seed, the same on every rank.
+
+Streams take turns in one of four ways:
+
+    share      a step is of one stream, and streams have steps in proportion to their shares
+    alternate  the same with equal shares: a b a b
+    stage      a row of stages, each of some steps and some streams, which take turns by share in it
+    mixed      a step holds several streams: its micro-steps take turns by share
 
 Shares are brought to whole numbers and laid out as evenly as they go: smooth weighted round robin, in which the stream
 that is furthest behind its share comes next. 1 to 1 alternates; 3 to 1 is a a b a. The seed only says where in
@@ -7,9 +14,14 @@ this pattern a run begins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
+from typing import Literal
 
 from mmtune.errors import ConfigError
+
+Turns = Literal["share", "alternate", "stage", "mixed"]
 
 
 class Schedule:
@@ -17,24 +29,82 @@ class Schedule:
 
     Args:
         shares: stream to its part of the steps, in any unit.
+        turns: see above.
+        parts: micro-steps of a step; matters to `mixed` only.
+        stages: (streams, steps) of each stage, for `stage`. The last one goes on without end.
 
     Raises:
-        ConfigError: no streams, or a share that is not above zero.
+        ConfigError: no streams, a share that is not above zero, stages that name other streams or none.
     """
 
-    def __init__(self, shares: Mapping[str, float], seed: int = 0) -> None:
+    def __init__(
+        self,
+        shares: Mapping[str, float],
+        seed: int = 0,
+        turns: Turns = "share",
+        parts: int = 1,
+        stages: Sequence[tuple[Collection[str], int]] = (),
+    ) -> None:
         if not shares:
             raise ConfigError("no streams", "at least one")
         wrong = [name for name, share in shares.items() if not 0 < share < float("inf")]
         if wrong:
             raise ConfigError(f"share of {', '.join(wrong)}", "a number above zero")
-        self.pattern = _lay(_whole(shares))
-        """Streams of the steps of one period."""
-        self._start = seed % len(self.pattern)
+        if (turns == "stage") != bool(stages):
+            raise ConfigError(f"{len(stages)} stages with turns: {turns}", "stages where turns is stage, and only there")
+        if turns == "alternate":
+            shares = dict.fromkeys(shares, 1.0)
+        parts = parts if turns == "mixed" else 1
+        self._stages: list[tuple[int, _Round]] = []
+        """First step of each stage, and the turns in it."""
+        begin = 0
+        for names, steps in stages or [(tuple(shares), 1)]:
+            if steps < 1 or not names or not set(names) <= set(shares):
+                raise ConfigError(f"a stage of {', '.join(names) or 'no stream'}, {steps} steps", ", ".join(shares))
+            chosen = {name: share for name, share in shares.items() if name in names}
+            self._stages.append((begin, _Round(chosen, seed, parts)))
+            begin += steps
+        self.pattern = self._stages[0][1].pattern
+        """Streams of the (micro-)steps of one period of the first stage."""
+
+    def streams(self, step: int) -> tuple[str, ...]:
+        """The stream of every micro-step of a step; one alone where the whole step is of one stream."""
+        begin, turns = next(stage for stage in reversed(self._stages) if stage[0] <= step)
+        return turns.at(step - begin)
 
     def stream(self, step: int) -> str:
-        """The stream of a step."""
-        return self.pattern[(step + self._start) % len(self.pattern)]
+        """The first stream of a step."""
+        return self.streams(step)[0]
+
+    def count(self, step: int, streams: Collection[str]) -> int:
+        """How many of the steps before `step` have any of these streams in them."""
+        ends = [begin for begin, _ in self._stages[1:]] + [step]
+        total = 0
+        for (begin, turns), end in zip(self._stages, ends, strict=True):
+            total += turns.count(max(0, min(end, step) - begin), frozenset(streams))
+        return total
+
+
+class _Round:
+    """Streams that take turns by share, `parts` in each step."""
+
+    def __init__(self, shares: Mapping[str, float], seed: int, parts: int) -> None:
+        self.pattern = _lay(_whole(shares))
+        self._start, self._parts = seed % len(self.pattern), parts
+        self._period = len(self.pattern) // math.gcd(len(self.pattern), parts)
+        self._before: dict[frozenset[str], list[int]] = {}
+
+    def at(self, step: int) -> tuple[str, ...]:
+        first = step * self._parts + self._start
+        return tuple(self.pattern[(first + part) % len(self.pattern)] for part in range(self._parts))
+
+    def count(self, steps: int, streams: frozenset[str]) -> int:
+        if streams not in self._before:
+            have = (bool(streams.intersection(self.at(step))) for step in range(self._period))
+            self._before[streams] = [0, *accumulate(int(one) for one in have)]
+        before = self._before[streams]
+        whole, rest = divmod(steps, self._period)
+        return whole * before[-1] + before[rest]
 
 
 def _whole(shares: Mapping[str, float]) -> dict[str, int]:

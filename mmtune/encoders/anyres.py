@@ -18,15 +18,15 @@ import hashlib
 import json
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 from torch import Tensor
 
-from mmtune import config as configs
 from mmtune import registry
+from mmtune.config import entry
 from mmtune.encoders.base import Encoder, EncoderConfig
 from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.media import Sampling
@@ -40,7 +40,7 @@ MOST = 255
 
 class Config(EncoderConfig):
     name: str = "anyres"
-    encoder: configs.entry("encoders")  # type: ignore[valid-type]
+    encoder: Annotated[entry("encoders"), WithJsonSchema({"type": "object", "description": "Any image encoder."})]
     """The image encoder that sees the tiles; its tokens need a grid."""
     grids: tuple[tuple[int, int], ...] = Field(
         default=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), min_length=1

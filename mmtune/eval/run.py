@@ -235,11 +235,13 @@ def _ask(
         except (DataError, MediaError) as error:
             skipped[error.reason.value] += 1
             chunk[place] = []
-    chunk[:] = [questions for questions in chunk if questions]
     refs = [ref for ref, _, _ in prepared.values()]
     for ref in spare:
         prepared.setdefault(id(ref), (ref, *_prepare(processor, ref)))
-    true = _encode(model, prepared, "plain")
+    true = memo.features = _encode(model, prepared, "plain")
+    chunk[:] = [kept for one in chunk if (kept := [q for q in one if _fits(processor, q, skipped)])]
+    if not chunk:
+        return spare
     advised: list[Sample] = []
     for control, tally in tallies.items():
         memo.features = _encode(model, prepared, control) if control in ("shuffled", "reversed") else true
@@ -266,6 +268,16 @@ def _ask(
                  "answer": text, "truth": question.answers[0], "right": right}
             )
     return list({ref.kind: ref for ref in (*spare, *refs)}.values())
+
+
+def _fits(processor: Processor, question: Question, skipped: Counter[str]) -> bool:
+    """Whether a question can be put to the model at all; if not, it is counted and left out under every control."""
+    try:
+        processor.example(question.sample, answer=True)
+    except DataError as error:
+        skipped[error.reason.value] += 1
+        return False
+    return True
 
 
 def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:

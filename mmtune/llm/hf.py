@@ -247,7 +247,7 @@ class HF(LLM):
         return hidden
 
     def keys_and_values(self, x: Tensor, positions: Tensor) -> Prefix:
-        """Keys and values [B,h,T,d] of each layer for embeddings [B,T,D] at positions [B,T] that see each other only."""
+        """Keys and values [B,h,T,d] of each layer: embeddings [B,T,D] at positions [B,T], with nothing before them."""
         from transformers import DynamicCache
 
         kept = DynamicCache()

@@ -7,7 +7,7 @@ are functions of (seed, step), so a run that is stopped, killed or moved goes on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +27,13 @@ from mmtune.recipe import Recipe
 from mmtune.train import resume as states
 from mmtune.train.distributed import Runtime
 from mmtune.train.estimate import Estimate, estimate
+from mmtune.train.keeper import Keeper, Progress, allowed
+from mmtune.train.lock import lock
 from mmtune.train.log import Metrics, Style, Voice
 from mmtune.train.optim import GroupOptimizer, factor
 from mmtune.train.signals import Stop
 from mmtune.train.step import Outcome, take_step
 from mmtune.tuners.base import Attendant
-
-HARMLESS = {
-    "run": ("workers", "save_every", "keep", "device", "out", "stop_after_minutes"),
-    "eval": None,
-    "chat": None,
-}
-"""What a recipe may change between a stop and a resume without changing a weight; none stands for the whole section."""
 
 BAD_STEPS = 3
 """Steps in a row in which something was not finite, before a run gives up."""
@@ -64,7 +59,7 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     progress: Style = "auto",
-    allow_changes: bool = False,
+    allow: Collection[str] = (),
 ) -> Result:
     """Train a recipe into a run folder.
 
@@ -74,13 +69,15 @@ def train(
         resume: go on from the newest whole state in `out`; with no state there, start from the first step.
         dry_run: build everything, take one step, write nothing.
         progress: how to talk, see `Voice`.
-        allow_changes: resume although recipe, data or tokenizer changed since the state was saved.
+        allow: what may have changed since the state was saved: recipe, data, tokenizer, base, prompts, code,
+            ledger, or all.
 
     Raises:
         UsageError: the folder holds a run and `resume` is not set, or another process trains in it.
         CheckpointError: no whole state, a state of another recipe, or a frozen weight that moved.
         DataError: too many samples could not be used, or too many steps in a row were not finite.
     """
+    allow = allowed(allow)
     if not isinstance(recipe, Recipe):
         recipe = configs.load(Recipe, recipe)
     out = Path(out or recipe.run.out) if (out or recipe.run.out) else None
@@ -93,7 +90,7 @@ def train(
     try:
         if dry_run:
             return _Run(recipe, None, runtime, voice).rehearse()
-        with states.lock(out) if runtime.main else nullcontext():
+        with lock(out, voice.line) if runtime.main else nullcontext():
             # asked of all ranks before one of them writes the first file
             if runtime.any(runtime.main and not resume and (out / "recipe.yaml").exists()):
                 raise UsageError(
@@ -101,7 +98,7 @@ def train(
                     expected="an empty or new folder",
                     hint=f"mmtune train --resume {out}, or another --out",
                 )
-            return _Run(recipe, out, runtime, voice).go(resume, allow_changes)
+            return _Run(recipe, out, runtime, voice).go(resume, allow)
     finally:
         voice.stop()
         runtime.close()
@@ -116,7 +113,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path | None, runtime: Runtime, voice: Voice) -> None:
         self.recipe, self.out, self.runtime, self.voice = recipe, out, runtime, voice
-        self.step = 0
+        self.step, self.bad, self.recent = 0, 0, _Recent()
         torch.manual_seed(recipe.run.seed)
         self.model = models.build(recipe.model, weights=True)
         self.groups = store.groups_of(self.model, recipe)
@@ -127,6 +124,7 @@ class _Run:
         self.base = store.base_of(self.model, recipe, self.groups)
         runtime.place(self.model)
         self.frozen = self._frozen() if recipe.run.precision != "fp32" else self._sums(self.base)
+        self.marks = store.marks_of(self.model, self.groups)
         self.model.train()
         self.optimizers = {
             name: GroupOptimizer(name, named, group.lr, group.weight_decay, recipe.run.clip, group.betas)
@@ -143,6 +141,9 @@ class _Run:
             attendant.begin(sum(self.loader.schedule.stream(s) in streams for s in range(recipe.schedule.steps)))
         for line in self._estimate().lines():
             voice.line(line)
+        self.keeper = Keeper(
+            out, recipe, runtime, self.model, self.groups, self.loader, self.base, self._holders, voice.line
+        )
 
     def _loader(self) -> Loader:
         recipe, runtime = self.recipe, self.runtime
@@ -176,20 +177,21 @@ class _Run:
             return Result(self.out, 0, False, 0, outcome.loss)
         raise AssertionError("a schedule has at least one step")
 
-    def go(self, resume: bool, allow_changes: bool) -> Result:
+    def go(self, resume: bool, allow: Collection[str]) -> Result:
         if resume:
-            self._restore(allow_changes)
+            self._restore(allow)
         steps = self.recipe.schedule.steps
         if self.step >= steps:
+            self.keeper.mend(self._progress())
             self.voice.line(f"{self.out} is finished: {self.step} steps. Nothing to do.")
             return Result(self.out, self.step, True, 0, None)
         if self.runtime.main and self.step == 0:
             store.start_run(self.out, self.recipe, self.base)
         self._warm()
         metrics = Metrics(self.out, self.step) if self.runtime.main else None
-        recent = _Recent()
+        recent, saver = self.recent, self.keeper.saver
         self.voice.start("training", steps, self.step)
-        with Stop() as stop:
+        with Stop() as stop, saver:
             for values, outcome, stream in self._steps(stop, steps):
                 recent.add(outcome)
                 if metrics:
@@ -197,10 +199,12 @@ class _Run:
                 speed = f"{values['tokens_per_second']:.0f} tokens/s"
                 self.voice.at(self.step, f"{stream} loss {outcome.loss:.4f}  {speed}")
                 if self.step < steps and self.recipe.run.save_every and self.step % self.recipe.run.save_every == 0:
-                    self._save(recent)
+                    self._save()
             self.voice.stop()
+            saver.wait()
             self._check_frozen()
-            self._save(recent)
+            self._save()
+            saver.wait()
         if metrics:
             metrics.close()
         self.voice.line(f"samples that could not be used: {self.loader.ledger.summary()}")
@@ -215,7 +219,7 @@ class _Run:
         """Step by step: metrics, outcome, stream. `self.step` counts the steps done."""
         run, schedule = self.recipe.run, self.recipe.schedule
         deadline = time.monotonic() + run.stop_after_minutes * 60 if run.stop_after_minutes else None
-        bad, feed = 0, iter(self.loader.steps(self.step))
+        feed = iter(self.loader.steps(self.step))
         while self.step < until:
             started = time.perf_counter()
             stream, batches = next(feed)
@@ -224,7 +228,7 @@ class _Run:
             lr = factor(self.step, schedule.steps, schedule.warmup, schedule.kind, schedule.floor)
             active = self.owners[stream]
             outcome = self._attempt(batches, active, lr)
-            bad = 0 if outcome.updated else self._refused(bad + 1, stream, batches, outcome)
+            self.bad = 0 if outcome.updated else self._refused(self.bad + 1, stream, batches, outcome)
             self.step += 1
             seconds = time.perf_counter() - started
             values = {
@@ -243,7 +247,7 @@ class _Run:
             yield values, outcome, stream
             late = deadline is not None and time.monotonic() >= deadline
             # ranks may hear a signal at different steps; they stop together
-            if self.runtime.any(bool(stop.code) or late):
+            if self.runtime.any(bool(stop.code) or late or self.keeper.saver.failed):
                 return
 
     def _attempt(self, batches: list[Any], active: list[str], lr: float) -> Outcome:
@@ -284,62 +288,20 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------- saving, going on
 
-    def _facts(self) -> dict[str, Any]:
-        """What a state must have in common with the run that takes it up."""
-        recipe = self.recipe.model_dump(mode="json")
-        for section, keys in HARMLESS.items():
-            recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
-        return {
-            "recipe": recipe,
-            "base": self._sums(self.base),
-            "tokenizer": self.model.llm.tokenizer.fingerprint(),
-            "data": self.loader.fingerprint(),
-        }
+    def _progress(self) -> Progress:
+        return Progress(self.step, self.bad, self.recent.values)
 
-    def _save(self, recent: _Recent) -> None:
-        if not self.runtime.main:
-            return
-        files = store.trained_tensors(self.model, self.groups)
-        weights = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
-        optimizers = {name: optimizer.state() for name, optimizer in self._holders().items()}
-        info = {
-            "facts": self._facts(),
-            "positions": self.loader.positions(self.step),
-            "recent": recent.values,
-            "versions": store.versions(),
-        }
-        states.save(self.out / "state", states.State(self.step, weights, optimizers, info), self.recipe.run.keep)
-        facts = {"steps": f"{self.step} of {self.recipe.schedule.steps}"}
-        if recent.loss is not None:
-            facts["mean training loss of the last steps"] = f"{recent.loss:.4f}"
-        store.save_weights(self.out, self.model, self.recipe, self.groups, facts)
+    def _save(self) -> None:
+        self._check_still()
+        self.keeper.save(self._progress())
 
     def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
         """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""
         return {**self.optimizers, **{f"@{name}": one for name, one in self.model.llm.attendants.items()}}
 
-    def _restore(self, allow_changes: bool) -> None:
-        state = states.load(self.out / "state", self.voice.line)
-        if state is None:
-            self.voice.line(f"no saved state in {self.out}: starting with the first step")
-            return
-        changed = states.differences(state.info["facts"], self._facts())
-        if changed and not allow_changes:
-            raise CheckpointError(
-                seen="what this run is made of has changed since it was saved:\n  " + "\n  ".join(changed),
-                expected="the same recipe, data, tokenizer and base weights",
-                hint="undo the changes, start a new folder, or allow them with --allow-changes",
-            )
-        for line in changed:
-            self.voice.line(f"changed since the state was saved, as allowed: {line}")
-        wanted = store.trained_tensors(self.model, self.groups)
-        everything = {name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}
-        store.copy_into({"state": everything}, {"state": state.weights})
-        for name, tensors in state.optimizers.items():
-            self._holders()[name].load(tensors)
-        self.loader.restore(state.info["positions"])
-        self.step = state.step
-        self.voice.line(f"going on after step {self.step}")
+    def _restore(self, allow: Collection[str]) -> None:
+        found = self.keeper.restore(allow)
+        self.step, self.bad, self.recent.values = found.step, found.bad, found.recent
 
     def _warm(self) -> None:
         """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""
@@ -372,9 +334,17 @@ class _Run:
     def _frozen(self) -> dict[str, str]:
         return self._sums(store.base_of(self.model, self.recipe, self.groups))
 
+    def _check_still(self) -> None:
+        """A quick look at every save; the digests are taken at the end."""
+        now = store.marks_of(self.model, self.groups)
+        self._say_moved([part for part in self.marks if now.get(part) != self.marks[part]])
+
     def _check_frozen(self) -> None:
         now = self._frozen()
-        moved = [part for part in self.frozen if now.get(part) != self.frozen[part]]
+        self._say_moved([part for part in self.frozen if now.get(part) != self.frozen[part]])
+
+    @staticmethod
+    def _say_moved(moved: list[str]) -> None:
         if moved:
             raise CheckpointError(
                 seen=f"frozen weights of {', '.join(moved)} changed while training",

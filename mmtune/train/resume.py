@@ -73,8 +73,12 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
             expected=f"room and the right to write in {folder}",
             hint="earlier states are untouched; make room and go on with --resume",
         ) from error
-    for path in list(_states(folder))[max(2, keep) :]:
+    whole = list(_states(folder))
+    for path in whole[max(2, keep) :]:
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("step-*.damaged"):
+        if path.name < whole[: max(2, keep)][-1].name:
+            shutil.rmtree(path, ignore_errors=True)
     return target
 
 
@@ -118,15 +122,18 @@ def load(folder: Path, say: Callable[[str], None] = print, step: int | None = No
     return None
 
 
-def tidy(folder: Path, step: int) -> None:
-    """Clear away what killed writes left, and put aside the states after `step`, from which no run goes on.
+def recover(folder: Path) -> None:
+    """Clear away what killed writes left beside the states. For the one process that holds the run folder."""
+    if folder.is_dir():
+        for name in {found[1] for path in folder.iterdir() if (found := _LEFT.fullmatch(path.name))}:
+            seal.recover(folder / name)
 
-    They are damaged, and the steps they hold come again. For the one process that holds the run folder.
+
+def put_aside(folder: Path, step: int) -> None:
+    """Rename the states after `step`, which are damaged: the run goes on before them and will write these steps anew.
+
+    For the one process that holds the run folder.
     """
-    if not folder.is_dir():
-        return
-    for name in {found[1] for path in folder.iterdir() if (found := _LEFT.fullmatch(path.name))}:
-        seal.recover(folder / name)
     for path in list(_states(folder)):
         if path.name > f"step-{step:08d}":
             aside = path.with_name(path.name + ".damaged")

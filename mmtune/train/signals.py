@@ -1,16 +1,16 @@
-"""Ctrl-C and SIGTERM: the first asks the run to finish its step and save, the second leaves at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1: the first asks the run to finish its step and save, the second leaves at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""Exit codes by the shell's custom: 128 and the number of the signal."""
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 128 + signal.SIGUSR1}
+"""Exit codes by the shell's custom: 128 and the number of the signal. Batch systems send SIGUSR1 before time is up."""
 
 
 class Stop:
@@ -38,8 +38,13 @@ class Stop:
         if os.getpid() != self._process:
             return  # a forked worker gets Ctrl-C of the terminal too; its parent tells it when to end
         if self.code:
-            print("\nleaving at once; the last saved state stands", file=sys.stderr, flush=True)
+            _say(b"\nleaving at once; the last saved state stands\n")
             os._exit(CODES[signal.Signals(number)])
         self.code = CODES[signal.Signals(number)]
-        # write, not print: print may be in the middle of a line when the signal comes
-        os.write(2, b"\nfinishing this step, then saving; once more leaves at once\n")
+        _say(b"\nfinishing this step, then saving; once more leaves at once\n")
+
+
+def _say(text: bytes) -> None:
+    """Write, not print: print may be in the middle of a line when the signal comes. Nobody has to be listening."""
+    with contextlib.suppress(OSError):
+        os.write(2, text)

@@ -47,6 +47,7 @@ class Attendant(ABC):
     def parameters(self) -> Sequence[Parameter]:
         """What it watches over."""
 
+    @abstractmethod
     def begin(self, steps: int) -> None:
         """Told once, before the first step, in how many steps it will be asked. Raises ConfigError for too few."""
 

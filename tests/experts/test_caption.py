@@ -12,10 +12,14 @@ import torch
 from PIL import Image
 
 from mmtune import config, generate
+from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.experts.caption import DESCRIBE, Caption, Config
 from mmtune.types import MediaRef, Sample, Turn
+from tests.encoders.tiny import clip_folder
+from tests.llm import tiny
+from tests.serve.test_run import recipe
 
 
 def picture(seed: int) -> MediaRef:
@@ -108,19 +112,31 @@ def test_folders_that_hold_no_such_model(tmp_path: Path, blip: Path) -> None:
         Caption(Config(folder=str(tmp_path / "pickled"))).start()
 
 
-def test_a_run_describes_as_it_answers() -> None:
-    expert = Caption(Config(run="mmtune:pocket/chat", device="cpu"))
-    assert set(expert.kinds) >= {"image", "video"} and not expert.asks
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    clip_folder(folder / "clip")
+    tiny.folder(folder / "llm")
+    made = recipe(folder)
+    torch.manual_seed(0)
+    store.save_run(folder / "run", models.build(made.model), made)
+    return folder / "run"
+
+
+def test_a_run_describes_as_it_answers(run: Path) -> None:
+    expert = Caption(Config(run=str(run), device="cpu"))
+    assert expert.kinds == ("image", "video") and not expert.asks
     expert.start()
     [one] = expert.look(picture(1), None)
-    model, processor, _ = store.load_run(expert._path, "cpu")
+    model, processor, _ = store.load_run(run, "cpu")
     sample = Sample("x", (Turn("user", (picture(1), DESCRIBE)),))
     [ids] = generate.answer_batch(model.eval(), [processor.example(sample, answer=True)], processor.stops, 80)
     assert one.text and one.text == processor.tokenizer.decode(ids).strip()
 
 
-def test_the_question_may_be_passed_on() -> None:
-    expert = Caption(Config(run="mmtune:pocket/chat", device="cpu", ask=True))
+def test_the_question_may_be_passed_on(run: Path) -> None:
+    expert = Caption(Config(run=str(run), device="cpu", ask=True))
     assert expert.asks
     expert.start()
     plain, asked = (next(iter(expert.look(picture(1), ask))).text for ask in (None, "How many objects are there?"))

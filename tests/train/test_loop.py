@@ -68,7 +68,7 @@ def test_resume_with_another_recipe(recipe, tmp_path):
     text = str(caught.value)
     assert "recipe.schedule.steps: 3 -> 4" in text and "recipe.groups.sight.lr: 0.003 -> 0.5" in text
     assert "workers" not in text
-    assert train(other, tmp_path / "run", resume=True, progress="off", allow_changes=True).step == 4
+    assert train(other, tmp_path / "run", resume=True, progress="off", allow=["recipe"]).step == 4
 
 
 def test_resume_with_other_data(recipe, tmp_path, monkeypatch):

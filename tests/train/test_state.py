@@ -10,6 +10,7 @@ import torch
 
 from mmtune.errors import CheckpointError, UsageError
 from mmtune.train import resume
+from mmtune.train.lock import lock
 
 
 def state(step):
@@ -68,7 +69,7 @@ def test_full_disk_keeps_the_old_one(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume, "save_file", full)
+    monkeypatch.setattr(resume.tensors, "write", full)
     with pytest.raises(CheckpointError, match="No space"):
         resume.save(folder, state(2))
     assert [p.name for p in folder.iterdir()] == ["step-00000001"]
@@ -94,20 +95,20 @@ def test_steps_draw_their_own_numbers():
 
 
 def test_one_run_in_a_folder(tmp_path):
-    with resume.lock(tmp_path):
+    with lock(tmp_path):
         code = (
             "import sys; from pathlib import Path\n"
-            "from mmtune.errors import UsageError\nfrom mmtune.train import resume\n"
-            "try:\n    with resume.lock(Path(sys.argv[1])): print('taken')\nexcept UsageError as e: print('refused')"
+            "from mmtune.errors import UsageError\nfrom mmtune.train.lock import lock\n"
+            "try:\n    with lock(Path(sys.argv[1])): print('taken')\nexcept UsageError as e: print('refused')"
         )
         run = [sys.executable, "-c", code, str(tmp_path)]
         assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "refused"
-    with resume.lock(tmp_path):
+    with lock(tmp_path):
         pass
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip() == "taken"
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="file cannot be used: "), resume.lock(tmp_path / "file"):
+    with pytest.raises(UsageError, match="file cannot be used: "), lock(tmp_path / "file"):
         pass

@@ -5,6 +5,7 @@ import torch
 
 from mmtune import config
 from mmtune.errors import ConfigError, ModelError
+from mmtune.tuners import hf_peft
 from mmtune.tuners.hf_peft import Config, HfPeft, methods
 from tests.llm import tiny
 
@@ -17,6 +18,7 @@ METHODS = {
     "loha": {"r": 2, "target_modules": BOTH},
     "lokr": {"r": 2, "target_modules": BOTH},
     "ln_tuning": {"target_modules": ["input_layernorm"]},
+    "adalora": {"target_r": 2, "init_r": 4, "target_modules": BOTH},
 }
 
 
@@ -55,8 +57,16 @@ def test_equal_at_first_trainable_and_listed(folder, method):
 
 
 def test_many_methods_are_offered():
-    assert {"lora", "ia3", "vera", "oft", "boft", "loha", "lokr", "hra", "ln_tuning"} <= set(methods())
-    assert not {"prompt_tuning", "prefix_tuning", "p_tuning", "adaption_prompt", "adalora", "xlora"} & set(methods())
+    assert {"lora", "adalora", "ia3", "vera", "oft", "boft", "loha", "lokr", "hra", "ln_tuning"} <= set(methods())
+    assert {"prompt_tuning", "prefix_tuning", "p_tuning"} <= set(methods())
+
+
+def test_every_method_of_peft_is_offered_or_refused_with_a_reason():
+    """A new version of peft with a new method stops here, so that somebody looks at what it needs."""
+    assert set(hf_peft._table()) == {*methods(), *hf_peft._REFUSED}
+    for method, reason in hf_peft._REFUSED.items():
+        with pytest.raises(ConfigError, match=reason[:30]):
+            config.validate(Config, {"name": "hf_peft", "method": method})
 
 
 def test_dora_is_a_switch_of_lora(folder):
@@ -68,7 +78,12 @@ def test_dora_is_a_switch_of_lora(folder):
     ("tree", "said"),
     [
         ({"method": "lroa"}, "'lroa' is not one of .*lora"),
-        ({"method": "prefix_tuning"}, "prefix_tuning"),
+        ({"method": "prefix_tuning"}, "prefix_tuning: num_virtual_tokens is missing"),
+        ({"method": "prefix_tuning", "num_virtual_tokens": 3, "token_dim": 8}, "no option token_dim"),
+        ({"method": "adalora", "total_step": 9, "target_modules": BOTH}, "no option total_step"),
+        ({"method": "adalora", "target_r": 12, "target_modules": BOTH}, "target_r must be smaller than init_r"),
+        ({"method": "lora", "init_lora_weights": "eva", "target_modules": BOTH}, "asks for data"),
+        ({"method": "lora", "alora_invocation_tokens": [1], "target_modules": BOTH}, "places of tokens"),
         ({"method": "lora", "rank": 8}, "lora has no option rank; it has"),
         ({"method": "lora", "peft_type": "IA3"}, "no option peft_type"),
         ({"method": "lora", "r": 2, "bias": "none", "layers_to_transform": [0], "target_modules": "q.*("}, None),

@@ -35,6 +35,7 @@ from mmtune.errors import CheckpointError
 
 FILE = "imagebind_llm.pth"
 BRANCH, EYE = "sight", "eye"
+SOUND, EAR = "sound", "ear"
 LLM, BIND, TABLE = "llama.", "image_bind_", "prefix_query.weight"
 RATIO = 4
 LEGACY = tuple(f"{BIND}norm_{i + 1}.bias" for i in range(BLOCKS))
@@ -48,6 +49,8 @@ Tree = dict[str, Any]
 class Config(ForeignConfig):
     heads: int | None = Field(default=None, ge=1)
     """Attention heads of the image tower, which its file does not tell; null is as published, 16."""
+    sound: bool = False
+    """Bring in ImageBind's sound tower too, with a copy of the bind network behind it (2.4 GB more)."""
 
 
 def is_base(name: str) -> bool:
@@ -144,30 +147,49 @@ class ImagebindLLM(Foreign):
         llm, parts, pieces = _llm.place(sources["llm"])
         adapter, whole = sources["adapter"], sources["imagebind"]
         tensors = adapter.tensors(inside=("model",))
-        tower = _imagebind.pick(whole.tensors(), "vision")
+        every = whole.tensors()
+        tower = _imagebind.pick(every, "vision")
         tree = sections(tensors, _meta_llama.width(sources["llm"]))
-        encoder = _imagebind.encoder(tower, "vision", heads=self.config.heads)
+        encoder = {**_imagebind.encoder(tower, "vision", heads=self.config.heads), "weights": HERE + EYE}
+        branches = {BRANCH: {"encoder": encoder, "connector": tree["connector"]}}
+        pieces += [
+            Piece(str(whole), KeyMap(_imagebind.rules("vision", f"{EYE}:")), tower),
+            Piece(str(adapter), table(*_meta_llama.heads(sources["llm"]), tree), tensors),
+        ]
+        parts = {**parts, EYE: Part(f"branches.{BRANCH}.encoder")}
+        if self.config.sound:
+            ear = _imagebind.pick(every, "audio")
+            branches[SOUND] = {
+                "encoder": {**_imagebind.encoder(ear, "audio"), "weights": HERE + EAR},
+                "connector": tree["connector"],
+            }
+            again = KeyMap(_bridge(f"branches.{SOUND}.connector.", tree["connector"]["norm"] == "layer"))
+            bridge = {name: tensor for name, tensor in tensors.items() if name.startswith(BIND)}
+            pieces += [Piece(str(whole), KeyMap(_imagebind.rules("audio", f"{EAR}:")), ear)]
+            pieces += [Piece(f"{adapter} for sound", again, bridge)]
+            parts[EAR] = Part(f"branches.{SOUND}.encoder")
         names = [f"@{tuner['name']}" for tuner in tree["tuners"]]
-        resting = [f"branches.{BRANCH}.connector.*", "fusion.*"]
+        resting = [*(f"branches.{branch}.connector.*" for branch in branches), "fusion.*"]
         recipe = {
             "title": "ImageBind-LLM",
             "model": {
-                "branches": {BRANCH: {"encoder": {**encoder, "weights": HERE + EYE}, "connector": tree["connector"]}},
+                "branches": branches,
                 "llm": llm,
                 "fusion": tree["fusion"],
                 "tuners": tree["tuners"],
                 "freeze": resting if names else [],
             },
             "streams": {"instruct": {"data": ["llava_150k"], "prompt": "alpaca"}},
-            "groups": {"adapter": {"match": names or resting, "lr": 1.25e-4, "weight_decay": 0.02}},
+            "groups": {
+                "adapter": {"match": names or resting, "lr": 1.25e-4, "weight_decay": 0.02, "betas": [0.9, 0.95]}
+            },
         }
-        pieces = [
-            *pieces,
-            Piece(str(whole), KeyMap(_imagebind.rules("vision", f"{EYE}:")), tower),
-            Piece(str(adapter), table(*_meta_llama.heads(sources["llm"]), tree), tensors),
-        ]
-        parts = {**parts, EYE: Part(f"branches.{BRANCH}.encoder")}
         facts = {"published as": "ImageBind-LLM", "licence of ImageBind": _imagebind.LICENCE}
+        if self.config.sound:
+            facts["sound"] = (
+                "never trained on. Several media of a conversation each come as a prompt of their own; the published "
+                "code mixes their vectors first"
+            )
         return Imported(recipe, pieces, parts, facts)
 
     def write(self, run: Opened) -> Exported:

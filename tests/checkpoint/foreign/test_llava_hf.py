@@ -201,3 +201,33 @@ def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="clip and pool"):
         carry.send("mmtune:pocket/chat", "llava_hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_and_shapes_at_full_size() -> None:
+    """What would be exported of the published recipe, on the meta device."""
+    from mmtune import config
+    from mmtune.checkpoint.foreign.base import Opened
+    from mmtune.model import build
+    from mmtune.recipe import Recipe
+
+    recipe = config.load(Recipe, "llava_1_5_7b_stage1")
+    model = build(recipe.model, weights=False, device="meta")
+    written = carry.importer("llava_hf").write(Opened(model, recipe))
+    names = {name: tuple(tensor.shape) for name, tensor in written.tensors["model.safetensors"].items()}
+    assert names["language_model.model.layers.31.mlp.down_proj.weight"] == (4096, 11008)
+    assert names["multi_modal_projector.linear_1.weight"] == (4096, 1024)
+    assert names["vision_tower.vision_model.embeddings.patch_embedding.weight"] == (1024, 3, 14, 14)
+    assert len(names) == 391 + 4 + 291
+    assert written.files["config.json"]["vision_feature_layer"] == -2
+
+
+def test_a_base_for_pllava(tmp_path: Path) -> None:
+    """Option pool: the projector of either version in PLLaVA's connector, where it pools a video."""
+    for kind in KINDS:
+        folder, model = tiny.folder(tmp_path / kind, kind)
+        run = carry.bring("llava_hf", [str(folder)], tmp_path / f"run_{kind}", ["pool=[2, 2, 2]"])
+        ours, _, recipe = store.load_run(run)
+        branch = recipe.model.branches["sight"]
+        assert (branch.connector.name, branch.kinds, branch.encoder.frames) == ("pool", ("image", "video"), 2)
+        projector = model.model.multi_modal_projector
+        assert torch.equal(ours.branches["sight"].connector.linear_2.weight, projector.linear_2.weight)

@@ -133,3 +133,32 @@ def test_pooling_that_was_turned_off(published, tmp_path: Path) -> None:
     run = carry.bring("pllava", [str(folder)], tmp_path / "run", ["lora_alpha=4"])
     connector = store.read_recipe(run).model.branches["sight"].connector
     assert (connector.time, connector.height, connector.width) == (3, 3, 3)
+
+
+def test_names_and_shapes_at_full_size() -> None:
+    """What would be exported of the published recipe, on the meta device."""
+    from mmtune import config
+    from mmtune.checkpoint.foreign.base import Opened
+    from mmtune.model import build
+    from mmtune.recipe import Recipe
+
+    recipe = config.load(Recipe, "pllava_7b")
+    model = build(recipe.model, weights=False, device="meta")
+    written = carry.importer("pllava", ["lora_alpha=4"]).write(Opened(model, recipe))
+    names = {name: tuple(tensor.shape) for name, tensor in written.tensors["model.safetensors"].items()}
+    layer = "language_model.base_model.model.model.layers.31.self_attn"
+    expected = {
+        "multi_modal_projector.linear_1.weight": (4096, 1024),
+        "multi_modal_projector.linear_2.bias": (4096,),
+        "vision_tower.vision_model.encoder.layers.23.self_attn.q_proj.bias": (1024,),
+        "vision_tower.vision_model.embeddings.position_embedding.weight": (577, 1024),
+        f"{layer}.q_proj.base_layer.weight": (4096, 4096),
+        f"{layer}.v_proj.lora_A.default.weight": (128, 4096),
+        f"{layer}.v_proj.lora_B.default.weight": (4096, 128),
+        f"{layer}.k_proj.weight": (4096, 4096),
+        "language_model.base_model.model.lm_head.weight": (32064, 4096),
+    }
+    assert {name: names.get(name) for name in expected} == expected
+    assert len(names) == 391 + 4 + 291 + 128
+    plan = written.files["config.json"]
+    assert (plan["pooling_shape"], plan["frame_shape"], plan["num_frames"]) == ([16, 12, 12], [24, 24], 16)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from mmtune.checkpoint.foreign import _imagebind
 from mmtune.checkpoint.keymap import KeyMap
-from mmtune.encoders.imagebind_vision import Config, ImagebindVision
+from mmtune.encoders import imagebind_audio as audio
+from mmtune.encoders import imagebind_vision as vision
 from tests.checkpoint.foreign import meta
 from tests.checkpoint.foreign.made import Made
 
@@ -53,8 +54,12 @@ def make(path: Path) -> Made:
     llm = meta.transformers_folder(path / "llama")
     file, tower = path / "7B.pth", path / "imagebind_huge.safetensors"
     torch.save({"model": tensors()}, file)
-    encoder = ImagebindVision(Config(size=28, patch=14, tower_width=16, depth=2, heads=2, out=WIDTH))
-    state = {f"x:{name}": tensor for name, tensor in encoder.state_dict().items()}
-    save_file(KeyMap(_imagebind.rules("vision", "x:")).out(state), tower)
+    encoder = vision.ImagebindVision(vision.Config(size=28, patch=14, tower_width=16, depth=2, heads=2, out=WIDTH))
+    ear = audio.ImagebindAudio(audio.Config(tower_width=24, depth=1, heads=12, out=WIDTH))
+    towers = {}
+    for sense, one in (("vision", encoder), ("audio", ear)):
+        state = {f"x:{name}": tensor for name, tensor in one.state_dict().items()}
+        towers |= KeyMap(_imagebind.rules(sense, "x:")).out(state)
+    save_file(towers, tower)
     paths = {"llm": llm, "adapter": file, "imagebind": tower}
     return Made(paths, file, ["heads=2"], inside=("model",), written="imagebind_llm.pth")
