@@ -284,9 +284,9 @@ def _overrides(words: list[str] | None) -> list[str]:
 
 
 def _looks_like_change(word: str) -> bool:
-    """KEY=VALUE, where a path may stand too: a dotted name before the sign, and no file of that name."""
+    """KEY=VALUE where a path may stand too: a dotted name before the sign. A file of such a name is written ./NAME."""
     key, sign, _ = word.partition("=")
-    return bool(sign) and all(part.isidentifier() or part.isdigit() for part in key.split(".")) and not Path(word).exists()
+    return bool(sign) and all(part.isidentifier() or part.isdigit() for part in key.split("."))
 
 
 def _run_and_question(words: list[str]) -> tuple[Path | None, str | None]:

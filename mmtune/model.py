@@ -260,7 +260,7 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
         tuned = _tune(llm, section)
         branches = {name: _branch(one, llm.width, weights) for name, one in section.branches.items()}
         fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
-    fusion.check(llm)
+    fusion.check(llm, {name: branch.connector.tokens_out(1) for name, branch in branches.items()})
     return MultimodalModel(branches, llm, fusion, tuned).to(device).eval()
 
 

@@ -215,6 +215,11 @@ class RunSection(Config):
     """Of frozen weights and of the arithmetic; what trains is kept in fp32."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient of a group; 0 turns clipping off."""
+    out_of_memory: Literal["stop", "smaller"] = "stop"
+    """When a micro-step does not fit: stop, or do the step again in smaller pieces, the same but for rounding."""
+    checkpointing: bool = False
+    """Keep only the input of every layer of the language model for the backward pass, and compute the rest anew: less
+    memory, about a third more time, the same gradients."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2

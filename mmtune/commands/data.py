@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make(
-    *, out: Path, clips: int, seed: int, level: str, split: str, per_shard: int, workers: int, kinds: str | None
+    *, out: Path, clips: int, seed: int, level: str, split: str, per_shard: int, workers: int, kinds: str | None = None
 ) -> None:
     """Draw clips of the pocket world into shards under `out`, and index them.
 

@@ -9,6 +9,7 @@ from mmtune import registry
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
 from mmtune.data.pack import Plan
+from mmtune.data.streams import Schedule, Turns
 from mmtune.recipe import Recipe
 
 
@@ -59,4 +60,16 @@ def loader_of(
     path = out / "skipped.jsonl" if out is not None and rank == 0 else None
     ledger = Ledger(path, max_bad_fraction=run.max_bad_fraction, max_in_a_row=run.max_bad_in_a_row)
     streams = streams_of(recipe, processors, say)
-    return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad)
+    return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe))
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """Which streams feed which step, without looking at the data."""
+    shares = {name: stream.share for name, stream in recipe.streams.items()}
+    turns, stages = _turns(recipe)
+    return Schedule(shares, recipe.run.seed, turns, recipe.run.accumulate, stages)
+
+
+def _turns(recipe: Recipe) -> tuple[Turns, list[tuple[tuple[str, ...], int]]]:
+    """How streams take turns, and the stages as (streams, steps)."""
+    return recipe.schedule.turns, [(stage.streams, stage.steps) for stage in recipe.schedule.stages]

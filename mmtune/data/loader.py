@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from mmtune.data.pack import Packer, Plan
 from mmtune.data.patterns import expand
 from mmtune.data.pool import Pool
 from mmtune.data.shards import Corpus, SampleKey, _hash
-from mmtune.data.streams import Schedule
+from mmtune.data.streams import Schedule, Turns
 from mmtune.errors import ConfigError, DataError, MediaError, UsageError
 from mmtune.types import Batch, Example, Sample
 
@@ -110,6 +110,7 @@ class Loader:
         ledger: takes what is skipped; one that keeps counts only when not given.
         rank, world: which rows to keep.
         pad: token written at padding.
+        turns, stages: see `Schedule`. With `mixed`, all plans have the same number of micro-steps.
     """
 
     def __init__(
@@ -122,6 +123,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pad: int = 0,
+        turns: Turns = "share",
+        stages: Sequence[tuple[Collection[str], int]] = (),
     ) -> None:
         self.streams = {stream.name: stream for stream in streams}
         self.plans = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(self.streams, plan)
@@ -132,10 +135,18 @@ class Loader:
             raise ConfigError(f"rank {rank} of {world}", "a rank below the number of ranks")
         self.seed, self.workers, self.rank, self.world, self.pad = seed, workers, rank, world, pad
         self.ledger = ledger or Ledger()
-        self.schedule = Schedule({name: stream.share for name, stream in self.streams.items()}, seed)
+        parts = {one.accumulate for one in self.plans.values()}
+        if turns == "mixed" and len(parts) > 1:
+            raise ConfigError(f"mixed steps with plans of {sorted(parts)} micro-steps", "one number for all streams")
+        shares = {name: stream.share for name, stream in self.streams.items()}
+        self.schedule = Schedule(shares, seed, turns, max(parts, default=1), stages)
         self._seeds = {name: _hash(f"{seed} {name}") for name in self.streams}
         self._history: dict[int, dict[str, int]] = {0: dict.fromkeys(self.streams, 0)}
         self._pool: Pool | None = None
+        self.ids: tuple[str, ...] = ()
+        """Samples of the step that was given last, those of all ranks."""
+        self.held: dict[str, tuple[str, ...]] = {}
+        """The same by stream."""
 
     def counts(self) -> dict[str, int]:
         """Samples of each stream, those that the index refuses included."""
@@ -174,6 +185,8 @@ class Loader:
     def steps(self, first: int = 0) -> Iterator[tuple[str, list[Batch]]]:
         """The steps from `first` on, without end: stream, and the micro-batches of this rank.
 
+        A mixed step has its streams joined by "+", and their micro-batches one stream after another.
+
         Raises:
             UsageError: `first` is neither 0 nor where `restore` put the loader.
             DataError: too much of the data cannot be used.
@@ -191,12 +204,17 @@ class Loader:
         feeds = {name: _Feed(self, name, start[name], self._depth(name)) for name in self.streams}
         try:
             for step in itertools.count(first):
-                name = self.schedule.stream(step)
-                examples, rows = self._fill(feeds[name], step)
+                turns, batches, self.held = self.schedule.streams(step), [], {}
+                names = [name for name in self.streams if name in turns]
+                for name in names:
+                    examples, rows = self._fill(feeds[name], self._plan(name, turns.count(name), len(turns)), step)
+                    batches += self._batches(name, examples, rows)
+                    self.held[name] = tuple(example.id for example in examples)
                 self._history[step + 1] = {stream: feed.position for stream, feed in feeds.items()}
                 if len(self._history) > 64:
                     del self._history[min(self._history)]
-                yield name, self._batches(name, examples, rows)
+                self.ids = tuple(itertools.chain.from_iterable(self.held.values()))
+                yield "+".join(names), batches
         finally:
             self.close()
 
@@ -210,9 +228,17 @@ class Loader:
         total = sum(stream.share for stream in self.streams.values())
         return max(2, round(self.workers * AHEAD * self.streams[name].share / total)) if self.workers else 0
 
-    def _fill(self, feed: _Feed, step: int) -> tuple[list[Example], list[list[int]]]:
+    def _plan(self, name: str, micro_steps: int, of: int) -> Plan:
+        """What a step holds of a stream that has so many of its micro-steps; all of them where `of` is one."""
+        plan = self.plans[name]
+        if of == 1:
+            return plan
+        examples = None if plan.examples is None else max(1, plan.examples * micro_steps // of)
+        return replace(plan, accumulate=micro_steps, examples=examples)
+
+    def _fill(self, feed: _Feed, plan: Plan, step: int) -> tuple[list[Example], list[list[int]]]:
         """Examples of a step, and which go into which row."""
-        packer = Packer(self.plans[feed.name])
+        packer = Packer(plan)
         examples: list[Example] = []
         while not packer.full:
             found = feed.peek()

@@ -74,6 +74,7 @@ class Corpus:
         self._windows: OrderedDict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._orders: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._cut: dict[int, int] = {}
+        self._faults: list[tuple[str, str]] = []
         self._on_disk = True
         self._sizes = np.zeros(len(self.paths), dtype=np.int64)
         self.refused: dict[str, int] = {}
@@ -100,8 +101,10 @@ class Corpus:
                 yield SampleKey(shard, int(place))
 
     def fingerprint(self) -> str:
-        """sha256 over names and digests of the shards and over what is left out, in hex."""
+        """sha256 over names and digests of the shards, over what is left out, and over damage, in hex."""
         digest = hashlib.sha256()
+        for label, text in self._faults:
+            digest.update(f"fault {label} {text}\n".encode())
         for label, total in zip(self._labels, self._sums, strict=True):
             digest.update(f"{label} {total}\n".encode())
         for name in sorted(self._without):
@@ -218,6 +221,7 @@ class Corpus:
         # An index that could not be written is kept, as it would have to be made again each time.
         self._on_disk = self._on_disk and indexes.beside(path).exists()
         for text in faults:
+            self._faults.append((self._labels[number], text))
             if strict:
                 raise DataError(Reason.truncated_shard, f"{path}: {text}", "a whole shard", "copy it again")
             self._say(f"warning: {path}: {text}")

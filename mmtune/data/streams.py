@@ -51,7 +51,7 @@ class Schedule:
         if wrong:
             raise ConfigError(f"share of {', '.join(wrong)}", "a number above zero")
         if (turns == "stage") != bool(stages):
-            raise ConfigError(f"{len(stages)} stages with turns: {turns}", "stages where turns is stage, and only there")
+            raise ConfigError(f"{len(stages)} stages with turns: {turns}", "stages, and turns: stage, or neither")
         if turns == "alternate":
             shares = dict.fromkeys(shares, 1.0)
         parts = parts if turns == "mixed" else 1

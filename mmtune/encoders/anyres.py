@@ -186,4 +186,3 @@ def border(size: tuple[int, int], tokens: tuple[int, int]) -> tuple[int, int]:
     if size[1] / size[0] > width / height:
         return (height - int(round(size[0] * (width / size[1]), 7))) // 2, 0
     return 0, (width - int(round(size[1] * (height / size[0]), 7))) // 2
-

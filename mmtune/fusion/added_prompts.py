@@ -12,6 +12,7 @@ of their own; the published code knows one item only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -62,9 +63,12 @@ class AddedPrompts(Fusion):
         spare = range(depth) if config.spare_gates else ()
         self.prompts = GatedPrompts(layers, heads, config.length, llm_width, config.gate, config.extra_gate, spare)
 
-    def check(self, llm: LLM) -> None:
-        """Raises ModelError when a tuner's prompts stand in the same layers."""
+    def check(self, llm: LLM, places: Mapping[str, int] | None = None) -> None:
+        """Raises ModelError when a tuner's prompts stand in the same layers, or items have another number of places."""
         apart(self.config.name, llm, self.prompts.layers)
+        for branch, number in (places or {}).items():
+            if number != self.config.length:
+                raise self._other(branch, str(number))
 
     def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """The text [B,T] with every segment's own prompts in the upper layers -> hidden [B,T,D].
@@ -105,8 +109,11 @@ class AddedPrompts(Fusion):
         for branch, given in embeds.items():
             if given.tokens.shape[1] != self.config.length or not bool(given.mask.all()):
                 places = given.mask.sum(1).tolist()
-                raise ModelError(
-                    seen=f"branch {branch}: items of {min(places)} to {max(places)} places",
-                    expected=f"{self.config.length} of each item, the prompts of a layer",
-                    hint="give the connector as many queries as the fusion has prompts: `queries` and `length`",
-                )
+                raise self._other(branch, f"{min(places)} to {max(places)}")
+
+    def _other(self, branch: str, places: str) -> ModelError:
+        return ModelError(
+            seen=f"branch {branch}: items of {places} places",
+            expected=f"{self.config.length} of each item, the prompts of a layer",
+            hint="give the connector as many queries as the fusion has prompts: `queries` and `length`",
+        )

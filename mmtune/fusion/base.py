@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -39,8 +40,12 @@ class Fusion(nn.Module):
         self.depth = depth
         self.heads = heads
 
-    def check(self, llm: LLM) -> None:
-        """Told once, when a model is built, the language model with its tuners; raises ModelError when it cannot be."""
+    def check(self, llm: LLM, places: Mapping[str, int] | None = None) -> None:
+        """Told once, when a model is built, the language model with its tuners; raises ModelError when it cannot be.
+
+        Args:
+            places: branch to K, the places of an item of one frame.
+        """
 
     @abstractmethod
     def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:

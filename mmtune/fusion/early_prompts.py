@@ -9,6 +9,7 @@ As published: `layers: 1`, a connector with 20 queries, and the tuner in the 31 
 media goes through the plain model. No text position is taken, so length and positions stay those of the text.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -40,7 +41,7 @@ class EarlyPrompts(Fusion):
         fitting(config.name, config.layers, depth)
         self.prompts = GatedPrompts(range(config.layers), heads, squash=config.gate)
 
-    def check(self, llm: LLM) -> None:
+    def check(self, llm: LLM, places: Mapping[str, int] | None = None) -> None:
         """Raises ModelError when a tuner's prompts stand in the same layers."""
         apart(self.config.name, llm, self.prompts.layers)
 

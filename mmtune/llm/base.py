@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mmtune.config import Config
+from mmtune.errors import ModelError
 
 Before = Literal["start", "mark", "text"]
 """What stands before a piece of text: nothing or media; a control token; other text that it goes on from."""
@@ -84,6 +85,17 @@ class LLM(nn.Module):
             CheckpointError: files missing, or names or shapes that do not match, all listed.
         """
         raise NotImplementedError
+
+    def recompute(self) -> None:
+        """Keep only the input of every layer for the backward pass from now on, and compute the rest anew there.
+
+        Raises ModelError when this model cannot.
+        """
+        raise ModelError(
+            seen=f"run.checkpointing with {type(self).__name__}",
+            expected="a language model that can compute its layers anew",
+            hint="leave out run.checkpointing",
+        )
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

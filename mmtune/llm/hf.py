@@ -9,15 +9,17 @@ Not supported, and refused by name: models that change logits after the head, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmtune import places
 from mmtune.errors import CheckpointError, ModelError
@@ -213,6 +215,14 @@ class HF(LLM):
             )
         return [found[layer] for layer in range(self.depth)]
 
+    def recompute(self) -> None:
+        """Non-reentrant checkpoints around every decoder layer; with a cache, or without gradients, they do nothing."""
+        sites = set(self.sites())
+        for layer in self.model.modules():
+            if any(child in sites for child in layer.children()):
+                # not transformers' own switch: that one sleeps in eval mode, which is where frozen layers stay
+                layer.forward = partial(_anew, layer.forward)
+
     def new_cache(self) -> Cache:
         from transformers import DynamicCache
 
@@ -274,6 +284,13 @@ class HF(LLM):
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)
+
+
+def _anew(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer whose inner values are not kept."""
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 @contextmanager

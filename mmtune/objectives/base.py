@@ -33,7 +33,7 @@ class Objective(ABC):
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
 
-    def check(self, model: MultimodalModel) -> None:
+    def check(self, model: MultimodalModel) -> None:  # noqa: B027
         """Told once, before the first step. Raises ConfigError when this model cannot be trained that way."""
 
     @abstractmethod

@@ -7,6 +7,7 @@ may leave out whole groups, and a run of one rank does none of it. Sharding of b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -92,6 +93,18 @@ class Runtime:
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes; all ranks get the same answer."""
         return self.total([float(flag)])[0] > 0
+
+    def gather(self, words: Sequence[str]) -> list[str]:
+        """The words of all ranks, in the order of the ranks."""
+        if self.world == 1:
+            return list(words)
+        mine = json.dumps(list(words)).encode()
+        sizes = self.total([len(mine) if rank == self.rank else 0 for rank in range(self.world)])
+        table = torch.zeros(self.world, int(max(sizes)), dtype=torch.int32, device=self.device)
+        table[self.rank, : len(mine)] = torch.tensor(list(mine), dtype=torch.int32)
+        torch.distributed.all_reduce(table)
+        rows = [bytes(row[: int(size)]) for row, size in zip(table.tolist(), sizes, strict=True)]
+        return [word for row in rows for word in json.loads(row)]
 
     def barrier(self) -> None:
         if self.world > 1:

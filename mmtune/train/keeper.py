@@ -25,7 +25,10 @@ from mmtune.train.distributed import Runtime
 from mmtune.train.saver import Saver
 
 HARMLESS = {
-    "run": ("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save"),
+    "run": (
+        *("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save"),
+        *("out_of_memory", "checkpointing"),
+    ),
     "eval": None,
     "chat": None,
 }

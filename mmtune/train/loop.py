@@ -1,7 +1,8 @@
 """The one training loop. What differs between runs is in the recipe.
 
-Each step belongs to one stream, and only the groups of that stream move. Data order, stream order and random numbers
-are functions of (seed, step), so a run that is stopped, killed or moved goes on as if nothing had happened.
+Each step is of one stream, or of several, and a stream's loss moves its own groups only. Data order, stream order and
+random numbers are functions of (seed, step), so a run that is stopped, killed or moved goes on as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
 from mmtune.recipe import Recipe
+from mmtune.train import blame
 from mmtune.train import resume as states
+from mmtune.train.cut import cut
 from mmtune.train.distributed import Runtime
 from mmtune.train.estimate import Estimate, estimate
 from mmtune.train.keeper import Keeper, Progress, allowed
 from mmtune.train.lock import lock
 from mmtune.train.log import Metrics, Style, Voice
-from mmtune.train.optim import GroupOptimizer, factor
+from mmtune.train.optim import GroupOptimizer
 from mmtune.train.signals import Stop
-from mmtune.train.step import Outcome, take_step
+from mmtune.train.step import Outcome, OutOfMemory, take_step
+from mmtune.train.team import Team
+from mmtune.train.watch import Watch
 from mmtune.tuners.base import Attendant
+from mmtune.types import Batch
 
 BAD_STEPS = 3
 """Steps in a row in which something was not finite, before a run gives up."""
@@ -126,19 +132,18 @@ class _Run:
         self.frozen = self._frozen() if recipe.run.precision != "fp32" else self._sums(self.base)
         self.marks = store.marks_of(self.model, self.groups)
         self.model.train()
-        self.optimizers = {
-            name: GroupOptimizer(name, named, group.lr, group.weight_decay, recipe.run.clip, group.betas)
-            for name, named in self.groups.items()
-            for group in [recipe.groups[name]]
-        }
-        self.owners = {
-            stream: [name for name, group in recipe.groups.items() if not group.streams or stream in group.streams]
-            for stream in recipe.streams
-        }
+        if recipe.run.checkpointing:
+            self.model.llm.recompute()
         self.loader = self._loader()
-        for attendant in self.model.llm.attendants.values():
-            streams = {stream for stream, active in self.owners.items() if attendant in self._attending(active)}
-            attendant.begin(sum(self.loader.schedule.stream(s) in streams for s in range(recipe.schedule.steps)))
+        self.team = Team(recipe, self.groups, self.loader.schedule)
+        self.optimizers = self.team.optimizers
+        for objective in self.team.objectives.values():
+            objective.check(self.model)
+        self.watch, self.pieces = Watch(self.team), 1
+        self.attendants = list(self.model.llm.attendants.values())
+        self.team.begin(self.attendants, recipe.schedule.steps)
+        for line in self.team.short():
+            voice.line(line)
         for line in self._estimate().lines():
             voice.line(line)
         self.keeper = Keeper(
@@ -217,7 +222,7 @@ class _Run:
 
     def _steps(self, stop: Stop, until: int) -> Iterator[tuple[dict[str, Any], Outcome, str]]:
         """Step by step: metrics, outcome, stream. `self.step` counts the steps done."""
-        run, schedule = self.recipe.run, self.recipe.schedule
+        run = self.recipe.run
         deadline = time.monotonic() + run.stop_after_minutes * 60 if run.stop_after_minutes else None
         feed = iter(self.loader.steps(self.step))
         while self.step < until:
@@ -225,15 +230,14 @@ class _Run:
             stream, batches = next(feed)
             waited = time.perf_counter() - started
             states.seed_step(run.seed, self.step, self.runtime.rank)
-            lr = factor(self.step, schedule.steps, schedule.warmup, schedule.kind, schedule.floor)
-            active = self.owners[stream]
-            outcome = self._attempt(batches, active, lr)
+            factors = self.team.factors(self.step, self.loader.held)
+            outcome = self._watched(batches, factors)
             self.bad = 0 if outcome.updated else self._refused(self.bad + 1, stream, batches, outcome)
             self.step += 1
             seconds = time.perf_counter() - started
             values = {
                 "stream": stream,
-                f"loss/{stream}": outcome.loss,
+                **{f"loss/{name}": loss for name, loss in outcome.losses.items()},
                 "samples": outcome.samples,
                 "tokens": outcome.tokens,
                 "supervised_tokens": outcome.supervised,
@@ -241,7 +245,7 @@ class _Run:
                 "tokens_per_second": outcome.tokens / seconds,
                 "data_wait": waited / seconds,
                 "updated": int(outcome.updated),
-                **{f"lr/{name}": self.recipe.groups[name].lr * lr for name in active},
+                **{f"lr/{name}": self.recipe.groups[name].lr * factor for name, factor in factors.items()},
                 **{f"norm/{name}": norm for name, norm in outcome.norms.items()},
             }
             yield values, outcome, stream
@@ -250,33 +254,65 @@ class _Run:
             if self.runtime.any(bool(stop.code) or late or self.keeper.saver.failed):
                 return
 
-    def _attempt(self, batches: list[Any], active: list[str], lr: float) -> Outcome:
-        try:
-            attendants = self._attending(active)
-            return take_step(self.model, batches, self.optimizers, active, lr, self.runtime, attendants)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            rows, length = batches[0].tokens.shape
-            raise ModelError(
-                seen=f"out of memory in step {self.step}, in rows of {length} places, {rows} at a time: {error}",
-                expected="a micro-step that fits the device",
-                hint="halve run.batch_tokens and double run.accumulate: the step stays the same",
-            ) from error
+    def _watched(self, batches: list[Batch], factors: dict[str, float]) -> Outcome:
+        """A step, and a close look at the first of each stream."""
+        streams = list(self.loader.held)
+        if not self.watch.wants(streams):
+            return self._attempt(batches, factors, look=False)
+        self.watch.before(streams)
+        outcome = self._attempt(batches, factors, look=True)
+        branches = list(self.model.branches)
+        shown = self.runtime.total([sum(name in batch.media for batch in batches) for name in branches])
+        self.watch.after(outcome, streams, {name for name, count in zip(branches, shown, strict=True) if count})
+        return outcome
 
-    def _attending(self, active: list[str]) -> list[Attendant]:
-        """Attendants all of whose parameters these groups train."""
-        moved = {id(parameter) for name in active for parameter in self.optimizers[name].parameters}
-        attendants = self.model.llm.attendants.values()
-        return [one for one in attendants if moved.issuperset(map(id, one.parameters()))]
+    def _attempt(self, batches: list[Batch], factors: dict[str, float], look: bool) -> Outcome:
+        """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
+        run, team = self.recipe.run, self.team
+        attending = team.attending(self.attendants, self.loader.held)
+        rest = (self.runtime, attending, team.objectives, team.shares, look)
+        while True:
+            parts = [part for batch in batches for part in cut(batch, self.pieces)]
+            try:
+                return take_step(self.model, parts, self.optimizers, team.owners, factors, *rest)
+            except OutOfMemory as error:
+                ranks = ", ".join(map(str, error.ranks))
+                where = f"on rank {ranks}, in rows of {error.shape[1]} places, {error.shape[0]} at a time: {error.said}"
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                # not in a pass but in the update: some weights may have moved, and only what is saved is whole
+                raise self._no_room(f"while updating: {error}") from error
+            rows = -(-(run.batch_tokens // run.length) // self.runtime.world)
+            if run.out_of_memory == "stop" or self.pieces >= rows:
+                raise self._no_room(where)
+            self.pieces = min(2 * self.pieces, rows)
+            self.voice.line(f"out of memory {where}; from step {self.step} on in {self.pieces} pieces each")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            states.seed_step(run.seed, self.step, self.runtime.rank)
 
-    def _refused(self, times: int, stream: str, batches: list[Any], outcome: Outcome) -> int:
-        """Note a step without an update; give up after several in a row."""
-        ids = [name for batch in batches for name in batch.ids]
+    def _no_room(self, where: str) -> ModelError:
+        return ModelError(
+            seen=f"out of memory in step {self.step}, {where}",
+            expected="a micro-step that fits the device",
+            hint="halve run.batch_tokens and double run.accumulate: the step stays the same; or take "
+            "run.out_of_memory=smaller, or run.checkpointing=true",
+        )
+
+    def _refused(self, times: int, stream: str, batches: list[Batch], outcome: Outcome) -> int:
+        """Note a step without an update, and which of its samples do it alone; give up after several in a row."""
+        states.seed_step(self.recipe.run.seed, self.step, self.runtime.rank)
+        found = blame.guilty(self.model, batches, self.team, self.runtime)
         self.voice.line(
             f"warning: step {self.step} of {stream} had loss {outcome.loss} and gradient norms {outcome.norms}; "
-            f"no weight moved; {len(ids)} samples are named in skipped.jsonl"
+            f"no weight moved; {len(self.loader.ids)} samples are named in skipped.jsonl; not finite alone: "
+            f"{', '.join(found) or 'none of them'}; look at them with: mmtune replay {self.out}"
         )
-        for name in ids:
-            self.loader.ledger.skip(id=name, reason=Reason.non_finite, step=self.step, stream=stream)
+        where = self.loader.positions(self.step)["streams"]
+        for name, ids in self.loader.held.items():
+            more = {"step": self.step, "stream": name, "epoch": where[name]["epoch"]}
+            for id in ids:
+                shard, _, member = id.rpartition("/")
+                self.loader.ledger.skip(id, shard, member, Reason.non_finite, guilty=id in found, **more)
         if times >= BAD_STEPS:
             raise DataError(
                 Reason.non_finite,

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from mmtune.errors import CheckpointError
+from mmtune.params import Curve
 
-Kind = Literal["cosine", "half_cosine", "linear", "constant"]
 
-
-def factor(step: float, steps: float, warmup: float, kind: Kind = "cosine", floor: float = 0.0) -> float:
-    """What the learning rate of a group is multiplied by in step `step` (0-based) of `steps`.
+def factor(step: float, steps: float, warmup: float, kind: Curve = "cosine", floor: float = 0.0) -> float:
+    """What the learning rate of a group is multiplied by in step `step` (0-based) of the `steps` that train it.
 
     Rises linearly over `warmup` steps to 1, then falls to `floor` at the last step (cosine, linear) or stays.
     `half_cosine` is the same curve one step later, as MAE and LLaMA-Adapter count: by the steps done before, so that
@@ -72,16 +70,35 @@ class GroupOptimizer:
         # fused sums in another order than the plain code; on a CPU it would tie results to the build
         self.adamw = torch.optim.AdamW([h for h in halves if h["params"]], lr=lr, betas=betas, fused=on_device)
 
+        self._held: dict[Parameter, Tensor] = {}
+
     @property
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named]
 
-    def norm(self, divide: float) -> Tensor:
-        """Divide the gradients in place by `divide`; give their joint norm (a scalar in float32)."""
+    def take(self, divide: float) -> None:
+        """Divide the gradients by `divide` and put them aside, on top of what lies there; none are left."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                grad = parameter.grad.div_(divide)
+                self._held[parameter] = self._held[parameter].add_(grad) if parameter in self._held else grad
+                parameter.grad = None
+
+    def give(self) -> None:
+        """Make what lies aside the gradients."""
+        for parameter, grad in self._held.items():
+            parameter.grad = grad
+        self._held = {}
+
+    def silent(self) -> list[str]:
+        """Names of parameters without a gradient, or with one of zeros."""
+        return [name for name, parameter in self.named if parameter.grad is None or not bool(parameter.grad.any())]
+
+    def norm(self) -> Tensor:
+        """The joint norm of the gradients (a scalar in float32)."""
         norms = []
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(divide)
                 norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
         if not norms:
             return torch.zeros(())
@@ -97,10 +114,12 @@ class GroupOptimizer:
             half["lr"] = self.lr * lr_factor
         self.adamw.step()
 
-    def drop(self) -> None:
-        """Forget the gradients."""
+    def drop(self, held: bool = True) -> None:
+        """Forget the gradients, and those that lie aside if `held`."""
         for parameter in self.parameters:
             parameter.grad = None
+        if held:
+            self._held = {}
 
     def state(self) -> dict[str, Tensor]:
         """Everything that moves, by `<parameter name>/<what>`; empty before the first step."""

@@ -1,14 +1,20 @@
-"""One step: gradients of the stream's batches, and an update of the groups that the stream trains, or of nothing."""
+"""One step: gradients of each stream's batches, and an update of the groups that those streams train, or of nothing.
+
+A stream's loss reaches its own groups only. Where a step holds several streams, each one's gradients are taken up by
+its groups before the next one's are made, so nothing leaks from one to the other, and every group still moves once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import Parameter
 
+from mmtune.objectives.base import Objective
 from mmtune.train.optim import GroupOptimizer
 from mmtune.types import Batch
 
@@ -23,75 +29,164 @@ class Outcome:
     """What a step did, over all ranks."""
 
     loss: float
-    """Mean over supervised tokens."""
+    """Mean over supervised tokens, those of all streams together."""
     supervised: int
     tokens: int
     """Places that are not padding."""
     samples: int
     norms: dict[str, float]
-    """Gradient norm of each group of this stream, before clipping."""
+    """Gradient norm of each group of these streams, before clipping."""
     updated: bool
     """False when something was not finite and no weight moved."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Mean over supervised tokens, by stream."""
+    silent: dict[str, list[str]] = field(default_factory=dict)
+    """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
+
+
+class OutOfMemory(Exception):
+    """Some ranks had no room for a forward or backward pass. Gradients are dropped and no weight moved, on any rank."""
+
+    def __init__(self, ranks: Sequence[int], shape: tuple[int, int], said: str) -> None:
+        super().__init__(said)
+        self.ranks, self.shape, self.said = list(ranks), shape, said
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Sums over the micro-steps of one stream, on all ranks."""
+
+    loss: float
+    count: int
+    tokens: int
+    samples: int
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and self.count > 0
 
 
 def take_step(
     model: MultimodalModel,
     batches: Sequence[Batch],
     optimizers: Mapping[str, GroupOptimizer],
-    active: Sequence[str],
-    lr_factor: float,
+    owners: Mapping[str, Sequence[str]],
+    factors: Mapping[str, float],
     runtime: Runtime,
     attendants: Sequence[Attendant] = (),
+    objectives: Mapping[str, Objective] | None = None,
+    shares: Mapping[str, float] | None = None,
+    look: bool = False,
 ) -> Outcome:
-    """Forward, backward, and one update of the active groups.
+    """Forward, backward, and one update of the groups that the batches' streams train.
 
-    The loss is the sum over supervised tokens divided by their number over all micro-steps and ranks, so the result
-    does not depend on how the batch is cut up. Gradients of all groups are dropped at the end.
+    A stream's loss is the sum over supervised tokens divided by their number over all micro-steps and ranks, so the
+    result does not depend on how its batch is cut up. A group that several streams of this step train gets the mean of
+    their losses, weighted by share; others get the loss of their stream as it is. Gradients are dropped at the end.
 
     Args:
-        batches: the micro-steps of this rank.
-        active: groups that this stream trains.
-        lr_factor: what the learning rates are multiplied by in this step.
-        attendants: of tuners whose parameters this stream trains.
+        batches: the micro-steps of this rank; those of a stream stand together, streams in the same order on all ranks.
+        owners: stream to the groups that it trains, for the streams of this step at least.
+        factors: group to what its learning rate is multiplied by.
+        attendants: of tuners whose parameters these streams train.
+        objectives: stream to what is asked of the model; `model.loss` where there is none.
+        shares: stream to its weight in groups that it has in common with others; 1 where there is none.
+        look: say which parameters got no gradient; costs a look at every tensor.
+
+    Raises:
+        OutOfMemory: on every rank, when any of them had no room.
     """
-    total, count, tokens, samples = 0.0, 0, 0, 0
-    for batch in batches:
-        batch = batch.to(runtime.device)
-        with runtime.autocast():
-            loss, supervised = model.loss(batch)
-        value = float(loss.detach())
-        total += value
-        count += int(supervised)
-        tokens += int((batch.segments > 0).sum())
-        samples += len(batch.ids)
-        if math.isfinite(value) and loss.requires_grad:
-            loss.backward()
-    total, count, tokens, samples = runtime.total([total, count, tokens, samples])
-    norms, finite = {}, math.isfinite(total) and count > 0
-    if finite:
-        runtime.sum_gradients(_parameters(optimizers, active))
-        for attendant in attendants:
-            if (penalty := attendant.penalty()) is not None:
-                (penalty * count).backward()  # behind the sum, so that it counts once, whatever the number of ranks
-        # every rank holds the same sums by now, so every rank comes to the same decision
-        norms = {name: optimizers[name].norm(divide=count) for name in active}
-        finite = all(math.isfinite(float(norm)) for norm in norms.values())
-    if finite:
-        for name in active:
-            optimizers[name].step(norms[name], lr_factor)
-        for attendant in attendants:
-            attendant.updated()
-    for optimizer in optimizers.values():
-        optimizer.drop()
+    objectives, shares = objectives or {}, shares or {}
+    tallies: dict[str, _Tally] = {}
+    streams = list(dict.fromkeys(batch.stream for batch in batches))
+    moving = list(dict.fromkeys(name for stream in streams for name in owners[stream]))
+    try:
+        for stream in streams:
+            mine = [batch for batch in batches if batch.stream == stream]
+            tally = tallies[stream] = _backward(model, mine, objectives.get(stream), runtime)
+            if not tally.finite:
+                break
+            runtime.sum_gradients(_parameters(optimizers, owners[stream]))
+            for name in owners[stream]:
+                rivals = sum(shares.get(other, 1.0) for other in streams if name in owners[other])
+                optimizers[name].take(tally.count * rivals / shares.get(stream, 1.0))
+            _drop(optimizers)
+        finite = all(tally.finite for tally in tallies.values())
+        norms: dict[str, float] = {}
+        silent: dict[str, list[str]] = {}
+        if finite:
+            for name in moving:
+                optimizers[name].give()
+            silent = {name: optimizers[name].silent() for name in moving} if look else {}
+            for attendant in attendants:
+                if (penalty := attendant.penalty()) is not None:
+                    penalty.backward()  # behind the sum, so that it counts once, whatever the number of ranks
+            # every rank holds the same sums by now, so every rank comes to the same decision
+            exact = {name: optimizers[name].norm() for name in moving}
+            norms = {name: float(norm) for name, norm in exact.items()}
+            finite = all(math.isfinite(norm) for norm in norms.values())
+        if finite:
+            for name in moving:
+                optimizers[name].step(exact[name], factors[name])
+            for attendant in attendants:
+                attendant.updated()
+    finally:
+        _drop(optimizers, held=True)
+    count = sum(tally.count for tally in tallies.values())
     return Outcome(
-        loss=total / count if count else math.nan,
-        supervised=int(count),
-        tokens=int(tokens),
-        samples=int(samples),
-        norms={name: float(norm) for name, norm in norms.items()},
+        loss=sum(tally.loss for tally in tallies.values()) / count if count else math.nan,
+        supervised=count,
+        tokens=sum(tally.tokens for tally in tallies.values()),
+        samples=sum(tally.samples for tally in tallies.values()),
+        norms=norms,
         updated=finite,
+        losses={name: tally.loss / tally.count if tally.count else math.nan for name, tally in tallies.items()},
+        silent=silent,
     )
 
 
-def _parameters(optimizers: Mapping[str, GroupOptimizer], active: Sequence[str]) -> list[Parameter]:
-    return [parameter for name in active for parameter in optimizers[name].parameters]
+def _backward(
+    model: MultimodalModel, batches: Sequence[Batch], objective: Objective | None, runtime: Runtime
+) -> _Tally:
+    """Forward and backward of one stream's micro-steps; gradients are summed up where they fall."""
+    loss_of = model.loss if objective is None else lambda batch: objective.loss(model, batch)
+    total, count, tokens, samples, full = 0.0, 0, 0, 0, ""
+    for batch in batches:
+        try:
+            batch = batch.to(runtime.device)
+            with runtime.autocast():
+                loss, supervised = loss_of(batch)
+            total += float(loss.detach())
+            count += int(supervised)
+            if loss.requires_grad:
+                loss.backward()  # also of a loss that is not finite: other ranks may wait for this one's modules
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            full = f"{type(error).__name__}: {error}"  # the words only: the error holds every tensor of the pass
+            break
+        tokens += int((batch.segments > 0).sum())
+        samples += len(batch.ids)
+    out = [float(bool(full) and rank == runtime.rank) for rank in range(runtime.world)]
+    total, count, tokens, samples, *out = runtime.total([total, count, tokens, samples, *out])
+    if any(out):
+        rows, length = max(tuple(batch.tokens.shape) for batch in batches)
+        raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
+    return _Tally(total, int(count), int(tokens), int(samples))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left; the processor's allocator has no class of its own for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
+
+
+def _drop(optimizers: Mapping[str, GroupOptimizer], held: bool = False) -> None:
+    for optimizer in optimizers.values():
+        optimizer.drop(held)
+
+
+def _parameters(optimizers: Mapping[str, GroupOptimizer], names: Iterable[str]) -> list[Parameter]:
+    return [parameter for name in names for parameter in optimizers[name].parameters]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mmtune import cli
 from mmtune.commands import check
 from mmtune.errors import DataError, Reason, UsageError
 from mmtune.types import IGNORE, Example, Slot
@@ -130,3 +132,18 @@ def test_made_clips_through_a_recipe(tmp_path, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "2 of 3 records looked at: 2 usable" in said and "media items: sight 2" in said
     assert "[sight: 18 places]" in said and ">>" in said
+    changes = ["model.branches.sight.encoder.frames=1"]
+    check.run([str(tmp_path / "pocket/*.tar")], str(tmp_path / "recipe.yaml"), None, 2, 1, changes)
+    assert "[sight: 9 places]" in capsys.readouterr().out
+
+
+def test_changes_are_told_from_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(check, "run", lambda *words: asked.append(words))
+    words = ["a/*.tar", "run.length=9", "shards/a=b/0.tar", "./c=d.tar", "streams={}", "--recipe", "pocket"]
+    assert CliRunner().invoke(cli.app, ["data", "check", *words]).exit_code == 0
+    ((patterns, recipe, *_, changes),) = asked
+    assert (recipe, changes) == ("pocket", ["run.length=9", "streams={}"])
+    assert patterns == ["a/*.tar", "shards/a=b/0.tar", "./c=d.tar"]
+    refused = CliRunner().invoke(cli.app, ["data", "check", "run.length=9", "--recipe", "pocket"])
+    assert isinstance(refused.exception, UsageError) and "no shards" in refused.exception.seen

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from mmtune import cli, registry
@@ -29,12 +31,17 @@ def test_the_list_names_every_kind_with_its_paths_and_options() -> None:
     assert "lora_alpha=...: Scale of the LoRA times its rank" in said.output and "(needed)" in said.output
 
 
-def test_in_chat_and_out(tmp_path: Path) -> None:
-    folder, _ = tiny.folder(tmp_path / "published")
+@pytest.mark.parametrize("version", ["llava", "llava_next"])
+def test_in_chat_and_out(version: str, tmp_path: Path) -> None:
+    folder, _ = tiny.folder(tmp_path / "published", version)
+    Image.new("RGB", (50, 30), (200, 30, 40)).save(folder / "picture.png")
     done = typed("import", "llava_hf", folder, "--out", tmp_path / "run", "--set", "chat.max_tokens=5")
     assert done.exit_code == 0 and f"mmtune chat {tmp_path / 'run'}" in done.output, done.output
-    answer = typed("chat", tmp_path / "run", "what is this", "--json")
-    assert answer.exit_code == 0 and '"answer"' in answer.output, answer.output
+    answer = typed("chat", tmp_path / "run", "what is this", "--image", folder / "picture.png", "--json")
+    assert answer.exit_code == 0, answer.output
+    (media,) = json.loads(answer.stdout)["media"]
+    # three lines of three; in 48 x 48: the whole, then of six lines the four that show more than border
+    assert media["tokens"] == (9 if version == "llava" else 9 + 4 * (6 + 1)), media
     out = typed("export", tmp_path / "run", "--kind", "llava_hf", "--out", tmp_path / "out")
     assert out.exit_code == 0 and "model.safetensors" in out.output
     assert {path.name for path in tmp_path.iterdir()} == {"published", "run", "out"}

@@ -166,7 +166,7 @@ def test_bad_records_are_counted_and_the_others_asked(pair, clips, asked, true, 
     broken = [clips[0], clips[1], clips[2], clips[3][:200], clips[3]]
     path = write(tmp_path / "some.tar", broken, lambda number: damaged.get(number) or two_questions(number))
     report = evaluate(pair, data=[path], quiet=True)
-    assert report["skipped"] == {"bad_json": 1, "unreadable_video": 1}, "and the one without questions is nobody's fault"
+    assert report["skipped"] == {"bad_json": 1, "unreadable_video": 1}  # one without questions is nobody's fault
     assert equal([one for batch in asked for one in seen(batch)], each_twice([true[0], true[3]]))
     assert (report["records"], report["scores"]["plain"]["overall"]["total"]) == (2, 4)
 

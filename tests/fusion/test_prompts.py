@@ -222,6 +222,19 @@ def test_low_rank_pairs_are_for_the_text(tmp_path):
     assert seen == [7]
 
 
+def test_a_norm_of_the_keys_is_the_prompts_too(llm, fusion):
+    """Qwen3 and Gemma 3 norm their queries and keys; keys of another scale would not fit such queries."""
+    site, seen = llm.sites()[fusion.prompts.layers[0]], []
+    assert hasattr(site, "k_norm") == (llm.model.config.model_type in ("qwen3", "gemma3_text"))
+    if not hasattr(site, "k_norm"):
+        return
+    hook = site.k_norm.register_forward_hook(lambda module, args, out: seen.append(args[0].numel()))
+    run(fusion, llm, batch(ids(7), [(0, 1)]), items(llm, 1))
+    hook.remove()
+    number = llm.model.config.num_key_value_heads * site.head_dim
+    assert sorted(seen) == [PLACES * number, 7 * number]
+
+
 def test_early_media_and_late_prompts_do_not_meet(llm, tmp_path):
     tuned = tiny.llm(tmp_path, llm.model.config.model_type.removesuffix("_text"))
     Prompts(PromptsConfig(length=2)).apply(tuned)
@@ -241,3 +254,21 @@ def test_what_does_not_fit_is_refused(llm, kind):
     if kind == "added":
         with pytest.raises(ModelError, match=r"items of 3 to 3 places\nexpected: 2 of each"):
             run(made(llm, kind, length=2), llm, batch(ids(5), [(0, 1)]), items(llm, 1))
+        made(llm, kind).check(llm, {"sight": PLACES})
+        with pytest.raises(ModelError, match=r"branch sight: items of 4 places\nexpected: 3 of each"):
+            made(llm, kind).check(llm, {"sight": 4})
+
+
+@pytest.mark.parametrize("kind", ["early", "added"])
+def test_a_base_in_half_precision(tmp_path, kind):
+    """What trains stays in float32, over weights in bfloat16."""
+    from mmtune.llm.hf import HF, Config
+
+    llm = HF(Config(folder=str(tiny.folder(tmp_path)), dtype="bfloat16"))
+    llm.load_weights()
+    llm.requires_grad_(False)
+    fusion, given = made(llm, kind), items(llm, 1)
+    hidden = fusion(llm, batch(ids(5), [(0, 1)]), {"sight": given})
+    hidden.float().square().sum().backward()
+    assert hidden.dtype == torch.bfloat16
+    assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.any() for p in fusion.parameters())

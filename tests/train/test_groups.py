@@ -24,7 +24,7 @@ def moments(recipe, monkeypatch, before=None):
     seen = []
     real = loop.take_step
 
-    def watched(model, batches, optimizers, active, lr, runtime):
+    def watched(model, batches, optimizers, owners, factors, *rest):
         def copy():
             weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             states = {group: {k: t.clone() for k, t in o.state().items()} for group, o in optimizers.items()}
@@ -33,8 +33,8 @@ def moments(recipe, monkeypatch, before=None):
         if before is not None:
             before(model, batches)
         first = copy()
-        outcome = real(model, batches, optimizers, active, lr, runtime)
-        seen.append((batches[0].stream, list(active), first, copy()))
+        outcome = real(model, batches, optimizers, owners, factors, *rest)
+        seen.append(("+".join(dict.fromkeys(batch.stream for batch in batches)), list(factors), first, copy()))
         return outcome
 
     monkeypatch.setattr(loop, "take_step", watched)

@@ -8,6 +8,7 @@ import torch
 
 from mmtune.checkpoint import store
 from mmtune.generate import answer_batch, stream
+from mmtune.model import MultimodalModel
 from mmtune.train import loop
 from mmtune.types import Sample, Turn
 from tests.test_generate import naive
@@ -40,53 +41,45 @@ ADDED = {
 
 @pytest.fixture(scope="module", params=[EARLY, ADDED], ids=["early", "added"])
 def trained(request, tmp_path_factory):
-    """Weights before and after each step by stream, the run folder, and which of the two it is."""
+    """Batches that the model was given, its weights before the first of them, the run folder, and which of the two."""
     folder = tmp_path_factory.mktemp("prompts")
-    recipe, seen, real = world.recipe(folder, request.param, too_long="cut"), [], loop.take_step
+    recipe, seen, first, real = world.recipe(folder, request.param, too_long="cut"), [], {}, MultimodalModel.encode
 
-    def watched(model, batches, *rest):
-        before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        outcome = real(model, batches, *rest)
-        moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-        seen.append((batches[0], moved))
-        return outcome
+    def watched(model, batch):
+        first.update({} if seen else {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+        seen.append(batch)
+        return real(model, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_step", watched)
+        patch.setattr(MultimodalModel, "encode", watched)
         loop.train(recipe, folder / "run", progress="off")
-    return seen, folder / "run", request.param
+    return seen, first, folder / "run", request.param
 
 
-def test_everything_learns_and_only_what_a_stream_trains(trained):
-    seen, run, which = trained
+def test_everything_meant_to_learn_has_moved_and_nothing_else(trained):
+    seen, first, run, which = trained
     model, _, recipe = store.load_run(run)
-    groups = store.groups_of(model, recipe)
-    assert any((batch.segments > 1).any() for batch, _ in seen), "nothing was packed"
-    moved: dict[str, set[str]] = {}
-    for batch, names in seen:
-        moved.setdefault(batch.stream, set()).update(names)
-    named = {group: {name for name, _ in parameters} for group, parameters in groups.items()}
-    if which is EARLY:
-        assert moved == {"pictures": named["sight"], "words": named["speech"]}
-    else:
-        # a gate in a layer without prompts stays where it is
-        spare = {"fusion.prompts.gates.0.weight"}
-        assert moved["pictures"] == moved["words"] == (named["sight"] | named["speech"]) - spare
+    assert {batch.stream for batch in seen} == {"pictures", "words"}
+    assert any((batch.segments > 1).any() for batch in seen), "nothing was packed"
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, first[name])}
+    meant = {name for named in store.groups_of(model, recipe).values() for name, _ in named}
+    # a gate in a layer without prompts stays where it is
+    assert moved == meant - ({"fusion.prompts.gates.0.weight"} if which is ADDED else set())
 
 
 def test_text_alone_is_shown_nothing_or_an_all_zero_picture(trained):
-    seen, _, which = trained
-    (batch,) = [batch for batch, _ in seen if batch.stream == "words"][:1]
-    if which is EARLY:
-        assert batch.media == {} and batch.slots == {}
-    else:
-        assert not batch.media["sight"].any()
-        assert len(batch.slots["sight"]) == int(batch.segments.amax(1).sum()) and not batch.slots["sight"][:, 3].any()
+    seen, _, _, which = trained
+    for batch in [batch for batch in seen if batch.stream == "words"]:
+        if which is EARLY:
+            assert batch.media == {} and batch.slots == {}
+            continue
+        assert not batch.media["sight"].any() and not batch.slots["sight"][:, 3].any()
+        assert len(batch.slots["sight"]) == int(batch.segments.amax(1).sum())
 
 
 def test_answers_with_prompts(trained):
     """Cached decoding equals reading anew, batches equal alone, also for rows with and without pictures together."""
-    model, processor, _ = store.load_run(trained[1])
+    model, processor, _ = store.load_run(trained[2])
     for gate in model.fusion.prompts.gates.values():
         torch.nn.init.constant_(gate.weight, 0.9)  # a few steps open the gates by little
     red, blue = (ref(world.png(colour), colour) for colour in ("red", "blue"))
@@ -107,13 +100,13 @@ def test_chat_over_stored_features(trained):
     """The engine keeps features and not pictures; what it says is the same."""
     from mmtune.serve.engine import Engine
 
-    model, processor, _ = store.load_run(trained[1])
+    model, processor, _ = store.load_run(trained[2])
     for parts in ((ref(world.png("red"), "red"), "what colour is it?"), ("say red 1",)):
         sample = Sample("s", (Turn("user", parts),))
         example = processor.example(sample, answer=True)
         wanted = list(stream(model, example, (), max_tokens=5))
-        fresh, other, _ = store.load_run(trained[1])
-        engine = Engine(trained[1], fresh, other)
+        fresh, other, _ = store.load_run(trained[2])
+        engine = Engine(trained[2], fresh, other)
         engine.processor.stops = frozenset()
         prompt = engine.prompt(sample)
         assert list(engine.stream(prompt, max_tokens=5, temperature=0.0, seed=0)) == wanted

@@ -136,8 +136,8 @@ def parts(source: Source, plan: Mapping[str, Any], tower_name: str = "tower") ->
     if pixels := preprocessing(source):
         sight["preprocessor_config.json"] = pixels
     text = {"model_type": "llama", **plan["text_config"]}
-    if plan.get("tie_word_embeddings") and "tie_word_embeddings" not in text:
-        text["tie_word_embeddings"] = True
+    if "tie_word_embeddings" in plan:  # transformers goes by the outer one
+        text["tie_word_embeddings"] = plan["tie_word_embeddings"]
     return {
         "sight": Part(f"{SIGHT}.encoder.{tower_name}", sight),
         "llm": Part("llm.model", {"config.json": text, **_llm.tokenizer(source)}),

@@ -21,7 +21,7 @@ KINDS = ("llava", "llava_next")
 
 class Config(ForeignConfig):
     prompt: str = "vicuna"
-    """Prompt template: vicuna for 1.5 and 1.6 on Vicuna, chatml for 1.6 on Yi, mistral for 1.6 on Mistral."""
+    """Prompt template: vicuna for 1.5 and for 1.6 on Vicuna, mistral for 1.6 on Mistral, llava_chatml for 1.6 on Yi."""
     resize: Literal["crop", "pad"] | None = None
     """`pad` brings pictures to a square as the original training of 1.5 did; null does what the folder says, and the
     published folders crop. Not for 1.6."""

@@ -21,7 +21,15 @@ from torch import Tensor
 from mmtune.checkpoint.foreign import _llava
 from mmtune.checkpoint.foreign._llava import SIGHT, Spelling
 from mmtune.checkpoint.foreign.base import (
-    HERE, Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source,
+    HERE,
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Piece,
+    Role,
+    Source,
 )  # fmt: skip
 from mmtune.checkpoint.keymap import KeyMap, Rule
 from mmtune.errors import CheckpointError
@@ -62,7 +70,9 @@ class Pllava(Foreign):
             wrapped: whether their own matrices are called `base_layer`, as peft does since 0.6.
             whole: whether the parts that were not trained are there as well.
         """
-        spelling = spelling or Spelling(model=f"language_model.{WRAP}model.", head=f"language_model.{WRAP}lm_head.weight")
+        spelling = spelling or Spelling(
+            model=f"language_model.{WRAP}model.", head=f"language_model.{WRAP}lm_head.weight"
+        )
         rules = _llava.projector(spelling, "linear_1", "linear_2")
         layer = f"{spelling.model}layers.{{i}}."
         for block, names in LINEARS.items():

@@ -105,9 +105,12 @@ def record(
 ) -> dict[str, Any]:
     """The members of record `index`: suffix to bytes, and "__key__"."""
     rng = random.Random(f"{seed}:{level}:{split}:{index}")
+    kind = kinds[index % len(kinds)]
     scene = draw_scene(rng, level, split)
+    while kind == "points" and not scene.snapshot(0.0).solids:  # a cloud needs something to be there from the start
+        scene = draw_scene(rng, level, split)
     key = f"{index:07d}"
-    facts = _facts(scene, rng, key, kinds[index % len(kinds)]) | {"id": f"{level}-{split}-{seed}-{key}", "split": split}
+    facts = _facts(scene, rng, key, kind) | {"id": f"{level}-{split}-{seed}-{key}", "split": split}
     item: dict[str, Any] = {"__key__": key, "json": json.dumps(facts, sort_keys=True).encode()}
     samples = wave(scene) if {"mp4", "wav"} & {*media} else None
     frames = clip(scene)

@@ -103,11 +103,9 @@ def test_code_outside_the_quick_look_is_refused_too(old: bool, tmp_path: Path) -
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "canary"),)
 
-    torch.save(
-        {"a": Canary()}, tmp_path / "a.pth", pickle_protocol=4, _use_new_zipfile_serialization=not old
-    )
+    torch.save({"a": Canary()}, tmp_path / "a.pth", pickle_protocol=4, _use_new_zipfile_serialization=not old)
     assert _unpickle.stranger(str(tmp_path / "a.pth")) is None
-    with pytest.raises(CheckpointError, match="would run code|is damaged"):
+    with pytest.raises(CheckpointError, match="would run code"):
         Source("file", tmp_path / "a.pth", tmp_path / "scratch").tensors()
     assert not (tmp_path / "canary").exists()
     torch.load(tmp_path / "a.pth", weights_only=False)

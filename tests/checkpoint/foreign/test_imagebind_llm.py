@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import save_file
 
 from mmtune import config
 from mmtune import model as models
@@ -16,7 +17,10 @@ from tests.checkpoint.foreign.makers import imagebind_llm as maker
 
 def test_sound_goes_through_the_same_bind_network(tmp_path):
     made = maker.make(tmp_path)
-    run = carry.bring("imagebind_llm", made.words, tmp_path / "run", [*made.options, "sound=true"])
+    save_file(maker.tensors(), tmp_path / "7B.safetensors")  # read without another process
+    paths = {**made.paths, "adapter": tmp_path / "7B.safetensors"}
+    words = [f"{role}={path}" for role, path in paths.items()]
+    run = carry.bring("imagebind_llm", words, tmp_path / "run", [*made.options, "sound=true"])
     model = store.load_run(run)[0]
     assert model.branches["sound"].kinds == ("audio",)
     vectors = torch.randn(2, 3, 1, maker.WIDTH)

@@ -127,12 +127,14 @@ def test_pixels_are_those_of_the_published_processor(kind: str, tmp_path: Path) 
     _, item, _, _ = ours(run, ref)
     reader = (CLIPImageProcessor if kind == "llava" else LlavaNextImageProcessor).from_pretrained(folder)
     expected = torch.as_tensor(reader(Image.open(ref.source), return_tensors="pt")["pixel_values"])
-    item = item[:, : 3 * tiny.SIZE**2].reshape(expected.shape[-4 if kind != "llava" else 0 :]) if kind != "llava" else item
-    difference = (item - expected.reshape(item.shape)).abs() * 0.26 * 255
+    expected = expected.reshape(-1, 3, tiny.SIZE, tiny.SIZE)
+    if kind == "llava_next":
+        item = item[:, : 3 * tiny.SIZE**2].reshape(expected.shape)
+    difference = (item - expected).abs() * 0.26 * 255
     assert difference.max() <= 1.5 and difference.mean() < 0.2, "in steps of 8-bit colour"
     out = carry.send(run, "llava_hf", tmp_path / "out")
     again = type(reader).from_pretrained(out)(Image.open(ref.source), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(torch.as_tensor(again), expected)
+    torch.testing.assert_close(torch.as_tensor(again).reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,48 @@ def test_variants_without_a_counterpart_are_refused(change: dict, word: str, tmp
     (folder / "config.json").write_text(json.dumps({**plan, **change}))
     with pytest.raises(CheckpointError, match=word):
         carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+
+
+def test_a_head_that_is_the_embedding(tmp_path: Path) -> None:
+    folder, model = tiny.folder(tmp_path / "published", tie_word_embeddings=True)
+    assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
+    run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+    ref = picture(tmp_path)
+    check(folder, model, run, ref)
+    out = carry.send(run, "llava_hf", tmp_path / "out", ["names=saved"])
+    assert load_file(out / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+    check(out, reload(out), run, ref)
+    # a head of its own, although config.json ties it
+    tensors = load_file(folder / "model.safetensors")
+    tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"] + 1
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        carry.bring("llava_hf", [str(folder)], tmp_path / "again")
+
+
+def test_a_tokenizer_without_the_mark_of_a_picture(tmp_path: Path) -> None:
+    """Its next free row of the embedding stands for the mark; where there is none, one is added."""
+    for spare in (True, False):
+        here = tmp_path / str(spare)
+        folder, _ = tiny.folder(here / "published")
+        llm = json.loads((folder / "tokenizer.json").read_text())
+        free = min(t["id"] for t in llm["added_tokens"] if t["content"] in ("<image>", "<pad>"))
+        llm["added_tokens"] = [t for t in llm["added_tokens"] if t["content"] not in ("<image>", "<pad>")]
+        (folder / "tokenizer.json").write_text(json.dumps(llm))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+        if not spare:
+            tensors = load_file(folder / "model.safetensors")
+            for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+                tensors[name] = tensors[name][:free].clone()
+            save_file(tensors, folder / "model.safetensors")
+            plan = json.loads((folder / "config.json").read_text())
+            plan["text_config"]["vocab_size"] = free
+            (folder / "config.json").write_text(json.dumps(plan))
+        run = carry.bring("llava_hf", [str(folder)], here / "run")
+        out = carry.send(run, "llava_hf", here / "out")
+        plan = json.loads((out / "config.json").read_text())
+        assert plan["image_token_index"] == free
+        check(out, reload(out), run, picture(here))
 
 
 def train(recipe: Path, out: Path, folder: Path, *changes: str) -> Path:
@@ -182,7 +226,9 @@ def test_trained_on_and_back_in_transformers(kind: str, tmp_path: Path) -> None:
 def test_a_lora_is_folded_in(tmp_path: Path) -> None:
     folder, _ = tiny.folder(tmp_path / "published")
     run = carry.bring("llava_hf", [str(folder)], tmp_path / "run")
-    lora = "{name: hf_peft, method: lora, r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj], init_lora_weights: false}"
+    lora = (
+        "{name: hf_peft, method: lora, r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj], init_lora_weights: false}"
+    )
     changes = [f"model.tuners=[{lora}]", "groups.lora={match: ['@hf_peft'], lr: 0.01}"]
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
     out = carry.send(tuned, "llava_hf", tmp_path / "out")
@@ -198,8 +244,9 @@ def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
     with pytest.raises(CheckpointError, match="ia3_l"):
         carry.send(tuned, "llava_hf", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="clip and pool"):
-        carry.send("mmtune:pocket/chat", "llava_hf", tmp_path / "out")
+    pooled = carry.bring("llava_hf", [str(folder)], tmp_path / "pooled", ["pool=[2, 2, 2]"])
+    with pytest.raises(CheckpointError, match="sight: hf_vision and pool"):
+        carry.send(pooled, "llava_hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

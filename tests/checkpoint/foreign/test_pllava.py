@@ -1,4 +1,4 @@
-"""PLLaVA: against the same arithmetic in transformers, at several scales of the LoRA; whole folders and partial ones."""
+"""PLLaVA: against the same arithmetic in transformers, at several scales of the LoRA; whole and partial folders."""
 
 from __future__ import annotations
 

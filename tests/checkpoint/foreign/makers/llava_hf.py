@@ -31,6 +31,7 @@ def folder(path: Path, kind: str = "llava", **changes):
     text = t.LlamaConfig(**TEXT, vocab_size=tokenizer.get_vocab_size() + 6, **changes)
     common = {"vision_config": t.CLIPVisionConfig(**VISION, initializer_range=0.3), "text_config": text}
     common["image_token_index"] = tokenizer.token_to_id("<image>")
+    common["tie_word_embeddings"] = changes.get("tie_word_embeddings", False)
     if kind == "llava":
         plan = t.LlavaConfig(**common, image_seq_length=(SIZE // 8) ** 2)
         model = t.LlavaForConditionalGeneration(plan)

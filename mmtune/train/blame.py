@@ -1,0 +1,72 @@
+"""Which samples of a step are not finite: each is tried alone, with the weights that the step had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmtune.train.cut import padding, singles
+from mmtune.types import Batch
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.train.distributed import Runtime
+    from mmtune.train.team import Team
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One sample alone."""
+
+    id: str
+    loss: float
+    """Mean over its supervised tokens."""
+    norms: dict[str, float]
+    """Gradient norm of each group that its stream trains."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and all(math.isfinite(norm) for norm in self.norms.values())
+
+
+def alone(model: MultimodalModel, batch: Batch, team: Team, runtime: Runtime) -> Trial:
+    """Forward and backward of a batch of one sample; gradients are dropped."""
+    batch = batch.to(runtime.device)
+    with runtime.autocast():
+        loss, count = team.objectives[batch.stream].loss(model, batch)
+    try:
+        if loss.requires_grad:
+            loss.backward()
+        norms = {}
+        for name in team.owners[batch.stream]:
+            team.optimizers[name].take(max(1, count))
+            team.optimizers[name].give()
+            norms[name] = float(team.optimizers[name].norm())
+    finally:
+        for optimizer in team.optimizers.values():
+            optimizer.drop()
+    return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / max(1, count), norms)
+
+
+def guilty(model: MultimodalModel, batches: Sequence[Batch], team: Team, runtime: Runtime) -> list[str]:
+    """Samples of all ranks whose loss or gradient alone is not finite. Every rank calls this."""
+    ones = [one for batch in batches for one in singles(batch)]
+    most = max(runtime.total([len(ones) if rank == runtime.rank else 0 for rank in range(runtime.world)]))
+    found = []
+    for place in range(int(most)):
+        # as many passes on every rank, for other ranks may wait for this one's modules
+        trial = alone(model, ones[place] if place < len(ones) else padding(batches[0]), team, runtime)
+        if trial.id and not trial.finite:
+            found.append(trial.id)
+    return runtime.gather(found)
+
+
+def said(trials: Iterable[Trial]) -> list[str]:
+    """A line for each trial."""
+    return [
+        f"{'finite    ' if trial.finite else 'NOT FINITE'}  {trial.id}  loss {trial.loss:.4f}  gradient "
+        + ", ".join(f"{name} {norm:.4g}" for name, norm in trial.norms.items())
+        for trial in trials
+    ]

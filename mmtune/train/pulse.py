@@ -1,0 +1,252 @@
+"""Which rank holds up the others: every rank writes down where it is, and all stop when one does not go on.
+
+A thread of each rank puts a beat into the store of the process group every few seconds: how far it is, in which stage,
+since when. A rank that hangs goes on beating, but not on counting; one that is dead does neither. Either is named, with
+its last stage and the samples of its step, and every rank that can still act ends its process: nothing waits for ever,
+whatever the backend does.
+
+The store is that of the rendezvous (MASTER_ADDR and MASTER_PORT), read through a connection of its own, for the process
+group's own may be the one that waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+LOOKOUTS = 2
+"""Ranks that read all beats; the others read those of these two, and their verdict."""
+CODE = 1
+"""Exit code of a rank that stops because of another one."""
+
+
+class Pulse:
+    """The beat of one rank, and what it knows of the others.
+
+    Args:
+        deadline: seconds that a rank may stay where it is, or be silent.
+        store: a connection of its own to the store of the group; one is opened when not given.
+        leave: ends the process.
+    """
+
+    def __init__(
+        self, rank: int, world: int, deadline: float, store: Any = None, leave: Callable[[int], None] = os._exit
+    ) -> None:
+        self.rank, self.world, self.deadline, self._leave = rank, world, deadline, leave
+        self.every = min(5.0, max(0.2, deadline / 12))
+        self._store = _open() if store is None else store
+        self._run = f"mmtune/pulse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._lock = threading.Lock()
+        self._count, self._since, self._patient = 0, time.monotonic(), 1
+        self._stage, self._samples, self._state = "starting", [], "runs"
+        self._main = threading.get_ident()
+        self._number = 0
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._known: dict[int, dict[str, Any]] = {}
+        self._over = threading.Event()
+        self._beat()
+        self._thread = threading.Thread(target=self._live, name="mmtune-pulse", daemon=True)
+        self._thread.start()
+
+    # ---------------------------------------------------------------------------------------------- where this rank is
+
+    def at(self, stage: str, samples: Sequence[str] = ()) -> None:
+        """Go on to a stage. Every rank calls this in the same order; samples are those at hand, for the message."""
+        with self._lock:
+            self._stage, self._samples, self._patient = stage, list(samples), 0
+            self._count, self._since = self._count + 1, time.monotonic()
+
+    @contextmanager
+    def inside(self, what: str) -> Iterator[None]:
+        """Around something for which all ranks have to come together."""
+        with self._lock:
+            before, self._stage = self._stage, f"{self._stage}, {what}"
+            self._count, self._since = self._count + 1, time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stage = before
+                self._count, self._since = self._count + 1, time.monotonic()
+
+    @contextmanager
+    def patient(self, what: str) -> Iterator[None]:
+        """Around something that may take any time, on this rank alone or on all."""
+        with self._lock:
+            before, self._stage = self._stage, what
+            self._patient += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stage, self._since = before, time.monotonic()
+                self._patient = max(0, self._patient - 1)
+
+    def meet(self, name: str) -> None:
+        """Wait until all ranks are here, for as long as it takes: a rank that is gone or hangs ends the wait."""
+        key = f"{self._run}/meet/{name}"
+        self._store.add(key, 1)
+        while self._store.add(key, 0) < self.world:
+            time.sleep(0.02)
+
+    def end(self, state: str, wait: float = 0.0) -> None:
+        """The last beat: `done`, or what went wrong. The first rank, which may hold the store, waits for the others."""
+        self._over.set()
+        self._thread.join(5)
+        self._state = state
+        with contextlib.suppress(Exception):
+            self._beat()
+            until = time.monotonic() + wait
+            while self.rank == 0 and time.monotonic() < until:
+                if all(beat["state"] != "runs" or self._gone(rank) for rank, beat in self._read(range(self.world))):
+                    break
+                time.sleep(0.05)
+
+    # ------------------------------------------------------------------------------------------------------- the others
+
+    def blame(self, wait: float = 10.0) -> str | None:
+        """Who else is dead or failed, in words, for a rank whose call to the others broke; waits for signs of it."""
+        until = time.monotonic() + min(wait, self.deadline)
+        while True:
+            with contextlib.suppress(Exception):
+                if found := self._lost(range(self.world), self._read(range(self.world))):
+                    return found
+            if time.monotonic() > until:
+                return None
+            time.sleep(self.every / 4)
+
+    def _live(self) -> None:
+        lost = None
+        seen = range(self.world) if self.rank < LOOKOUTS else range(min(LOOKOUTS, self.world))
+        while not self._over.wait(self.every):
+            try:
+                self._beat()
+                beats = self._read(seen)
+                found = self._verdict() or self._lost(seen, beats) or self._hang(beats)
+                lost = None
+            except Exception as error:  # the store's errors have several classes
+                lost = lost or time.monotonic()
+                patience = min(self.deadline, 3 * self.every + 2)
+                found = None
+                if time.monotonic() - lost > patience and not self._over.is_set():
+                    found = f"rank 0, or whoever holds the store of this run, cannot be reached ({error}); {self._last(0)}"
+            if found and not self._over.is_set():
+                self._stop(found)
+
+    def _stop(self, found: str) -> None:
+        # the main thread may be on its way out with an error of its own, which says more
+        if self._over.wait(min(5.0, self.deadline / 4)):
+            return
+        with contextlib.suppress(Exception):
+            self._store.set(f"{self._run}/verdict", found)
+        sys.stderr.write(f"mmtune: {found}\nmmtune: rank {self.rank} stops; it was in: {self._stage}\n")
+        if found.startswith(f"rank {self.rank} "):
+            faulthandler.dump_traceback(sys.stderr)
+        sys.stderr.flush()
+        self._leave(CODE)
+
+    def _verdict(self) -> str | None:
+        key = f"{self._run}/verdict"
+        return self._store.get(key).decode() if self._store.check([key]) else None
+
+    def _lost(self, seen: Sequence[int], beats: list[tuple[int, dict[str, Any]]]) -> str | None:
+        """Who failed, died or fell silent."""
+        for rank, beat in beats:
+            if rank != self.rank and beat["state"] not in ("runs", "done"):
+                return f"rank {rank} failed in {self._last(rank)}: {beat['state']}"
+        for rank, beat in beats:
+            silent = time.monotonic() - self._heard[rank][1]
+            if rank == self.rank or beat["state"] == "done":
+                continue
+            if silent > 3 * self.every and self._gone(rank):
+                return f"rank {rank} (process {beat['pid']}) died; {self._last(rank)}"
+            if silent > self.deadline:
+                return f"rank {rank} on {beat['host']} has been silent for {silent:.0f} s; {self._last(rank)}"
+        return None
+
+    def _hang(self, beats: list[tuple[int, dict[str, Any]]]) -> str | None:
+        """Who has stayed where it is for longer than the deadline while all others wait."""
+        least = min(beat["count"] for _, beat in beats)
+        behind = [(rank, beat) for rank, beat in beats if beat["count"] == least and beat["state"] == "runs"]
+        if not behind or any(beat["patient"] or beat["age"] <= self.deadline for _, beat in behind):
+            return None
+        # of those that are equally far, the ones inside a collective wait for the others
+        behind = [one for one in behind if not one[1]["waits"]] or behind
+        return "; ".join(
+            f"rank {rank} hangs: for {beat['age']:.0f} s in {self._last(rank)}, at {beat['where']}" for rank, beat in behind
+        )
+
+    def _last(self, rank: int) -> str:
+        beat = self._known.get(rank)
+        if beat is None:
+            return "nothing is known of it"
+        samples = f" with samples {', '.join(beat['samples'])}" if beat["samples"] else ""
+        return f"its last stage: {beat['stage']}{samples}"
+
+    def _gone(self, rank: int) -> bool:
+        """Whether a rank on this machine has no process any more."""
+        beat = self._known.get(rank)
+        if beat is None or beat["host"] != _host():
+            return False
+        try:
+            return Path(f"/proc/{beat['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return Path("/proc/self/stat").exists()
+
+    def _read(self, ranks: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
+        keys = {rank: f"{self._run}/{rank}" for rank in ranks}
+        there = [rank for rank, key in keys.items() if self._store.check([key])]
+        for rank, data in zip(there, self._store.multi_get([keys[rank] for rank in there]), strict=True):
+            beat = self._known[rank] = json.loads(data)
+            if self._heard.get(rank, (-1, 0.0))[0] != beat["number"]:
+                self._heard[rank] = beat["number"], time.monotonic()
+        return [(rank, self._known[rank]) for rank in there]
+
+    def _beat(self) -> None:
+        self._number += 1
+        where, waits = self._place()
+        with self._lock:
+            beat = {
+                "number": self._number, "state": self._state, "stage": self._stage, "count": self._count,
+                "age": time.monotonic() - self._since, "patient": self._patient, "samples": self._samples[:16],
+                "pid": os.getpid(), "host": _host(), "where": where, "waits": waits,
+            }  # fmt: skip
+        self._store.set(f"{self._run}/{self.rank}", json.dumps(beat))
+
+    def _place(self) -> tuple[str, bool]:
+        """Where the main thread is, and whether that is inside a collective."""
+        frame = first = sys._current_frames().get(self._main)
+        waits = False
+        while frame is not None:
+            waits = waits or "/torch/distributed/" in frame.f_code.co_filename
+            frame = frame.f_back
+        if first is None:
+            return "no place", False
+        return f"{first.f_code.co_filename}:{first.f_lineno} ({first.f_code.co_name})", waits
+
+
+def _open() -> Any:
+    from torch.distributed import TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+
+
+def _host() -> str:
+    """This machine, until it is started again."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}".strip()

@@ -1,0 +1,195 @@
+"""The tiny run that the proofs train, kill and take up again: two streams, two groups, dropout, a bad sample."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmtune import config
+from mmtune import model as models
+from mmtune.model import MultimodalModel
+from mmtune.recipe import Recipe
+from mmtune.train import loop
+from tests.train import world
+
+from . import _fork
+from ._shim import Shim
+
+STEPS = 8
+
+LORA = {"name": "hf_peft", "method": "lora", "r": 2, "lora_alpha": 4, "lora_dropout": 0.2, "target_modules": ["q_proj"]}
+CHANGES: dict[str, Any] = {
+    "model": {"tuners": [LORA]},
+    "groups": {"speech": {"match": ["@hf_peft"], "lr": 1e-2, "streams": ["words"]}},
+    "schedule": {"steps": STEPS},
+}
+
+
+@functools.cache
+def room() -> Path:
+    """A folder for everything, gone when the program ends."""
+    import atexit
+
+    folder = Path(tempfile.mkdtemp(prefix="mmtune-prove-"))
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
+
+
+_count = 0
+
+
+def fresh(name: str = "run") -> Path:
+    """A path that nothing lies at."""
+    global _count
+    _count += 1
+    return room() / f"{name}-{_count}"
+
+
+@functools.cache
+def recipe_file(save_every: int = 2, steps: int = STEPS) -> Path:
+    """The recipe of the tiny run, its data and models beside it. Made in a process of its own: it uses torch."""
+    folder = room() / f"world-{save_every}-{steps}"
+
+    def make() -> None:
+        tree = config.merge(world.tree(folder, save_every=save_every), CHANGES)
+        tree["schedule"]["steps"] = steps
+        spoil(folder / "pictures", 3)
+        recipe = config.validate(Recipe, tree)
+        (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
+
+    ended = _fork.run(make)
+    assert ended.code == 0, ended.said
+    # once here, and not in each of the runs: half of a short run is what packages do on first use
+    models.build(config.load(Recipe, folder / "recipe.yaml").model, weights=True)
+    assert threading.active_count() == 1, "a process with threads must not fork"
+    return folder / "recipe.yaml"
+
+
+def spoil(folder: Path, number: int) -> str:
+    """Cut the picture of one sample short, in a shard that is indexed anew; returns the sample's id."""
+    import tarfile
+
+    from mmtune.data import index
+
+    key = f"{number:06d}"
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+        if f"{key}.png" in members:
+            members[f"{key}.png"] = members[f"{key}.png"][:40]
+            world.write_tar(shard, members)
+            shard.with_name(shard.name + ".index.json").unlink(missing_ok=True)
+            index.index_shards([str(shard)])
+            return f"{shard.stem}/{key}"
+    raise KeyError(key)
+
+
+def train(
+    recipe: Path,
+    out: Path,
+    *overrides: str,
+    shim: Shim | None = None,
+    allow: tuple[str, ...] = (),
+    patch: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """One call of `train`, for a process of its own: goes on with what lies in `out`, or begins."""
+    torch.set_num_threads(1)
+    watch(out)
+    if patch:
+        patch()
+    if shim:
+        shim.install()
+    result = loop.train(config.load(Recipe, recipe, list(overrides)), out, resume=True, progress="lines", allow=allow)
+    told = {"step": result.step, "finished": result.finished, "code": result.code}
+    return {**told, "calls": shim.calls if shim else [], "bytes": shim.bytes if shim else 0}
+
+
+def watch(out: Path) -> None:
+    """Write down, beside the run folder, which samples the loss saw in which step."""
+    log = os.open(f"{out}.order", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    real_seed, real_loss = loop.states.seed_step, MultimodalModel.loss
+    write, now = os.write, {"step": -1}
+
+    def seed(seed: int, step: int, rank: int = 0) -> None:
+        now["step"] = step
+        real_seed(seed, step, rank)
+
+    def loss(self: MultimodalModel, batch: Any, *rest: Any, **more: Any) -> Any:
+        write(log, (json.dumps([now["step"], batch.stream, list(batch.ids)]) + "\n").encode())
+        return real_loss(self, batch, *rest, **more)
+
+    loop.states.seed_step, MultimodalModel.loss = seed, loss
+
+
+def order(out: Path) -> dict[int, list[list[Any]]]:
+    """Step to the samples of its micro-batches. Raises ValueError when a step that came again was another one."""
+    seen: dict[int, list[list[Any]]] = {}
+    step, part = None, []
+    rows = [json.loads(line) for line in Path(f"{out}.order").read_text().splitlines()] + [[None, "", []]]
+    for number, stream, ids in rows:
+        if number != step or number is None:
+            if step is not None and seen.setdefault(step, part) != part:
+                # a step that was killed between its micro-batches is a beginning of the whole one
+                longer, shorter = sorted((seen[step], part), key=len, reverse=True)
+                if longer[: len(shorter)] != shorter:
+                    raise ValueError(f"step {step} came again with other samples")
+                seen[step] = longer
+            step, part = number, []
+        part.append([stream, ids])
+    return seen
+
+
+def digests(out: Path, steps: int = STEPS) -> dict[str, str]:
+    """Everything a run leaves that must not depend on how it was interrupted, as digests."""
+    state = out / "state" / f"step-{steps:08d}"
+    files = [*sorted(state.iterdir()), *sorted((out / "weights").iterdir()), out / "skipped.jsonl", out / "recipe.yaml"]
+    found = {}
+    for path in files:
+        data = path.read_bytes() if path.exists() else b""
+        found[path.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
+    found["card.md"] = hashlib.sha256((out / "card.md").read_bytes()).hexdigest()
+    found["order"] = hashlib.sha256(json.dumps(order(out)).encode()).hexdigest()
+    return found
+
+
+def compare(out: Path, wanted: dict[str, str], steps: int = STEPS) -> list[str]:
+    """What of a run is not as it is in the straight one."""
+    try:
+        got = digests(out, steps)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return [name for name in sorted(wanted.keys() | got.keys()) if wanted.get(name) != got.get(name)]
+
+
+@functools.cache
+def straight(save_every: int = 2, steps: int = STEPS) -> tuple[Path, dict[str, str], dict[str, Any], float]:
+    """A run without a break: its folder, its digests, what `train` told, and its seconds."""
+    recipe, out = recipe_file(save_every, steps), fresh("straight")
+    ended = _fork.run(lambda: train(recipe, out, shim=Shim(out)))
+    assert ended.code == 0, ended.said
+    return out, digests(out, steps), ended.value, ended.seconds
+
+
+def finish(recipe: Path, out: Path, *overrides: str, tries: int = 3) -> _fork.Ended:
+    """Take a run up again until it ends by itself."""
+    for _ in range(tries):
+        ended = _fork.run(lambda: train(recipe, out, *overrides))
+        if ended.code == 0 and ended.value["finished"]:
+            break
+    return ended
+
+
+def clear(out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    Path(f"{out}.order").unlink(missing_ok=True)

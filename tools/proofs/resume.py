@@ -1,0 +1,314 @@
+"""Killed anywhere, a run that is taken up ends as the one that was never interrupted, to the bit.
+
+Kills: at every write, fsync, rename and deletion of all saves; the same with what was not flushed lost, as in a power
+cut; at random moments; several times in one run; with another number of data workers each time; by SIGTERM, which has
+to save first. And a save beside the training holds the step it names, on a slow disk too; a full disk costs a save and
+nothing else; what changed is refused, each kind of change by name.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from mmtune.train import resume as states
+
+from . import _fork
+from ._base import Verdict
+from ._shim import Shim, lose
+from ._stage import STEPS, clear, compare, finish, fresh, order, recipe_file, straight, train
+
+
+def prove(short: bool) -> Verdict:
+    verdict = Verdict("resume", "interrupted runs that ended as the straight one, or refused what they had to")
+    out, wanted, told, seconds = straight()
+    calls = told["calls"]
+    saw = Counter(call.split()[0] for call in calls)
+    verdict.need({"write", "fsync", "rename", "unlink"} <= set(saw), f"the shim saw too little of a save: {dict(saw)}")
+    verdict.need(Path(out / "skipped.jsonl").read_text().count("\n") > 1, "the straight run skipped nothing")
+    verdict.need(len(order(out)) == STEPS, "the straight run was not watched")
+
+    total = len(calls)
+    few = _spread(calls, 4) if short else range(1, total + 1)
+    for number in few:
+        _killed_at(verdict, number, calls[number - 1], wanted, power=False)
+    cuts = _spread(calls, 5)[1:4] if short else range(1, total + 1)
+    lost = sum(_killed_at(verdict, number, calls[number - 1], wanted, power=True) for number in cuts)
+    verdict.need(lost > 0, "no power cut lost anything")
+    hit = _at_random(verdict, 1 if short else 50, seconds, wanted)
+    parts = _many_times(verdict, wanted, (3,) if short else (2, 3, 7))
+    _by_signal(verdict, wanted, [signal.SIGTERM] if short else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    _slow_disk(verdict, wanted)
+    full = _full_disk(verdict, wanted, calls, 1 if short else total)
+    edits = _edits(verdict, 2 if short else 99)
+    verdict.notes = [
+        f"kills at {len(few)} of {total} disk calls ({', '.join(f'{name} {n}' for name, n in saw.items())})",
+        f"power cuts at {len(cuts)} ({lost} things lost)",
+        f"random kills {hit}",
+        f"chains of resumes {parts}",
+        f"full disks {full}",
+        f"edits refused {edits}",
+    ]
+    return verdict
+
+
+def _spread(calls: list[str], count: int) -> list[int]:
+    """Some calls: those around renames and deletions first, because there is most to lose; then evenly spread."""
+    renames = [i + 1 for i, call in enumerate(calls) if call.startswith("rename")]
+    chosen = {renames[-1], renames[-1] + 1, renames[-1] + 2, renames[1] + 1, renames[len(renames) // 2]}
+    return sorted([*chosen, *range(3, len(calls), max(1, len(calls) // count))][:count])
+
+
+def _sealed(calls: list[str], number: int) -> int:
+    """Step of the newest state that was in place and flushed before a call; 0 when there was none."""
+    newest = 0
+    for i, call in enumerate(calls[: number - 1]):
+        found = re.search(r"^rename state/\.step-(\d+)\.draft", call)
+        if found and "fsync state" in calls[i + 1 : number - 1]:
+            newest = int(found[1])
+    return newest
+
+
+def _killed_at(verdict: Verdict, number: int, call: str, wanted: dict[str, str], power: bool) -> int:
+    """Killed at a call, then taken up; returns what a power cut took."""
+    recipe, out, journal = recipe_file(), fresh("kill"), fresh("journal")
+    where = f"{'power cut' if power else 'killed'} at call {number}, {call}"
+    ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, kill=number, journal=journal if power else None)))
+    verdict.need(ended.code == -signal.SIGKILL, f"{where}: did not fire, it ended with {ended.code}: {ended.said[-300:]}")
+    lost = lose(out, journal) if power and journal.exists() else 0
+    newest = _sealed(straight()[2]["calls"], number)
+    ended = finish(recipe, out)
+    wrong = [f"ended with {ended.code}: {ended.said[-400:]}"] if ended.code else compare(out, wanted)
+    went = re.search(r"going on after step (\d+)", ended.said)
+    if newest and (went is None or int(went[1]) < newest):
+        wrong.append(f"began after step {went[1] if went else 0}, although step {newest} was sealed")
+    verdict.check(not wrong, f"{where}: {'; '.join(wrong)}")
+    clear(out)
+    return lost
+
+
+def _at_random(verdict: Verdict, count: int, seconds: float, wanted: dict[str, str]) -> str:
+    draw, hit = random.Random(7), 0
+    for number in range(count):
+        recipe, out, moment = recipe_file(), fresh("random"), draw.uniform(0.1, 1.1) * seconds
+        workers = f"run.workers={draw.choice((0, 0, 1, 2))}"
+        ended = _fork.run(lambda: train(recipe, out, workers), kill_after=moment)  # noqa: B023
+        hit += ended.code == -signal.SIGKILL
+        ended = finish(recipe, out)
+        wrong = [ended.said[-400:]] if ended.code else compare(out, wanted)
+        verdict.check(not wrong, f"random kill {number} after {moment:.2f} s: {'; '.join(wrong)}")
+        clear(out)
+    verdict.need(hit >= count // 2, f"only {hit} of {count} random kills came before the end")
+    return f"{hit} hit of {count}"
+
+
+def _many_times(verdict: Verdict, wanted: dict[str, str], lengths: tuple[int, ...]) -> int:
+    """Stopped every few steps, killed in between, each time with another number of workers."""
+    for length in lengths:
+        recipe, out = recipe_file(), fresh("chain")
+        for part in range(40):
+            workers = f"run.workers={(0, 2, 1, 4)[part % 4]}"
+            how = signal.SIGKILL if part % 3 == 2 else signal.SIGTERM
+            ended = _fork.run(lambda: train(recipe, out, workers, patch=_stop_after(length, how)))  # noqa: B023
+            if ended.code == 0 and ended.value["finished"]:
+                break
+        verdict.need(part > 1, f"a chain of {length} steps each was not interrupted")
+        wrong = compare(out, wanted)
+        verdict.check(not wrong, f"stopped after each {length} steps, {part} times: {'; '.join(wrong)} {ended.said[-300:]}")
+        clear(out)
+    return len(lengths)
+
+
+def _stop_after(steps: int, number: int) -> Callable[[], None]:
+    """A patch that sends this process a signal in the course of a step."""
+
+    def patch() -> None:
+        import os
+
+        from mmtune.train import loop
+
+        real, done = loop.states.seed_step, 0
+
+        def seed(*args: int) -> None:
+            nonlocal done
+            done += 1
+            if done == steps:
+                os.kill(os.getpid(), number)
+            real(*args)
+
+        loop.states.seed_step = seed
+
+    return patch
+
+
+def _by_signal(verdict: Verdict, wanted: dict[str, str], numbers: list[signal.Signals]) -> None:
+    """A signal ends the step, saves, and gives its own exit code."""
+    for number in numbers:
+        recipe, out = recipe_file(), fresh("signal")
+        slow = Shim(out, slow=0.02)  # the write of the step before is still going on
+        ended = _fork.run(lambda: train(recipe, out, shim=slow, patch=_stop_after(3, number)))  # noqa: B023
+        saved = states.load(out / "state", lambda text: None)
+        told = ended.value or {}
+        verdict.need(told.get("step") == 3, f"{number.name}: did not fire in step 3: {told} {ended.said[-300:]}")
+        fine = told.get("code") == 128 + number and saved is not None and saved.step == 3
+        ended = finish(recipe, out)
+        wrong = compare(out, wanted)
+        verdict.check(fine and not wrong, f"{number.name}: {told}, saved {saved and saved.step}, {'; '.join(wrong)}")
+        clear(out)
+
+
+def _slow_disk(verdict: Verdict, wanted: dict[str, str]) -> None:
+    """While a save is written the training goes on, and what is written is the step that the save names."""
+    recipe, out = recipe_file(), fresh("slow")
+
+    def work() -> dict[str, object]:
+        import threading
+
+        from mmtune.train import loop, saver
+
+        overlapped = 0
+        real = loop.states.seed_step
+
+        def patch() -> None:
+            def seed(*args: int) -> None:
+                nonlocal overlapped
+                overlapped += any(thread.name.startswith("mmtune-save") for thread in threading.enumerate())
+                real(*args)
+
+            loop.states.seed_step = seed
+
+        told = train(recipe, out, shim=Shim(out, slow=0.004), patch=patch)
+        return {**told, "overlapped": overlapped, "module": saver.__name__}
+
+    ended = _fork.run(work)
+    verdict.need(bool(ended.value and ended.value["overlapped"]), f"no step ran beside a save: {ended.said[-300:]}")
+    for step in (STEPS - 2, STEPS):
+        # the same step saved by a run that does nothing else, and waits
+        alone = fresh("alone")
+        _fork.run(lambda: train(recipe, alone, patch=_stop_after(step, signal.SIGTERM)))  # noqa: B023
+        wrong = [
+            path.name
+            for path in sorted((alone / f"state/step-{step:08d}").glob("*"))
+            if (out / f"state/step-{step:08d}" / path.name).read_bytes() != path.read_bytes()
+        ]
+        verdict.check(not wrong, f"saved beside the training, step {step} is not itself: {', '.join(wrong)}")
+        clear(alone)
+    clear(out)
+
+
+def _full_disk(verdict: Verdict, wanted: dict[str, str], calls: list[str], most: int) -> int:
+    """No room from some call on: the run stops loudly, what was sealed stays, and it goes on when there is room."""
+    first = next(i for i, call in enumerate(calls, 1) if "state/step-" in call or "state/.step" in call)
+    numbers = [i for i, call in enumerate(calls, 1) if i > first + 12 and call.startswith(("write", "fsync", "rename"))]
+    numbers = numbers[:: max(1, len(numbers) // most)][:most]
+    for number in numbers:
+        recipe, out = recipe_file(), fresh("full")
+        ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, fail=number, full=True)))  # noqa: B023
+        where = f"disk full at call {number}, {calls[number - 1]}"
+        loud = ended.code != 0 and "No space left" in ended.said
+        newest = states.load(out / "state", lambda text: None)
+        left = [path.name for path in out.rglob("*.draft")]
+        ended = finish(recipe, out)
+        wrong = compare(out, wanted)
+        verdict.check(
+            loud and newest is not None and not left and not wrong,
+            f"{where}: loud {loud}, sealed {newest and newest.step}, left {left}, {'; '.join(wrong)}",
+        )
+        clear(out)
+    return len(numbers)
+
+
+def _edits(verdict: Verdict, most: int) -> int:
+    """What a run is made of is changed between a stop and a resume: refused by name, and taken when allowed."""
+    import json
+    import shutil
+
+    from mmtune.train import keeper
+
+    def edit_json(path: str, change: Callable[[dict], None]) -> Callable[[Path, Path], tuple[str, ...]]:
+        def edit(world: Path, out: Path) -> tuple[str, ...]:
+            tree = json.loads((world / path).read_text())
+            change(tree)
+            (world / path).write_text(json.dumps(tree))
+            return ()
+
+        return edit
+
+    def weights(world: Path, out: Path) -> tuple[str, ...]:
+        file = world / "tower/open_clip_model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-2] ^= 1
+        file.write_bytes(data)
+        return ()
+
+    def shard(world: Path, out: Path) -> tuple[str, ...]:
+        from tests.train.world import shards
+
+        shutil.rmtree(world / "words")
+        shards(world / "words", each=9, text=True)
+        return ()
+
+    def flipped(world: Path, out: Path) -> tuple[str, ...]:
+        file = sorted((world / "words").glob("*.tar"))[0]
+        data = bytearray(file.read_bytes())
+        data[600] ^= 1
+        file.write_bytes(data)
+        return ()
+
+    def prompt(world: Path, out: Path) -> tuple[str, ...]:
+        file = out / "prompts/plain.yaml"
+        file.write_text(file.read_text().replace('user: {before: "<|user|>"}', 'user: {before: "<|system|>"}'))
+        return ()
+
+    def ledger(world: Path, out: Path) -> tuple[str, ...]:
+        lines = (out / "skipped.jsonl").read_text().splitlines(keepends=True)
+        (out / "skipped.jsonl").write_text("".join(lines[1:]))
+        return ()
+
+    def setting(text: str) -> Callable[[Path, Path], tuple[str, ...]]:
+        return lambda world, out: (text,)
+
+    def version() -> None:
+        real = keeper.store.versions
+        keeper.store.versions = lambda: {**real(), "mmtune": "99.0"}
+
+    plan: list[tuple[str, str, Callable[[Path, Path], tuple[str, ...]], Callable[[], None] | None]] = [
+        ("data", "other samples", shard, None),
+        ("ledger", "a lost line", ledger, None),
+        ("recipe", "a rate", setting("groups.sight.lr=0.5"), None),
+        ("recipe", "more steps", setting("schedule.steps=12"), None),
+        ("data", "a flipped bit", flipped, None),
+        ("base", "a flipped bit of a tower", weights, None),
+        ("prompts", "another mark", prompt, None),
+        ("code", "another version", setting("run.workers=0"), version),
+        ("tokenizer", "another word", edit_json("llm/tokenizer.json", _swap_words), None),
+    ]
+    for kind, what, edit, patch in plan[:most]:
+        world, out = fresh("world"), fresh("edited")
+        shutil.copytree(recipe_file().parent, world)
+        text = (world / "recipe.yaml").read_text().replace(str(recipe_file().parent), str(world))
+        (world / "recipe.yaml").write_text(text)
+        recipe = world / "recipe.yaml"
+        _fork.run(lambda: train(recipe, out, patch=_stop_after(5, signal.SIGTERM)))  # noqa: B023
+        more = edit(world, out)
+        refused = _fork.run(lambda: train(recipe, out, *more, patch=patch))  # noqa: B023
+        named = "has changed since it was saved" in refused.said and f"--allow {kind}" in refused.said
+        others = [k for k in keeper.KINDS if k != kind and f"--allow {k}" in refused.said]
+        taken = _fork.run(lambda: train(recipe, out, *more, patch=patch, allow=(kind,)))  # noqa: B023
+        verdict.check(
+            refused.code != 0 and named and not others and taken.code == 0,
+            f"{kind}, {what}: refused {refused.code != 0}, named {named}, also named {others}, taken when allowed "
+            f"{taken.code == 0}: {refused.said[-300:] if not named else taken.said[-300:]}",
+        )
+        clear(out)
+    return min(most, len(plan))
+
+
+def _swap_words(tree: dict) -> None:
+    vocabulary = tree["model"]["vocab"]
+    one, two = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
