@@ -147,7 +147,7 @@ def evaluate(
 def show(
     recipe: Recipe,
     overrides: Overrides = None,
-    groups: Annotated[bool, typer.Option("--groups", help="Every trained parameter by name.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="Who trains what, how fast, by which stream.")] = False,
 ) -> None:
     """Say what a recipe builds and what trains, without reading weights."""
     changes = _overrides(overrides)
@@ -155,6 +155,18 @@ def show(
     from mmtune.commands import show as command
 
     command.run(recipe, changes, groups)
+
+
+@app.command()
+def replay(
+    run: Run,
+    id: Annotated[list[str] | None, typer.Option(metavar="ID", help="A sample, as skipped.jsonl names it.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Try the samples of steps that were not finite, each alone, with the weights last saved."""
+    from mmtune.commands import replay as command
+
+    command.run(run, id or [], device)
 
 
 @app.command("import")

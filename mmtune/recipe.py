@@ -222,6 +222,15 @@ class RunSection(Config):
     memory, about a third more time, the same gradients."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+    strategy: Literal["replicate", "shard", "shard_all"] = "replicate"
+    """What each process of a run holds: the whole model; its part of the frozen layers of the language model; its part
+    of what trains in them too, with gradients and optimizers. One process alone holds everything."""
+    offload: bool = False
+    """Keep what is cut in the main memory, and bring it to the device layer by layer. Slow; for `shard` only."""
+    compile: bool = False
+    """Compile the layers of the language model: the first steps take minutes, later ones may be faster."""
+    deadline: Annotated[float, Field(ge=2)] = 600.0
+    """Seconds that a process may hold up the others before the run stops and names it."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """Processes that prepare data, per rank; 0 prepares in the process that trains."""
     save_every: Annotated[int, Field(ge=0)] = 500

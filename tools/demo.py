@@ -9,6 +9,7 @@ features that are there already are used again; a run folder of an earlier demo 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -39,11 +40,19 @@ def mmtune(*words: object, capture: bool = False) -> str:
     return (done.stdout or "").strip()
 
 
+def world() -> str:
+    """A digest of what draws clips and says who sees them: shards of another world are made anew."""
+    total = hashlib.sha256()
+    for path in sorted((ROOT / "mmtune" / "data" / "world").glob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:16]
+
+
 def make(folder: Path, clips: int, split: str, seed: int, level: str) -> str:
     """Shards of one split; returns their pattern."""
     pattern = str(folder / f"{level}-{split}-*.tar")
     note = folder / f"{level}-{split}.json"
-    wanted = {"clips": clips, "seed": seed}
+    wanted = {"clips": clips, "seed": seed, "world": world()}
     if not note.exists() or json.loads(note.read_text()) != wanted:
         for old in folder.glob(f"{level}-{split}-*"):
             old.unlink()

@@ -121,6 +121,8 @@ def faults(folder: Path) -> list[str]:
     seal = folder / MANIFEST
     if not folder.is_dir():
         return [f"{folder.name}: not there"]
+    if seal.is_symlink():
+        return [f"{MANIFEST}: a link"]
     try:
         listed = json.loads(seal.read_text(encoding="utf-8"))["files"]
         known = {name: entry["sha256"] for name, entry in listed.items()}

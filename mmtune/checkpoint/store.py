@@ -86,7 +86,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of the names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = files_of.whole(tensors[name].detach()).cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
@@ -359,7 +359,7 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
     with torch.no_grad():
         for file, tensors in wanted.items():
             for name, tensor in tensors.items():
-                tensor.copy_(found[file][name])
+                tensor.copy_(files_of.like(found[file][name], tensor))
 
 
 def _read_base(path: Path) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,23 @@ _INTS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _ALIGN = 8
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as it is, or put together where it is cut over ranks; every rank has to call this."""
+    put = getattr(tensor, "full_tensor", None)
+    return put() if put else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor as another one is held: on its device, and this rank's part of it where that is cut over ranks."""
+    mesh = getattr(other, "device_mesh", None)
+    if mesh is None:
+        return tensor.to(other.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    # every rank has the whole of it, so nothing is sent
+    return distribute_tensor(tensor, mesh, other.placements, src_data_rank=None).to(other.device)
+
+
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in main memory, which nothing that trains can reach.
 
@@ -31,9 +48,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     copies = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        whole = getattr(tensor, "full_tensor", None)
-        copies[name] = (whole() if whole else tensor).to("cpu", copy=True).contiguous()
+        copies[name] = whole(tensor.detach()).to("cpu", copy=True).contiguous()
     return copies
 
 

@@ -34,12 +34,12 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
     llm = model.llm
     print(f"llm: width {llm.width}, depth {llm.depth}, heads {llm.heads}, vocabulary {llm.tokenizer.vocabulary}")
     print(params.table(model, parts, loaded.groups))
-    print("\n".join(_trained(parts)))
     if groups:
-        for group, named in parts.items():
-            print(f"\n{group}:")
-            for name, parameter in named:
-                print(f"  {name:80} {list(parameter.shape)}")
+        from mmtune.commands import _groups
+
+        print("\n".join(["", *_groups.lines(loaded, model, parts)]))
+        return
+    print("\n".join(_trained(parts)))
 
 
 def _trained(parts: Mapping[str, Sequence[tuple[str, Any]]]) -> list[str]:

@@ -10,6 +10,7 @@ from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
 from mmtune.data.pack import Plan
 from mmtune.data.streams import Schedule, Turns
+from mmtune.data.swap import Peers
 from mmtune.recipe import Recipe
 
 
@@ -47,12 +48,14 @@ def loader_of(
     world: int = 1,
     pad: int = 0,
     say: Callable[[str], None] | None = None,
+    peers: Peers | None = None,
 ) -> Loader:
     """The loader of a recipe.
 
     Args:
         processors: by stream.
         out: run folder; `skipped.jsonl` comes to lie in it, written by the first rank. None keeps counts only.
+        peers: the other ranks, where there are any, to share the preparing with.
 
     Raises ConfigError and DataError.
     """
@@ -60,7 +63,7 @@ def loader_of(
     path = out / "skipped.jsonl" if out is not None and rank == 0 else None
     ledger = Ledger(path, max_bad_fraction=run.max_bad_fraction, max_in_a_row=run.max_bad_in_a_row)
     streams = streams_of(recipe, processors, say)
-    return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe))
+    return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe), peers)
 
 
 def schedule_of(recipe: Recipe) -> Schedule:

@@ -6,7 +6,8 @@ the next one takes its place, so a run with a bad sample is equal to one that ne
 number for each stream, see `positions`.
 
 All ranks make the same rows and each keeps its share, rows r, r + world, r + 2 * world, ... of every micro-step; so the
-steps of a run are the same for any number of ranks and workers. The price: every rank prepares every sample.
+steps of a run are the same for any number of ranks and workers. Ranks that know each other share the preparing, see
+`mmtune.data.swap`; without that every rank prepares every sample.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mmtune.data.patterns import expand
 from mmtune.data.pool import Pool
 from mmtune.data.shards import Corpus, SampleKey, _hash
 from mmtune.data.streams import Schedule, Turns
+from mmtune.data.swap import Notice, Peers, Shared
 from mmtune.errors import ConfigError, DataError, MediaError, UsageError
 from mmtune.types import Batch, Example, Sample
 
@@ -111,6 +113,7 @@ class Loader:
         rank, world: which rows to keep.
         pad: token written at padding.
         turns, stages: see `Schedule`. With `mixed`, all plans have the same number of micro-steps.
+        peers: the other ranks, to share the preparing with.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class Loader:
         pad: int = 0,
         turns: Turns = "share",
         stages: Sequence[tuple[Collection[str], int]] = (),
+        peers: Peers | None = None,
     ) -> None:
         self.streams = {stream.name: stream for stream in streams}
         self.plans = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(self.streams, plan)
@@ -134,6 +138,7 @@ class Loader:
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} of {world}", "a rank below the number of ranks")
         self.seed, self.workers, self.rank, self.world, self.pad = seed, workers, rank, world, pad
+        self._peers = peers if world > 1 else None
         self.ledger = ledger or Ledger()
         parts = {one.accumulate for one in self.plans.values()}
         if turns == "mixed" and len(parts) > 1:
@@ -201,14 +206,15 @@ class Loader:
         if self.workers:
             self._pool = Pool(self._work, self.workers, self._task)
         start = self._history[first]
-        feeds = {name: _Feed(self, name, start[name], self._depth(name)) for name in self.streams}
+        kind = _Feed if self._peers is None else _SharedFeed
+        feeds = {name: kind(self, name, start[name], self._depth(name)) for name in self.streams}
         try:
             for step in itertools.count(first):
                 turns, batches, self.held = self.schedule.streams(step), [], {}
                 names = [name for name in self.streams if name in turns]
                 for name in names:
                     examples, rows = self._fill(feeds[name], self._plan(name, turns.count(name), len(turns)), step)
-                    batches += self._batches(name, examples, rows)
+                    batches += self._batches(feeds[name], examples, rows)
                     self.held[name] = tuple(example.id for example in examples)
                 self._history[step + 1] = {stream: feed.position for stream, feed in feeds.items()}
                 if len(self._history) > 64:
@@ -236,10 +242,10 @@ class Loader:
         examples = None if plan.examples is None else max(1, plan.examples * micro_steps // of)
         return replace(plan, accumulate=micro_steps, examples=examples)
 
-    def _fill(self, feed: _Feed, plan: Plan, step: int) -> tuple[list[Example], list[list[int]]]:
+    def _fill(self, feed: _Feed | _SharedFeed, plan: Plan, step: int) -> tuple[list[Example | Notice], list[list[int]]]:
         """Examples of a step, and which go into which row."""
         packer = Packer(plan)
-        examples: list[Example] = []
+        examples: list[Example | Notice] = []
         while not packer.full:
             found = feed.peek()
             if isinstance(found, Skip):
@@ -253,24 +259,29 @@ class Loader:
             self.ledger.take()
         return examples, packer.rows()
 
-    def _batches(self, name: str, examples: list[Example], rows: list[list[int]]) -> list[Batch]:
+    def _batches(self, feed: _Feed | _SharedFeed, found: list[Example | Notice], rows: list[list[int]]) -> list[Batch]:
         """This rank's part of each micro-step; rows of a micro-step have the same width on all ranks."""
-        size = self.plans[name].rows
+        size = self.plans[feed.name].rows
+        owner = {place: number % size % self.world for number, row in enumerate(rows) for place in row}
+        examples = feed.bring(found, [owner[place] for place in range(len(found))])
         batches = []
         for start in range(0, len(rows), size):
-            micro = [[examples[place] for place in row] for row in rows[start : start + size]]
-            width = max(sum(len(example) for example in row) for row in micro)
-            batches.append(collate(micro[self.rank :: self.world], self.pad, name, width=-(-width // 8) * 8))
+            micro = rows[start : start + size]
+            width = max(sum(len(found[place]) for place in row) for row in micro)
+            mine = [[examples[place] for place in row] for row in micro[self.rank :: self.world]]
+            batches.append(collate(mine, self.pad, feed.name, width=-(-width // 8) * 8))
         return batches
 
     # ------------------------------------------------------------------------------------------------- one sample
 
     def make(self, name: str, position: int) -> Example | Skip:
         """The sample of a stream at a position, prepared, or why it cannot be used."""
-        stream = self.streams[name]
-        epoch, place = divmod(position, len(stream.corpus))
-        seed = self._seeds[name]
-        key = stream.corpus.order(seed, epoch, place)
+        epoch, place = divmod(position, len(self.streams[name].corpus))
+        return self.prepare(name, self.streams[name].corpus.order(self._seeds[name], epoch, place), epoch)
+
+    def prepare(self, name: str, key: SampleKey, epoch: int = 0) -> Example | Skip:
+        """A sample of a stream as it is in an epoch, prepared, or why it cannot be used."""
+        stream, seed = self.streams[name], self._seeds[name]
         try:
             sample = stream.sample(key, seed, epoch)
             rng = np.random.default_rng([seed, epoch, _hash(sample.id)]) if stream.augment else None
@@ -317,12 +328,45 @@ class _Feed:
             else:
                 while len(self._asked) < self._depth:
                     self._asked.append(pool.put(self.name, self.position + len(self._asked)))
-                head, data, start = _wire.load(pool.get(self._asked.popleft()))
+                message = pool.get(self._asked.popleft())
                 self._asked.append(pool.put(self.name, self.position + 1 + len(self._asked)))
-                self._head = Skip(**head["skip"]) if "skip" in head else _wire.unpack(head, data, start)
+                self._head = _made(message)
         return self._head
 
     def take(self) -> None:
         """Go on to the next."""
         self._head = None
         self.position += 1
+
+    def bring(self, found: Sequence[Example], owners: Sequence[int]) -> dict[int, Example]:
+        """The examples of a step by place; other ranks' are here too."""
+        return dict(enumerate(found))
+
+
+class _SharedFeed(Shared):
+    """The same, prepared by all ranks together."""
+
+    def __init__(self, loader: Loader, name: str, position: int, depth: int) -> None:
+        pool = loader._pool
+        ask = (lambda position: position) if pool is None else (lambda position: pool.put(name, position))
+        # every rank has workers of its own
+        super().__init__(position, loader._peers, ask, self._fetch, depth, loader.plans[name].all_rows)
+        self.name, self._loader, self._pool, self._count = name, loader, pool, len(loader.streams[name].corpus)
+
+    @property
+    def epoch(self) -> int:
+        return self.position // self._count
+
+    def peek(self) -> Notice | Skip:
+        found = super().peek()
+        return Skip(**found) if isinstance(found, dict) else found
+
+    def _fetch(self, asked: int) -> Example | dict[str, Any]:
+        made = self._loader.make(self.name, asked) if self._pool is None else _made(self._pool.get(asked))
+        return vars(made) if isinstance(made, Skip) else made
+
+
+def _made(message: bytes) -> Example | Skip:
+    """What a worker sent."""
+    head, data, start = _wire.load(message)
+    return Skip(**head["skip"]) if "skip" in head else _wire.unpack(head, data, start)

@@ -107,6 +107,14 @@ class LLM(nn.Module):
         """The attention modules, lowest first."""
         raise NotImplementedError
 
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, lowest first: what is cut over devices, and compiled, one by one."""
+        raise NotImplementedError
+
+    def decoder(self) -> nn.Module:
+        """What runs all layers."""
+        raise NotImplementedError
+
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty cache of keys, values and segments; `cache.keep(rows)` drops the other rows."""

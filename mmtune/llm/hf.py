@@ -215,13 +215,18 @@ class HF(LLM):
             )
         return [found[layer] for layer in range(self.depth)]
 
+    def layers(self) -> list[nn.Module]:
+        sites = set(self.sites())
+        return [module for module in self.model.modules() if any(child in sites for child in module.children())]
+
+    def decoder(self) -> nn.Module:
+        return self.model.get_decoder()
+
     def recompute(self) -> None:
         """Non-reentrant checkpoints around every decoder layer; with a cache, or without gradients, they do nothing."""
-        sites = set(self.sites())
-        for layer in self.model.modules():
-            if any(child in sites for child in layer.children()):
-                # not transformers' own switch: that one sleeps in eval mode, which is where frozen layers stay
-                layer.forward = partial(_anew, layer.forward)
+        for layer in self.layers():
+            # not transformers' own switch: that one sleeps in eval mode, which is where frozen layers stay
+            layer.forward = partial(_anew, layer.forward)
 
     def new_cache(self) -> Cache:
         from transformers import DynamicCache

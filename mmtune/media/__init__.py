@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PUBLIC = {"Sampling": "base", "Limits": "base", "load": "base", "moments": "base", "spoken": "_frames", "sniff": "base"}
+_PUBLIC = {name: "base" for name in ("Limits", "Sampling", "load", "moments", "sniff")} | {"spoken": "_frames"}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ HARMLESS = {
     "run": (
         *("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save"),
         *("out_of_memory", "checkpointing"),
+        *("strategy", "offload", "compile", "deadline"),
     ),
     "eval": None,
     "chat": None,

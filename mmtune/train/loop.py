@@ -90,28 +90,34 @@ def train(
     if out is None and not dry_run:
         raise UsageError(seen="no run folder", expected="where to write the run", hint="give --out FOLDER")
     voice = Voice(progress)
-    runtime = Runtime(recipe.run.device, recipe.run.precision)
+    run = recipe.run
+    runtime = Runtime(run.device, run.precision, run.strategy, run.offload, run.compile, run.deadline)
     if not runtime.main:
         voice = Voice("off")
     try:
-        if dry_run:
-            return _Run(recipe, None, runtime, voice).rehearse()
-        with lock(out, voice.line) if runtime.main else nullcontext():
-            # asked of all ranks before one of them writes the first file
-            if runtime.any(runtime.main and not resume and (out / "recipe.yaml").exists()):
-                raise UsageError(
-                    seen=f"{out} holds a run already",
-                    expected="an empty or new folder",
-                    hint=f"mmtune train --resume {out}, or another --out",
-                )
-            return _Run(recipe, out, runtime, voice).go(resume, allow)
+        with runtime.running():
+            if dry_run:
+                return _Run(recipe, None, runtime, voice).rehearse()
+            with lock(out, voice.line) if runtime.main else nullcontext():
+                # asked of all ranks before one of them writes the first file
+                if runtime.any(runtime.main and not resume and (out / "recipe.yaml").exists()):
+                    raise UsageError(
+                        seen=f"{out} holds a run already",
+                        expected="an empty or new folder",
+                        hint=f"mmtune train --resume {out}, or another --out",
+                    )
+                return _Run(recipe, out, runtime, voice).go(resume, allow)
     finally:
         voice.stop()
-        runtime.close()
 
 
 def _count(names: list[str]) -> str:
     return f"{len(names)} more ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
+
+
+def assemble(recipe: Recipe, out: Path, runtime: Runtime, voice: Voice) -> _Run:
+    """Model, data and optimizers of a run, as they are before its first step. Writes nothing."""
+    return _Run(recipe, out, runtime, voice)
 
 
 class _Run:
@@ -129,6 +135,7 @@ class _Run:
         voice.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)
         runtime.place(self.model)
+        self.groups = runtime.renew(self.model, self.groups)
         self.frozen = self._frozen() if recipe.run.precision != "fp32" else self._sums(self.base)
         self.marks = store.marks_of(self.model, self.groups)
         self.model.train()
@@ -157,7 +164,7 @@ class _Run:
             for name, stream in recipe.streams.items()
         }
         pad = self.model.llm.tokenizer.pad
-        return loader_of(recipe, processors, self.out, runtime.rank, runtime.world, pad, self.voice.line)
+        return loader_of(recipe, processors, self.out, runtime.rank, runtime.world, pad, self.voice.line, runtime)
 
     def _estimate(self) -> Estimate:
         run = self.recipe.run
@@ -206,7 +213,8 @@ class _Run:
                 if self.step < steps and self.recipe.run.save_every and self.step % self.recipe.run.save_every == 0:
                     self._save()
             self.voice.stop()
-            saver.wait()
+            with self.runtime.patient("waiting for the disk"):
+                saver.wait()
             self._check_frozen()
             self._save()
             saver.wait()
@@ -227,7 +235,9 @@ class _Run:
         feed = iter(self.loader.steps(self.step))
         while self.step < until:
             started = time.perf_counter()
+            self.runtime.at(f"step {self.step}: data")
             stream, batches = next(feed)
+            self.runtime.at(f"step {self.step}: forward and backward", [id for batch in batches for id in batch.ids])
             waited = time.perf_counter() - started
             states.seed_step(run.seed, self.step, self.runtime.rank)
             factors = self.team.factors(self.step, self.loader.held)
@@ -329,7 +339,8 @@ class _Run:
 
     def _save(self) -> None:
         self._check_still()
-        self.keeper.save(self._progress())
+        with self.runtime.patient(f"step {self.step}: saving"):
+            self.keeper.save(self._progress())
 
     def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
         """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""
@@ -376,7 +387,8 @@ class _Run:
         self._say_moved([part for part in self.marks if now.get(part) != self.marks[part]])
 
     def _check_frozen(self) -> None:
-        now = self._frozen()
+        with self.runtime.patient("looking at frozen weights"):
+            now = self._frozen()
         self._say_moved([part for part in self.frozen if now.get(part) != self.frozen[part]])
 
     @staticmethod

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from mmtune.checkpoint.tensors import like, whole
 from mmtune.errors import CheckpointError
 from mmtune.params import Curve
 
@@ -92,7 +93,8 @@ class GroupOptimizer:
 
     def silent(self) -> list[str]:
         """Names of parameters without a gradient, or with one of zeros."""
-        return [name for name, parameter in self.named if parameter.grad is None or not bool(parameter.grad.any())]
+        grads = {name: parameter.grad for name, parameter in self.named}
+        return [n for n, grad in grads.items() if grad is None or not float(whole(torch.linalg.vector_norm(grad)))]
 
     def norm(self) -> Tensor:
         """The joint norm of the gradients (a scalar in float32)."""
@@ -102,7 +104,12 @@ class GroupOptimizer:
                 norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
         if not norms:
             return torch.zeros(())
-        return torch.linalg.vector_norm(torch.stack(norms))
+        # norms of what is cut over ranks are put together once, not one by one
+        cut = [norm for norm in norms if hasattr(norm, "full_tensor")]
+        if not cut:
+            return torch.linalg.vector_norm(torch.stack(norms))
+        sums = [norm for norm in norms if not hasattr(norm, "full_tensor")]
+        return torch.linalg.vector_norm(torch.stack([whole(torch.linalg.vector_norm(torch.stack(cut))), *sums]))
 
     def step(self, norm: Tensor, lr_factor: float) -> None:
         """Clip to the group's limit and take one step with the learning rate times `lr_factor`."""
@@ -145,8 +152,9 @@ class GroupOptimizer:
                 wrong.append(full)
                 continue
             # the step count stays on the CPU unless the fused code wants it beside the weights
-            beside = key != "step" or self.adamw.param_groups[0]["fused"]
-            self.adamw.state[parameter][key] = value.to(parameter.device).clone() if beside else value.clone()
+            beside = self.adamw.param_groups[0]["fused"]
+            held = like(value, parameter) if key != "step" else value.to(parameter.device) if beside else value
+            self.adamw.state[parameter][key] = held.clone()
         if wrong:
             raise CheckpointError(
                 seen=f"optimizer state for {', '.join(wrong[:5])} ({len(wrong)} in all)",

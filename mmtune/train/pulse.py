@@ -119,9 +119,13 @@ class Pulse:
         """Who else is dead or failed, in words, for a rank whose call to the others broke; waits for signs of it."""
         until = time.monotonic() + min(wait, self.deadline)
         while True:
-            with contextlib.suppress(Exception):
-                if found := self._lost(range(self.world), self._read(range(self.world))):
+            try:
+                if found := self._verdict() or self._lost(range(self.world), self._read(range(self.world))):
                     return found
+            except Exception:  # the store is gone, and with it, but for the launcher's, the first rank
+                dead = [rank for rank in sorted(self._known) if rank != self.rank and self._gone(rank)]
+                if dead:
+                    return f"rank {dead[0]} (process {self._known[dead[0]]['pid']}) died; {self._last(dead[0])}"
             if time.monotonic() > until:
                 return None
             time.sleep(self.every / 4)
@@ -140,7 +144,9 @@ class Pulse:
                 patience = min(self.deadline, 3 * self.every + 2)
                 found = None
                 if time.monotonic() - lost > patience and not self._over.is_set():
-                    found = f"rank 0, or whoever holds the store of this run, cannot be reached ({error}); {self._last(0)}"
+                    found = (
+                        f"rank 0, or whoever holds the store of this run, cannot be reached ({error}); {self._last(0)}"
+                    )
             if found and not self._over.is_set():
                 self._stop(found)
 
@@ -184,7 +190,8 @@ class Pulse:
         # of those that are equally far, the ones inside a collective wait for the others
         behind = [one for one in behind if not one[1]["waits"]] or behind
         return "; ".join(
-            f"rank {rank} hangs: for {beat['age']:.0f} s in {self._last(rank)}, at {beat['where']}" for rank, beat in behind
+            f"rank {rank} hangs: for {beat['age']:.0f} s in {self._last(rank)}, at {beat['where']}"
+            for rank, beat in behind
         )
 
     def _last(self, rank: int) -> str:

@@ -222,11 +222,16 @@ class Trainer:
             scenes = [(crowded(self.rng), 0.0) for _ in range(self.batch)]
         else:
             level = ("easy", "full", "full")
-            scenes = [
-                (draw_scene(self.rng, self.rng.choice(level), "train"), self.rng.random()) for _ in range(self.batch)
-            ]
+            scenes = [self._moment(self.rng.choice(level)) for _ in range(self.batch)]
         images, names = tensors([picture(s, t, self.rng) for s, t in scenes])
         return worn(images, self.wear), names, [] if crowd else [describe(at(s, t)) for s, t in scenes]
+
+    def _moment(self, level: str) -> tuple[Scene, float]:
+        """A training clip and a time at which it does not look like the first picture of a held-out clip."""
+        while True:
+            scene, time_ = draw_scene(self.rng, level, "train"), self.rng.random()
+            if at(scene, time_).still_split == "train":
+                return scene, time_
 
     def step(self, done: float, count: int) -> tuple[float, float]:
         crowd = done < self.packed or count % 4 == 0

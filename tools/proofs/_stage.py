@@ -17,6 +17,7 @@ import torch
 
 from mmtune import config
 from mmtune import model as models
+from mmtune.checkpoint import store
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
 from mmtune.train import loop
@@ -31,7 +32,8 @@ LORA = {"name": "hf_peft", "method": "lora", "r": 2, "lora_alpha": 4, "lora_drop
 CHANGES: dict[str, Any] = {
     "model": {"tuners": [LORA]},
     "groups": {"speech": {"match": ["@hf_peft"], "lr": 1e-2, "streams": ["words"]}},
-    "schedule": {"steps": STEPS},
+    # a rate that does not fall, so that every step moves something
+    "schedule": {"steps": STEPS, "kind": "constant"},
 }
 
 
@@ -64,7 +66,7 @@ def recipe_file(save_every: int = 2, steps: int = STEPS) -> Path:
     def make() -> None:
         tree = config.merge(world.tree(folder, save_every=save_every), CHANGES)
         tree["schedule"]["steps"] = steps
-        spoil(folder / "pictures", 3)
+        spoil(folder / "pictures", 3), spoil(folder / "pictures", 10)
         recipe = config.validate(Recipe, tree)
         (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
 
@@ -120,6 +122,7 @@ def watch(out: Path) -> None:
     log = os.open(f"{out}.order", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     real_seed, real_loss = loop.states.seed_step, MultimodalModel.loss
     write, now = os.write, {"step": -1}
+    write(log, b'[-1, "begins", []]\n')  # the step that comes next may be the one that was logged last
 
     def seed(seed: int, step: int, rank: int = 0) -> None:
         now["step"] = step
@@ -130,6 +133,9 @@ def watch(out: Path) -> None:
         return real_loss(self, batch, *rest, **more)
 
     loop.states.seed_step, MultimodalModel.loss = seed, loss
+    # the commit is written down and may change while the proofs run
+    real_versions = store.versions
+    store.versions = lambda: {**real_versions(), "git": "some"}
 
 
 def order(out: Path) -> dict[int, list[list[Any]]]:
@@ -139,7 +145,7 @@ def order(out: Path) -> dict[int, list[list[Any]]]:
     rows = [json.loads(line) for line in Path(f"{out}.order").read_text().splitlines()] + [[None, "", []]]
     for number, stream, ids in rows:
         if number != step or number is None:
-            if step is not None and seen.setdefault(step, part) != part:
+            if step is not None and step >= 0 and seen.setdefault(step, part) != part:
                 # a step that was killed between its micro-batches is a beginning of the whole one
                 longer, shorter = sorted((seen[step], part), key=len, reverse=True)
                 if longer[: len(shorter)] != shorter:

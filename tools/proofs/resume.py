@@ -12,7 +12,7 @@ import random
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmtune.train import resume as states
@@ -32,21 +32,22 @@ def prove(short: bool) -> Verdict:
     verdict.need(Path(out / "skipped.jsonl").read_text().count("\n") > 1, "the straight run skipped nothing")
     verdict.need(len(order(out)) == STEPS, "the straight run was not watched")
 
-    total = len(calls)
-    few = _spread(calls, 4) if short else range(1, total + 1)
+    start, *saves = _parts(calls)
+    verdict.need(len(saves) == STEPS // 2, f"{len(saves)} saves in {STEPS} steps")
+    few = _spread(calls, 4) if short else [*start, *saves[-1]]
     for number in few:
         _killed_at(verdict, number, calls[number - 1], wanted, power=False)
-    cuts = _spread(calls, 5)[1:4] if short else range(1, total + 1)
+    cuts = _spread(calls, 5)[1:4] if short else [*start, *saves[-2]]
     lost = sum(_killed_at(verdict, number, calls[number - 1], wanted, power=True) for number in cuts)
     verdict.need(lost > 0, "no power cut lost anything")
     hit = _at_random(verdict, 1 if short else 50, seconds, wanted)
     parts = _many_times(verdict, wanted, (3,) if short else (2, 3, 7))
     _by_signal(verdict, wanted, [signal.SIGTERM] if short else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     _slow_disk(verdict, wanted)
-    full = _full_disk(verdict, wanted, calls, 1 if short else total)
+    full = _full_disk(verdict, wanted, calls, saves[1][:1] if short else [*start[::4], *saves[1][::4]])
     edits = _edits(verdict, 2 if short else 99)
     verdict.notes = [
-        f"kills at {len(few)} of {total} disk calls ({', '.join(f'{name} {n}' for name, n in saw.items())})",
+        f"kills at {len(few)} of {len(calls)} disk calls ({', '.join(f'{name} {n}' for name, n in saw.items())})",
         f"power cuts at {len(cuts)} ({lost} things lost)",
         f"random kills {hit}",
         f"chains of resumes {parts}",
@@ -54,6 +55,13 @@ def prove(short: bool) -> Verdict:
         f"edits refused {edits}",
     ]
     return verdict
+
+
+def _parts(calls: list[str]) -> list[range]:
+    """Numbers of the calls at the start of a run, and of each save."""
+    begins = [number for number, call in enumerate(calls, 1) if call == "mkdir .weights.draft"]
+    ends = [*begins[1:], len(calls) + 1]
+    return [range(1, begins[0]), *(range(*pair) for pair in zip(begins, ends, strict=True))]
 
 
 def _spread(calls: list[str], count: int) -> list[int]:
@@ -200,23 +208,22 @@ def _slow_disk(verdict: Verdict, wanted: dict[str, str]) -> None:
     clear(out)
 
 
-def _full_disk(verdict: Verdict, wanted: dict[str, str], calls: list[str], most: int) -> int:
+def _full_disk(verdict: Verdict, wanted: dict[str, str], calls: list[str], numbers: Sequence[int]) -> int:
     """No room from some call on: the run stops loudly, what was sealed stays, and it goes on when there is room."""
-    first = next(i for i, call in enumerate(calls, 1) if "state/step-" in call or "state/.step" in call)
-    numbers = [i for i, call in enumerate(calls, 1) if i > first + 12 and call.startswith(("write", "fsync", "rename"))]
-    numbers = numbers[:: max(1, len(numbers) // most)][:most]
+    numbers = [number for number in numbers if calls[number - 1].startswith(("write", "fsync", "rename", "mkdir"))]
     for number in numbers:
         recipe, out = recipe_file(), fresh("full")
         ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, fail=number, full=True)))  # noqa: B023
         where = f"disk full at call {number}, {calls[number - 1]}"
         loud = ended.code != 0 and "No space left" in ended.said
         newest = states.load(out / "state", lambda text: None)
+        kept = (newest.step if newest else 0) >= _sealed(calls, number)
         left = [path.name for path in out.rglob("*.draft")]
         ended = finish(recipe, out)
         wrong = compare(out, wanted)
         verdict.check(
-            loud and newest is not None and not left and not wrong,
-            f"{where}: loud {loud}, sealed {newest and newest.step}, left {left}, {'; '.join(wrong)}",
+            loud and kept and not left and not wrong,
+            f"{where}: loud {loud}, kept {newest and newest.step}, left {left}, {'; '.join(wrong)}",
         )
         clear(out)
     return len(numbers)
@@ -293,7 +300,7 @@ def _edits(verdict: Verdict, most: int) -> int:
         text = (world / "recipe.yaml").read_text().replace(str(recipe_file().parent), str(world))
         (world / "recipe.yaml").write_text(text)
         recipe = world / "recipe.yaml"
-        _fork.run(lambda: train(recipe, out, patch=_stop_after(5, signal.SIGTERM)))  # noqa: B023
+        _fork.run(lambda: train(recipe, out, patch=_stop_after(7, signal.SIGTERM)))  # noqa: B023
         more = edit(world, out)
         refused = _fork.run(lambda: train(recipe, out, *more, patch=patch))  # noqa: B023
         named = "has changed since it was saved" in refused.said and f"--allow {kind}" in refused.said

@@ -177,7 +177,12 @@ class Scene:
         picture, which tells nothing, begins clips of all three. Of all scenes 48 % are train, 2 % val and 2 % test.
         """
         split = _share(self.meaning, 0.8, 0.9)
-        return split if split == _share(f"still {self.still or self.meaning}", 0.6, 0.8) else None
+        return split if split == self.still_split else None
+
+    @property
+    def still_split(self) -> str:
+        """train, val or test: where the first picture belongs, whatever happens after it."""
+        return _share(f"still {self.still or self.meaning}", 0.6, 0.8)
 
     def snapshot(self, time: float = 0.0) -> Scene:
         """The scene as one still picture taken before anything has happened: what is there, without events."""

@@ -71,8 +71,9 @@ def test_no_split_begins_with_a_picture_that_another_begins_with(level):
             assert one == other or stills[one] & stills[other] <= {""}, "the empty picture alone is in all of them"
         for scene in drawn[one]:
             snapshot = scene.snapshot(0.0)
-            assert snapshot.still == scene.still
-            assert not scene.still or snapshot.split in (one, None)
+            assert snapshot.still == scene.still and scene.still_split == one
+            if scene.still:
+                assert snapshot.still_split == one and snapshot.split in (one, None)
 
 
 def test_what_is_left_of_each_split():

@@ -1,0 +1,84 @@
+"""Who trains what, how many, at which rate and by which stream: the long answer of `mmtune show RECIPE --groups`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from mmtune.data.build import schedule_of
+from mmtune.train.team import Pace, paces_of
+
+if TYPE_CHECKING:
+    from mmtune.recipe import Recipe
+
+Named = Sequence[tuple[str, Any]]
+
+
+def lines(recipe: Recipe, model: Any, parts: Mapping[str, Named]) -> list[str]:
+    """Every group with all its parameters, layers folded together; then the sums, to the last digit.
+
+    Args:
+        parts: what `mmtune.params.partition` gave.
+    """
+    schedule, steps = schedule_of(recipe), recipe.schedule.steps
+    counts = {name: schedule.count(steps, [name]) for name in recipe.streams}
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    out = [f"{steps:,} steps, turns: {recipe.schedule.turns}; steps of each stream: {told}"]
+    for name, stream in recipe.streams.items():
+        trained = [group for group, settings in recipe.groups.items() if settings.trained_by(name)]
+        out.append(f"  {name}: {stream.objective.name} moves {', '.join(trained)}")
+    for name, pace in paces_of(recipe, schedule).items():
+        out += ["", *_group(name, pace, recipe, parts[name])]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trains = {name: sum(parameter.numel() for _, parameter in named) for name, named in parts.items()}
+    out += ["", f"trained  {sum(trains.values()):,} = " + " + ".join(f"{n:,} ({g})" for g, n in trains.items())]
+    out += [f"frozen   {total - sum(trains.values()):,}", f"model    {total:,}"]
+    return out
+
+
+def _group(name: str, pace: Pace, recipe: Recipe, named: Named) -> list[str]:
+    group = recipe.groups[name]
+    streams = [stream for stream in recipe.streams if group.trained_by(stream)]
+    numbers = sum(parameter.numel() for _, parameter in named)
+    decayed = sum(parameter.numel() for _, parameter in named if parameter.ndim >= 2)
+    clip = recipe.run.clip if group.clip is None else group.clip
+    falls = "stays" if pace.kind == "constant" else f"falls ({pace.kind}) to {pace.lr * pace.floor!r}"
+    decay = f"{group.weight_decay!r} on {decayed:,} of them" if group.weight_decay else "none"
+    folded = _folded(named)
+    wide = max((len(row[0]) for row in folded), default=0)
+    return [
+        f"{name}: {numbers:,} parameters, {len(named):,} tensors",
+        f"  by      {', '.join(streams)}: {pace.steps:,} of {recipe.schedule.steps:,} steps",
+        f"  rate    {pace.lr!r} after {pace.warmup:,} steps, then {falls}",
+        f"  adamw   betas {group.betas[0]!r} {group.betas[1]!r}, decay {decay}, clip {clip if clip else 'none'}",
+        *(f"  {full:{wide}}  {shape}  {count:,}" for full, shape, count in folded),
+    ]
+
+
+def _folded(named: Named) -> list[tuple[str, str, int]]:
+    """(name, shape, numbers) of each parameter; those that differ in the number of a layer are one line."""
+    found: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], int]]] = {}
+    for name, parameter in named:
+        key = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), tuple(parameter.shape)
+        places = tuple(int(place) for place in re.findall(r"(?<=\.)(\d+)(?=\.|$)", name))
+        found.setdefault(key, []).append((places, parameter.numel()))
+    rows = []
+    for (name, shape), several in found.items():
+        for place in range(name.count("#")):
+            name = name.replace("#", _ranges(sorted({places[place] for places, _ in several})), 1)
+        times = f" x {len(several)}" if len(several) > 1 else ""
+        rows.append((name, f"{list(shape)}{times}", sum(count for _, count in several)))
+    return rows
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`7` or `{0-3,5}`."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs = []
+    for _, several in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in several]
+        runs.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return "{" + ",".join(runs) + "}"

@@ -1,0 +1,16 @@
+"""`mmtune replay`: samples of steps that were not finite, each alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def run(run: Path, ids: list[str], device: str) -> None:
+    """Print what becomes of each sample. Raises UsageError and DataError."""
+    from mmtune.train import blame
+    from mmtune.train.replay import replay
+
+    step, trials = replay(run, ids, device)
+    bad = sum(not trial.finite for trial in trials)
+    print("\n".join(blame.said(trials)))
+    print(f"{bad} of {len(trials)} samples are not finite alone, with the weights of step {step}")

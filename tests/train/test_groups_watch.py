@@ -1,0 +1,134 @@
+"""The first step of each stream is looked at: who got no gradient, and who moved although it should not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmtune import config
+from mmtune.errors import ModelError
+from mmtune.recipe import Recipe
+from mmtune.train import loop
+from mmtune.train.optim import GroupOptimizer
+from mmtune.train.step import Outcome
+from mmtune.train.watch import Watch
+from tests.train import world
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return world.tree(tmp_path_factory.mktemp("watch"))
+
+
+def recipe(tree, changes=None):
+    return config.validate(Recipe, config.merge(tree, changes or {}))
+
+
+def after(monkeypatch, change, only="words"):
+    """Do something to the model after every step of a stream."""
+    real = loop.take_step
+
+    def step(model, batches, *args):
+        outcome = real(model, batches, *args)
+        if batches[0].stream == only:
+            with torch.no_grad():
+                change(model, args[0])
+        return outcome
+
+    monkeypatch.setattr(loop, "take_step", step)
+
+
+def test_a_group_of_another_stream_that_moves_is_named(tree, tmp_path, monkeypatch):
+    def nudge(model, optimizers):
+        model.branches["sight"].connector.layers[0].bias[0] += 1e-6
+
+    after(monkeypatch, nudge)
+    with pytest.raises(ModelError, match=r"although words .*sight\.connector\.layers\.0\.bias \(sight\)"):
+        loop.train(recipe(tree), tmp_path / "run", progress="off")
+    assert not (tmp_path / "run/weights").exists()
+
+
+def test_optimizer_state_that_moves_is_named(tree, tmp_path, monkeypatch):
+    def nudge(model, optimizers):
+        optimizers["sight"].load(
+            {f"{name}/exp_avg": torch.ones_like(parameter) for name, parameter in optimizers["sight"].named}
+        )
+
+    after(monkeypatch, nudge)
+    with pytest.raises(ModelError, match=r"/exp_avg \(sight\)"):
+        loop.train(recipe(tree), tmp_path / "run", progress="off")
+
+
+def test_a_group_that_nothing_reaches_is_named(tree, tmp_path, monkeypatch):
+    """Its parameters stand in no formula: words train the connector, but no word is a picture."""
+    from mmtune.model import MultimodalModel
+
+    real = MultimodalModel.fuse
+
+    def fuse(self, batch, embeds, cache=None):
+        cut = {name: type(one)(one.tokens.detach(), one.mask) for name, one in embeds.items()}
+        return real(self, batch, cut, cache)
+
+    monkeypatch.setattr(MultimodalModel, "fuse", fuse)
+    with pytest.raises(ModelError) as caught:
+        loop.train(recipe(tree), tmp_path / "run", progress="off")
+    assert "no gradient reached group sight: branches.sight.connector.layers.0.weight" in str(caught.value)
+    assert "first step of pictures" in str(caught.value)
+
+
+def test_a_connector_waits_for_its_media(tree, tmp_path):
+    """Text alone trains it in no step; that is no mistake as long as no picture came."""
+    both = {"groups": {"sight": {"streams": ["pictures", "words"]}}, "schedule": {"steps": 1, "warmup": 0}}
+    assert recipe(tree, both).streams and loop.train(recipe(tree, both), tmp_path / "run", progress="off").finished
+
+
+class Team:
+    """Two groups of one parameter each, of streams a and b."""
+
+    def __init__(self, name="branches.sight.connector.w"):
+        self.values = {"one": torch.nn.Parameter(torch.ones(2)), "two": torch.nn.Parameter(torch.ones(2))}
+        names = {"one": name, "two": "llm.b"}
+        self.optimizers = {g: GroupOptimizer(g, [(names[g], p)], lr=0.1) for g, p in self.values.items()}
+        self.owners = {"a": ["one"], "b": ["two"]}
+
+    def moving(self, streams):
+        return [group for stream in streams for group in self.owners[stream]]
+
+
+def outcome(silent, updated=True):
+    return Outcome(1.0, 1, 1, 1, {}, updated, silent=silent)
+
+
+def test_each_stream_is_looked_at_once_and_a_silent_group_until_it_speaks():
+    team = Team()
+    watch = Watch(team)
+    silent, loud = {"one": ["branches.sight.connector.w"]}, {"one": []}
+    watch.before(["a"])
+    watch.after(outcome(silent, updated=False), ["a"], {"sight"})
+    assert watch.wants(["a"]), "a step in which nothing moved does not count"
+    watch.after(outcome(silent), ["a"], set())
+    assert watch.wants(["a"]), "it waits for a picture"
+    with pytest.raises(ModelError, match="no gradient reached group one"):
+        watch.after(outcome(silent), ["a"], {"sight"})
+    watch.after(outcome(loud), ["a"], {"sight"})
+    assert not watch.wants(["a"]) and watch.wants(["b"])
+
+
+@pytest.mark.parametrize(
+    ("name", "media", "waits"),
+    [
+        ("branches.sight.connector.w", {"sound"}, True),
+        ("branches.sight.connector.w", {"sight"}, False),
+        ("fusion.gates.w", set(), True),
+        ("fusion.gates.w", {"sound"}, False),
+        ("llm.norm.w", set(), False),
+    ],
+)
+def test_what_waits_for_which_media(name, media, waits):
+    watch = Watch(Team(name))
+    watch.before(["a"])
+    if waits:
+        watch.after(outcome({"one": [name]}), ["a"], media)
+    else:
+        with pytest.raises(ModelError):
+            watch.after(outcome({"one": [name]}), ["a"], media)

@@ -1,0 +1,162 @@
+"""A loss or gradient that is not finite, on one of two ranks, moves no weight on any; its samples are named.
+
+The fault is tied to a sample, as a bad sample's is: so the ledger's samples can be tried again, alone, and the guilty
+one fails again while the others do not.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mmtune.data import ledger as ledgers
+from mmtune.model import MultimodalModel
+from mmtune.train import loop
+from mmtune.train.replay import replay
+
+from . import _fork
+from ._base import Verdict
+from ._stage import STEPS, clear, fresh, order, recipe_file, train
+
+KINDS = ("loss is NaN", "loss is infinite", "gradient is NaN", "gradient is infinite")
+STEP, STREAM = 3, "pictures"
+
+
+class _Spoil(torch.autograd.Function):
+    """The identity, whose gradient is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, value: float) -> torch.Tensor:
+        ctx.value = value
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad * ctx.value, None
+
+
+def _poison(kind: str, victim: str) -> Callable[[], None]:
+    """A patch: the loss of any batch that holds the victim has the fault."""
+    value = math.nan if "NaN" in kind else math.inf
+
+    def patch() -> None:
+        real = MultimodalModel.loss
+
+        def loss(self: MultimodalModel, batch: Any, *rest: Any, **more: Any) -> Any:
+            total, count = real(self, batch, *rest, **more)
+            if victim in batch.ids and batch.stream == STREAM:
+                print(f"poisoned on rank {_rank()}", flush=True)
+                total = total + value if "loss" in kind else _Spoil.apply(total, value)
+            return total, count
+
+        MultimodalModel.loss = loss
+
+    return patch
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _observe() -> None:
+    """A patch: say for each step whether it moved anything, by digests of weights and optimizers."""
+    real = loop.take_step
+
+    def digest(model: Any, optimizers: Any) -> str:
+        total = hashlib.sha256()
+        states = [dict(optimizers[name].state()) for name in sorted(optimizers)]
+        weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        for tensors in (weights, *states):
+            for name in sorted(tensors):
+                total.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    def step(model: Any, batches: Any, optimizers: Any, *rest: Any, **more: Any) -> Any:
+        before = digest(model, optimizers)
+        outcome = real(model, batches, optimizers, *rest, **more)
+        after = digest(model, optimizers)
+        print("observed " + json.dumps([before, after, outcome.updated]), flush=True)
+        return outcome
+
+    loop.take_step = step
+
+
+@functools.cache
+def _victims() -> tuple[str, str]:
+    """A sample of the first and one of the second row of a step: rank 0 and rank 1 will hold them."""
+    recipe, out = recipe_file(), fresh("straight")
+    ended = _fork.run(lambda: train(recipe, out))
+    assert ended.code == 0, ended.said
+    ((stream, ids),) = order(out)[STEP]
+    assert stream == STREAM, stream
+    clear(out)
+    return ids[0], ids[-1]
+
+
+def prove(short: bool) -> Verdict:
+    verdict = Verdict("finite", "faults that moved nothing on any rank, and whose samples are named and fail again")
+    cases = [("gradient is NaN", 1)] if short else [(kind, rank) for kind in KINDS for rank in (0, 1)]
+    for kind, rank in cases:
+        _one(verdict, kind, rank)
+    return verdict
+
+
+def _one(verdict: Verdict, kind: str, rank: int) -> None:
+    victim, recipe, out = _victims()[rank], recipe_file(), fresh("finite")
+    where = f"{kind} on rank {rank}"
+
+    def patch() -> None:
+        _poison(kind, victim)()
+        _observe()
+
+    ended = _fork.ranks(lambda: train(recipe, out, patch=patch))
+    if not _fork.all_fine(ended):
+        verdict.check(False, f"{where}: " + " | ".join(one.said[-300:] for one in ended))
+        return
+    # the closer look at the samples of the step comes upon the fault again, on the rank that holds them
+    fired = [one.said.count("poisoned on rank") for one in ended]
+    verdict.need(fired[rank] >= 1 and fired[1 - rank] == 0, f"{where}: did not fire there alone: {fired}")
+    seen = [[json.loads(line[9:]) for line in one.said.splitlines() if line.startswith("observed ")] for one in ended]
+    verdict.need(all(len(rows) == STEPS for rows in seen), f"{where}: {[len(rows) for rows in seen]} steps observed")
+    wrong = []
+    if seen[0] != seen[1]:
+        wrong.append("the ranks have other weights")
+    for number, (before, after, updated) in enumerate(seen[0]):
+        if (number == STEP) == updated:
+            wrong.append(f"step {number} says updated {updated}")
+        if (before == after) == updated:
+            wrong.append(f"step {number} moved {before != after} and says updated {updated}")
+    rows = [row for row in ledgers.read(out / "skipped.jsonl") if row["reason"] == "non_finite"]
+    named, held = {row["id"] for row in rows}, {name for _, part in order_of(out) for name in part}
+    if named != held or {row["step"] for row in rows} != {STEP}:
+        wrong.append(f"named {sorted(named)}, the step held {sorted(held)}")
+    if [row["id"] for row in rows if row.get("guilty")] != [victim]:
+        wrong.append(f"called guilty: {[row['id'] for row in rows if row.get('guilty')]}, it was {victim}")
+
+    def again(with_fault: bool) -> dict[str, bool]:
+        if with_fault:
+            _poison(kind, victim)()
+        return {trial.id: trial.finite for trial in replay(out, device="cpu")[1]}
+
+    tried = _fork.run(lambda: again(True))
+    if tried.value != {name: name != victim for name in held}:
+        wrong.append(f"tried again: {tried.value} {tried.said[-300:]}")
+    well = _fork.run(lambda: again(False))
+    if well.value != dict.fromkeys(held, True):
+        wrong.append(f"tried again without the fault: {well.value} {well.said[-300:]}")
+    verdict.check(not wrong, f"{where}: {'; '.join(wrong)}")
+    clear(out)
+
+
+def order_of(out: Any) -> list[list[Any]]:
+    """Samples of the spoilt step, of both ranks: the log has the rows of both, in any order."""
+    from pathlib import Path
+
+    rows = [json.loads(line) for line in Path(f"{out}.order").read_text().splitlines()]
+    return [[stream, ids] for step, stream, ids in rows if step == STEP]
