@@ -169,6 +169,24 @@ def replay(
     command.run(run, id or [], device)
 
 
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices of the run.")] = 1,
+    device_memory: Annotated[float, typer.Option(min=0.1, help="Memory of each, GB.")] = 80.0,
+    device_tflops: Annotated[float, typer.Option(min=0.001, help="What each can do, 10^12 operations/s.")] = 989.0,
+    utilisation: Annotated[float, typer.Option(min=0.01, max=1.0, help="Part of that which a run reaches.")] = 0.4,
+    link: Annotated[float, typer.Option(min=0.01, help="Between devices, GB a second for each.")] = 400.0,
+) -> None:
+    """Say what each device would hold and how long a step would take, by arithmetic, for each run.strategy."""
+    changes = _overrides(overrides)
+
+    from mmtune.commands import plan as command
+
+    command.run(recipe, changes, command.Devices(devices, device_memory, device_tflops, utilisation, link))
+
+
 @app.command("import")
 def import_(
     kind: Annotated[str | None, typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.")] = None,

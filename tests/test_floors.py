@@ -51,6 +51,7 @@ BORDERS = {
     "av": ("media/", "data/world/"),
     "torchaudio": ("media/", "encoders/"),
     "webdataset": ("data/",),
+    "fsspec": ("data/remote.py",),
     "tensorboard": ("train/log.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),

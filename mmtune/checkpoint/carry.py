@@ -116,7 +116,7 @@ def bring(
 @contextmanager
 def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
     """A draft folder beside `out` that becomes `out` at the end, and a scratch folder; neither outlives a failure."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already", "a new or empty folder", "give another --out")
     out = Path(os.path.abspath(out))
     draft, scratch = (out.with_name(f".{out.name}.{what}") for what in ("draft", "scratch"))

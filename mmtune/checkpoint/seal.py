@@ -84,7 +84,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             flush(draft / name)
             digests[name] = {"sha256": file_digest(draft / name), "bytes": (draft / name).stat().st_size}
         seal = draft / MANIFEST
-        put(seal, [json.dumps({"files": digests}, indent=1).encode()])
+        put(seal, [_manifest(digests).encode()])
         flush(seal)
         for inner in [path for path in draft.rglob("*") if path.is_dir()]:
             flush(inner)
@@ -101,6 +101,10 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
         raise
+
+
+def _manifest(digests: dict[str, dict[str, object]]) -> str:
+    return json.dumps({"files": digests}, indent=1)
 
 
 def recover(folder: Path) -> None:
@@ -124,18 +128,22 @@ def faults(folder: Path) -> list[str]:
     if seal.is_symlink():
         return [f"{MANIFEST}: a link"]
     try:
-        listed = json.loads(seal.read_text(encoding="utf-8"))["files"]
-        known = {name: entry["sha256"] for name, entry in listed.items()}
+        text = seal.read_text(encoding="utf-8")
+        listed = json.loads(text)["files"]
+        known = {name: (entry["sha256"], entry["bytes"]) for name, entry in listed.items()}
+        # nothing signs the manifest itself, so every byte of it has to be one that `write` would write
+        if text != _manifest(listed):
+            raise ValueError("not as it was written")
     except FileNotFoundError:
         return [f"{MANIFEST}: missing, the folder was never sealed"]
     except (ValueError, TypeError, KeyError, AttributeError):
         return [f"{MANIFEST}: damaged"]
     found = []
-    for name, digest in known.items():
+    for name, (digest, size) in known.items():
         path = folder / name
         if not path.is_file() or path.is_symlink():
             found.append(f"{name}: missing")
-        elif file_digest(path) != digest:
+        elif path.stat().st_size != size or file_digest(path) != digest:
             found.append(f"{name}: its bytes are not those that were sealed")
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
     found += [f"{name}: not in the manifest" for name in sorted(here - set(known))]

@@ -29,7 +29,7 @@ from typing import Any
 
 from mmtune.data._names import SUFFIXES, UNSAFE, holds_objects, printable, safe, split
 from mmtune.data._tar import Damage, Member, walk
-from mmtune.errors import DataError, Reason
+from mmtune.errors import DataError, Reason, UsageError
 
 VERSION = 1
 LISTED = 20
@@ -368,6 +368,12 @@ def index_shards(patterns: Iterable[str | Path], say: Callable[[str], None] | No
     keys: Counter[str] = Counter()
     indexes: dict[Path, ShardIndex] = {}
     for path in expand(patterns):
+        if not isinstance(path, Path):
+            raise UsageError(
+                seen=f"{path}: a remote shard",
+                expected="shards on a disk of this machine: an index lies beside its shard",
+                hint="index them where they lie, and copy NAME.tar.index.json beside them",
+            )
         old = ShardIndex.parse(beside(path).read_text(encoding="utf-8"), str(path)) if beside(path).exists() else None
         index, new = fetch(path, say, rebuild=True)
         indexes[path] = index

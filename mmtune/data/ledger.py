@@ -78,10 +78,8 @@ class Ledger:
         return []
 
     def restore(self, position: Mapping[str, Any]) -> None:
-        """Go on from a position: what was written after it is cut off."""
+        """Count on from a position. Lines that were written after it are for `rewind` to drop."""
         self.good, self._bad, self._row = position["good"], position["bad"], position["row"]
-        if self.path is not None and self.path.exists() and self.path.stat().st_size > position["bytes"]:
-            os.truncate(self.path, position["bytes"])
         self._sum = None
 
     def flush(self) -> None:

@@ -28,6 +28,7 @@ from mmtune.data.ledger import Ledger
 from mmtune.data.pack import Packer, Plan
 from mmtune.data.patterns import expand
 from mmtune.data.pool import Pool
+from mmtune.data.remote import Remote
 from mmtune.data.shards import Corpus, SampleKey, _hash
 from mmtune.data.streams import Schedule, Turns
 from mmtune.data.swap import Notice, Peers, Shared
@@ -72,7 +73,7 @@ class Stream:
     ) -> None:
         self.name, self.processor, self.share, self.augment = name, processor, share, augment
         self.formats: list[Format] = []
-        paths: list[Path] = []
+        paths: list[Path | Remote] = []
         for source in sources:
             found = expand(source.patterns)
             if twice := set(found) & set(paths):

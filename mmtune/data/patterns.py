@@ -1,4 +1,4 @@
-"""Shard patterns to files: `{00000..00099}`, `{a,b}`, `*`, a folder, or one path."""
+"""Shard patterns to files: `{00000..00099}`, `{a,b}`, `*`, a folder, one path, or the same at an address."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
+from mmtune.data import remote
+from mmtune.data.remote import Remote
 from mmtune.errors import DataError, Reason, UsageError
 
 MOST = 1_000_000
 """Most files of one pattern."""
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_REMOTE = re.compile(r"([a-z][a-z0-9+.-]+):")
 
 
-def expand(patterns: Iterable[str | Path] | str | Path) -> list[Path]:
+def expand(patterns: Iterable[str | Path | Remote] | str | Path) -> list[Path | Remote]:
     """The files of some patterns in their order, each once; what `*` matches is sorted.
 
     Raises:
         DataError: a pattern matches nothing, or a numbered range names files that are not there.
-        UsageError: a remote address.
+        UsageError: an address of a kind that is not read.
+        MmtuneError: an address that has to be listed and cannot be reached.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path | Remote, None] = {}
     for pattern in [patterns] if isinstance(patterns, (str, Path)) else patterns:
-        found.update(dict.fromkeys(_files(str(pattern))))
+        found.update(dict.fromkeys([pattern] if isinstance(pattern, Remote) else _files(str(pattern))))
     return list(found)
 
 
-def _files(pattern: str) -> list[Path]:
-    remote = _REMOTE.match(pattern)
-    if remote:
-        raise UsageError(
-            seen=f"{pattern}: a remote source",
-            expected="shards on a disk of this machine, where members are read by their place",
-            hint="copy the shards first (aws s3 cp, huggingface-cli download, curl), then give their path",
-        )
-    paths: list[Path] = []
+def _files(pattern: str) -> list[Path | Remote]:
+    paths: list[Path | Remote] = []
     for name in braces(pattern):
+        if (elsewhere := remote.find(name)) is not None:
+            paths += elsewhere
+            continue
         path = Path(name).expanduser()
         if path.is_dir():
             paths += sorted(path.glob("*.tar"))
@@ -47,7 +45,7 @@ def _files(pattern: str) -> list[Path]:
             paths.append(path)
         if len(paths) > MOST:
             raise UsageError(seen=f"{pattern}: more than {MOST} files", expected="fewer")
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if isinstance(path, Path) and not path.is_file()]
     if missing or not paths:
         what = f"{len(missing)} of {len(paths)} files are missing: {', '.join(missing[:3])}"
         what = what if paths else "nothing is there"

@@ -18,9 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mmtune.data import index as indexes
+from mmtune.data import remote
 from mmtune.data.formats.base import Record
 from mmtune.data.index import Group, ShardIndex
 from mmtune.data.patterns import expand
+from mmtune.data.remote import Remote
 from mmtune.errors import DataError, Reason
 
 WINDOW = 8
@@ -197,7 +199,11 @@ class Corpus:
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:
-            self._files[shard] = _open(self.paths[shard])
+            path = self.paths[shard]
+            if isinstance(path, Remote):
+                self._files[shard] = remote.cache().open(path, self._load(shard)[0])
+            else:
+                self._files[shard] = _open(path)
             while len(self._files) > OPEN:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
@@ -213,13 +219,17 @@ class Corpus:
 
     # ------------------------------------------------------------------------------------------------------- index
 
-    def _open(self, number: int, path: Path, strict: bool) -> ShardIndex:
-        index, new = indexes.fetch(path, self._say)
-        faults = list(index.damage)
-        if not new and not indexes.unchanged(path, index):
-            faults += self._changed(number, path, index)
+    def _open(self, number: int, path: Path | Remote, strict: bool) -> ShardIndex:
+        if isinstance(path, Remote):
+            index = remote.cache().index(path, self._say)  # the shard is compared with it when it comes
+            faults = list(index.damage)
+        else:
+            index, new = indexes.fetch(path, self._say)
+            faults = list(index.damage)
+            if not new and not indexes.unchanged(path, index):
+                faults += self._changed(number, path, index)
         # An index that could not be written is kept, as it would have to be made again each time.
-        self._on_disk = self._on_disk and indexes.beside(path).exists()
+        self._on_disk = self._on_disk and _beside(path).exists()
         for text in faults:
             self._faults.append((self._labels[number], text))
             if strict:
@@ -262,8 +272,7 @@ class Corpus:
     def _load(self, number: int) -> tuple[ShardIndex, np.ndarray, np.ndarray]:
         """Index of a shard, places of its samples [n], and their hashes [n]."""
         if number not in self._indexes:
-            path = self.paths[number]
-            where = indexes.beside(path)
+            where = _beside(self.paths[number])
             try:
                 index = ShardIndex.parse(where.read_text(encoding="utf-8"), str(where))
             except OSError as error:
@@ -308,9 +317,13 @@ def _id(label: str, group: Group) -> str:
     return f"{label}/{group.key}" + (f"#{group.ordinal}" if group.ordinal else "")
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
+def _beside(path: Path | Remote) -> Path:
+    return remote.cache().beside(path) if isinstance(path, Remote) else indexes.beside(path)
+
+
+def _labels(paths: Sequence[Path | Remote]) -> list[str]:
     """Names of shards: the file's, with as many folders as it takes to tell them apart."""
-    parts = [path.absolute().parts for path in paths]
+    parts = [path.parts if isinstance(path, Remote) else path.absolute().parts for path in paths]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
         depth += 1

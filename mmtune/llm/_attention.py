@@ -168,11 +168,11 @@ def prompt_term(
 ) -> Tensor:
     """What prompts add to an attention module: gate * softmax(q k^T) v over the prompts alone.
 
-    `prompts` [B,S,L,D] belong to segments 1..S of each row, or [1,1,L,D] to all; `mask` bool of the same shape without
-    D marks the real ones, None says that all are. Keys and values are the module's own projections of the prompts,
-    without the norm before the layer and without rotation; queries are rotated; the softmax has its own sum. `gate`
-    (tanh already applied where the method has one) broadcasts against [B,T,H,d]. A token whose segment has no prompt
-    gets zero. -> [B,T,H,d]
+    `prompts` [B,S,L,D] belong to segments 1..S of each row; `mask` bool of the same shape without D marks the real
+    ones, None says that all are. [1,1,L,D] without a mask belong to every token, with one to segment 1. Keys and values
+    are the module's own projections of the prompts, without the norm before the layer and without rotation; queries are
+    rotated; the softmax has its own sum. `gate` (tanh already applied where the method has one) broadcasts against
+    [B,T,H,d]. A token whose segment has no prompt gets zero. -> [B,T,H,d]
 
     LLaMA-Adapter (arXiv 2303.16199), equations 5 to 8, and LLaMA-Adapter V2 (arXiv 2304.15010).
     """
@@ -185,10 +185,9 @@ def prompt_term(
         return gate.to(term.dtype) * term
     mask = prompts.new_ones(rows, owners, size, dtype=torch.bool) if mask is None else mask
     owned = mask.reshape(rows, 1, owners * size).expand(b, length, -1)
-    if (rows, owners) != (1, 1):
-        segments = query.new_ones(b, length) if segments is None else segments
-        owner = torch.arange(1, owners + 1, device=query.device).repeat_interleave(size)
-        owned = owned & (segments[:, :, None] == owner)
+    segments = query.new_ones(b, length) if segments is None else segments
+    owner = torch.arange(1, owners + 1, device=query.device).repeat_interleave(size)
+    owned = owned & (segments[:, :, None] == owner)
     some = owned.any(-1)
     allowed = (owned | ~some[..., None])[:, None]
     term = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=module.scaling).transpose(1, 2)

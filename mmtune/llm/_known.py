@@ -13,6 +13,7 @@ _7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
 _13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _30B = {"hidden_size": 6656, "intermediate_size": 17920, "num_hidden_layers": 60, "num_attention_heads": 52}
 _65B = {"hidden_size": 8192, "intermediate_size": 22016, "num_hidden_layers": 80, "num_attention_heads": 64}
+_70B = {**_65B, "intermediate_size": 28672, "num_key_value_heads": 8}
 _FIRST = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 _SECOND = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 _LLAVA = {**_SECOND, "vocab_size": 32064}
@@ -31,6 +32,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-2-7b-chat-hf": _7B | _SECOND,
     "meta-llama/Llama-2-13b-hf": _13B | _SECOND,
     "meta-llama/Llama-2-13b-chat-hf": _13B | _SECOND,
+    "meta-llama/Llama-2-70b-hf": _70B | _SECOND,
+    "meta-llama/Llama-2-70b-chat-hf": _70B | _SECOND,
     "llava-hf/llava-1.5-7b-hf": _7B | _LLAVA,
     "llava-hf/llava-1.5-13b-hf": _13B | _LLAVA,
     "llava-hf/llava-v1.6-vicuna-7b-hf": _7B | _LLAVA,

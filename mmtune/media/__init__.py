@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PUBLIC = {name: "base" for name in ("Limits", "Sampling", "load", "moments", "sniff")} | {"spoken": "_frames"}
+_PUBLIC = dict.fromkeys(("Limits", "Sampling", "load", "moments", "sniff"), "base") | {"spoken": "_frames"}
 
 
 def __getattr__(name: str) -> Any:

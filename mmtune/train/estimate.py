@@ -1,89 +1,263 @@
-"""What a run will take, said before it starts: tokens, optimizer steps, memory.
+"""What a run will take, by arithmetic: tokens, memory of each device, time of a step.
 
-The memory of weights, gradients and optimizers is counted; that of activations is a rule of thumb and is marked so.
+Weights, gradients and optimizer states are counted. Activations follow from what the operations of a Llama layer keep
+for the backward pass: a frozen matrix keeps nothing, a trained one its input. Not counted: what encoders and connectors
+keep or need for a moment, scales and biases that a tuner puts behind matrices, what the allocator loses, libraries of
+the device. Times are floating point operations divided by what the device is said to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn import Parameter
 
-WORDS_PER_ACTIVATION = 18
-"""Values kept for the backward pass per token, layer and unit of width: about what a Llama block with fused
-attention keeps (inputs of its four norms and seven matrix products, whose inner ones are wider)."""
+Strategy = Literal["replicate", "shard", "shard_all"]
+Groups = Mapping[str, Sequence[tuple[str, Parameter]]]
+
+LOGITS = 1 << 24
+"""Most logits at a time, as in `mmtune.model`; each is there in three copies of four bytes while its loss is made."""
+COPIES = 3
+STATES = 8
+"""Bytes of AdamW's two running means for each trained number."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of parameters, by where they are and whether they train."""
+
+    layers_frozen: int
+    """In the decoder layers of the language model: what `shard` cuts."""
+    layers_trained: int
+    """In the same layers: what `shard_all` cuts too."""
+    rest_frozen: int
+    rest_trained: int
+    matrices_trained: int
+    """Trained numbers of the layers in whole matrices."""
+    pairs: int
+    """Widths, summed over a layer, of what goes into low-rank pairs."""
+    depth: int
+    width: int
+    inner: int
+    """Width inside the feed-forward part."""
+    vocabulary: int
+    head: int
+    """Parameters of the head."""
+
+    @property
+    def trained(self) -> int:
+        return self.layers_trained + self.rest_trained
+
+    @property
+    def frozen(self) -> int:
+        return self.layers_frozen + self.rest_frozen
+
+    @property
+    def layers(self) -> int:
+        return self.layers_frozen + self.layers_trained
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    weights: int
+    gathered: int
+    """Layers put together for the moment, where they are cut."""
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gathered + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of a step."""
+
+    compute: float
+    talk: float
+    """Between devices, if none of it is hidden behind the computing."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Numbers of one rank, bytes and tokens."""
+    """What a run says before it starts. Numbers of one rank, bytes and tokens."""
 
     steps: int
     tokens_per_step: int
     samples: dict[str, int]
     """Samples of each stream in its data."""
-    trained: int
-    """Parameters that train."""
-    frozen: int
-    weights: int
-    optimizer: int
-    activations: int
+    shape: Shape
+    memory: Memory
 
     @property
     def tokens(self) -> int:
         """Places in the rows of all steps, padding included: an upper bound."""
         return self.steps * self.tokens_per_step
 
-    @property
-    def memory(self) -> int:
-        return self.weights + self.optimizer + self.activations
-
     def lines(self) -> list[str]:
-        data = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
+        data, held = ", ".join(f"{name} {count:,}" for name, count in self.samples.items()), self.memory
         return [
             f"data      samples in each stream: {data}",
             f"tokens    at most {self.tokens:,} ({self.steps:,} steps of at most {self.tokens_per_step:,})",
-            f"weights   {self.trained:,} train, {self.frozen:,} are frozen",
-            f"memory    about {size(self.memory)}: weights {size(self.weights)}, gradients and optimizers "
-            f"{size(self.optimizer)}, activations roughly {size(self.activations)}",
+            f"weights   {self.shape.trained:,} train, {self.shape.frozen:,} are frozen",
+            f"memory    about {size(held.total)}: weights {size(held.weights + held.gathered)}, gradients and "
+            f"optimizers {size(held.gradients + held.optimizer)}, activations roughly {size(held.activations)}",
         ]
 
 
-def estimate(
-    model: nn.Module,
-    groups: Mapping[str, list[tuple[str, Parameter]]],
-    samples: Mapping[str, int],
-    steps: int,
-    row_tokens: int,
-    accumulate: int,
-    frozen_bytes: int = 4,
-    activation_bytes: int = 4,
-) -> Estimate:
-    """Count a model as built.
+def shape_of(model: Any, groups: Groups) -> Shape:
+    """Count a model as built, on any device."""
+    trained = {id(parameter) for named in groups.values() for _, parameter in named}
+    layers = model.llm.layers()
+    inside = {id(p): p for layer in layers for p in layer.parameters()}
+    everything = {id(p): p.numel() for p in model.parameters()}
+    mine = sum(p.numel() for key, p in inside.items() if key in trained)
+    own = sum(everything[key] for key in everything.keys() & trained)
+    matrices = [w for layer in layers for w in _matrices(layer)]
+    pairs = [m.in_features for layer in layers for n, m in layer.named_modules() if "lora_A." in n]
+    head = model.llm.decoder().config
+    return Shape(
+        layers_frozen=sum(p.numel() for p in inside.values()) - mine,
+        layers_trained=mine,
+        rest_frozen=sum(everything.values()) - own - (sum(p.numel() for p in inside.values()) - mine),
+        rest_trained=own - mine,
+        matrices_trained=sum(w.numel() for w in matrices if id(w) in trained),
+        pairs=sum(pairs) // len(layers),
+        depth=model.llm.depth,
+        width=model.llm.width,
+        inner=int(getattr(head, "intermediate_size", 4 * model.llm.width)),
+        vocabulary=model.llm.tokenizer.vocabulary,
+        head=model.llm.width * model.llm.tokenizer.vocabulary,
+    )
+
+
+def _matrices(layer: nn.Module) -> list[Parameter]:
+    return [m.weight for name, m in layer.named_modules() if isinstance(m, nn.Linear) and "lora" not in name]
+
+
+def memory_of(
+    shape: Shape,
+    tokens: int,
+    strategy: Strategy = "replicate",
+    devices: int = 1,
+    checkpointing: bool = False,
+    bf16: bool = False,
+) -> Memory:
+    """Bytes of one device.
 
     Args:
-        row_tokens: most places of one micro-step, all rows together.
-        accumulate: micro-steps in a step.
-        frozen_bytes: bytes of a frozen weight as it will lie on the device.
-        activation_bytes: bytes of one value kept for the backward pass.
+        tokens: places of one micro-step on this device.
+        bf16: frozen weights and activations in two bytes; what trains stays in four.
     """
-    trained = {id(p): p.numel() for named in groups.values() for _, p in named}
-    everything = sum(p.numel() for p in model.parameters())
-    train = sum(trained.values())
-    llm = model.llm
-    activations = row_tokens * llm.width * llm.depth * WORDS_PER_ACTIVATION * activation_bytes
-    return Estimate(
-        steps=steps,
-        tokens_per_step=row_tokens * accumulate,
-        samples=dict(samples),
-        trained=train,
-        frozen=everything - train,
-        weights=train * 4 + (everything - train) * frozen_bytes,
-        optimizer=train * 12,
-        activations=activations,
+    small = 2 if bf16 else 4
+    frozen_cut = devices if strategy != "replicate" else 1
+    trained_cut = devices if strategy == "shard_all" else 1
+    weights = shape.rest_frozen * small + shape.rest_trained * 4
+    weights += shape.layers_frozen * small // frozen_cut + shape.layers_trained * 4 // trained_cut
+    one = (shape.layers_frozen * small * (frozen_cut > 1) + shape.layers_trained * 4 * (trained_cut > 1)) // shape.depth
+    trained = shape.rest_trained + shape.layers_trained // trained_cut
+    return Memory(
+        weights=weights,
+        gathered=2 * one,  # the one that is computed, and the next
+        gradients=trained * 4,
+        optimizer=trained * STATES,
+        activations=activations(shape, tokens, checkpointing, bf16),
     )
+
+
+def activations(shape: Shape, tokens: int, checkpointing: bool = False, bf16: bool = False) -> int:
+    """Bytes kept for the backward pass by the decoder layers, and by one piece of the loss."""
+    small = 2 if bf16 else 4
+    layer = layer_activations(shape, bf16)
+    casts = shape.matrices_trained * 2 if bf16 else 0  # autocast's copies of trained matrices
+    kept = tokens * shape.depth * layer + casts
+    if checkpointing:
+        kept = tokens * (shape.depth * shape.width * small + layer) + casts // shape.depth
+    return int(kept + COPIES * 4 * min(tokens * shape.vocabulary, LOGITS))
+
+
+def layer_activations(shape: Shape, bf16: bool = False) -> float:
+    """Bytes that one layer keeps for each token.
+
+    Two norms keep their input in float32; attention keeps queries, keys, values and its result; the feed-forward part
+    keeps what goes into its activation, what comes out, and what that is multiplied with. Trained norms keep their
+    result before the scale, and trained matrices their inputs: in float32 one for queries, keys and values and one for
+    the two of the feed-forward part; under autocast each of these five has a copy of its own. Low-rank pairs keep
+    theirs in float32.
+    """
+    small = 2 if bf16 else 4
+    norms, attention, feed = 2 * 4 * shape.width, 4 * small * shape.width, 3 * small * shape.inner
+    share = shape.matrices_trained / max(1, shape.layers)
+    inputs = small * ((7 if bf16 else 4) * shape.width + shape.inner)
+    return norms + attention + feed + share * inputs + 4 * shape.pairs
+
+
+def time_of(
+    shape: Shape,
+    tokens: int,
+    length: int,
+    strategy: Strategy,
+    devices: int,
+    checkpointing: bool,
+    bf16: bool,
+    accumulate: int,
+    flops: float,
+    link: float,
+) -> Time:
+    """Seconds of a step.
+
+    Args:
+        tokens: places of one micro-step on this device.
+        length: places of a row, each of which sees half of the others on average.
+        flops: floating point operations per second that the device reaches.
+        link: bytes per second between this device and the others.
+    """
+    forward = 2 * (shape.layers + shape.head) + 2 * shape.depth * shape.width * length
+    # backwards through everything, into the weights only where they train, and forward again where nothing was kept
+    passes = forward * (3 if checkpointing else 2) + 2 * shape.layers_trained
+    small = 2 if bf16 else 4
+    part = (devices - 1) / devices
+    frozen, trained = shape.layers_frozen * small, shape.layers_trained * 4
+    moved = 2 * 4 * shape.trained * part  # an all-reduce sends everything twice
+    if strategy == "shard":
+        moved += accumulate * 2 * frozen * part
+    if strategy == "shard_all":
+        moved = 2 * 4 * shape.rest_trained * part
+        moved += accumulate * part * (2 * (frozen + trained) + trained)
+    return Time(accumulate * tokens * passes / flops, moved / link)
+
+
+def estimate(
+    model: Any,
+    groups: Groups,
+    samples: Mapping[str, int],
+    steps: int,
+    run: Any,
+    devices: int = 1,
+) -> Estimate:
+    """What a run of a model as built takes.
+
+    Args:
+        run: the section `run` of the recipe.
+        devices: ranks of the run.
+    """
+    shape = shape_of(model, groups)
+    tokens = tokens_of(run, devices)
+    held = memory_of(shape, tokens, run.strategy, devices, run.checkpointing, run.precision == "bf16")
+    return Estimate(steps, run.batch_tokens * run.accumulate, dict(samples), shape, held)
+
+
+def tokens_of(run: Any, devices: int) -> int:
+    """Places of one micro-step on one device: its rows, whole ones."""
+    rows = max(1, run.batch_tokens // run.length)
+    return -(-rows // devices) * run.length
 
 
 def size(count: float) -> str:

@@ -57,6 +57,8 @@ class Progress:
     """Steps without an update just before."""
     recent: list[tuple[float, int]] = field(default_factory=list)
     """Loss and supervised tokens of the last steps."""
+    pieces: int = 1
+    """In how many pieces a micro-step is taken since there was no room for it whole."""
 
 
 def allowed(names: Collection[str]) -> frozenset[str]:
@@ -119,9 +121,7 @@ class Keeper:
 
         Raises what the write before it raised, on the first rank.
         """
-        files = {
-            file: tensors.snapshot(held) for file, held in store.trained_tensors(self.model, self.groups).items()
-        }
+        files = {file: tensors.snapshot(held) for file, held in store.trained_tensors(self.model, self.groups).items()}
         moments = {name: tensors.snapshot(holder.state()) for name, holder in self._holders().items()}
         if not self.runtime.main:
             return
@@ -131,6 +131,7 @@ class Keeper:
             "ledger": self.loader.ledger.position(),
             "bad": progress.bad,
             "recent": progress.recent,
+            "pieces": progress.pieces,
             "versions": self._versions,
         }
         weights = {name: tensor for held in files.values() for name, tensor in held.items()}
@@ -179,7 +180,8 @@ class Keeper:
         if self.runtime.main:
             states.put_aside(self.out / "state", state.step)
         self._say(f"going on after step {state.step}")
-        return Progress(state.step, state.info["bad"], [(loss, count) for loss, count in state.info["recent"]])
+        recent = [(loss, count) for loss, count in state.info["recent"]]
+        return Progress(state.step, state.info["bad"], recent, state.info["pieces"])
 
     def mend(self, progress: Progress) -> None:
         """Write the weights of a run that is done once more, where they are damaged."""

@@ -167,17 +167,8 @@ class _Run:
         return loader_of(recipe, processors, self.out, runtime.rank, runtime.world, pad, self.voice.line, runtime)
 
     def _estimate(self) -> Estimate:
-        run = self.recipe.run
-        return estimate(
-            self.model,
-            self.groups,
-            self.loader.counts(),
-            self.recipe.schedule.steps,
-            run.batch_tokens,
-            run.accumulate,
-            frozen_bytes=2 if run.precision == "bf16" else 4,
-            activation_bytes=2 if run.precision == "bf16" else 4,
-        )
+        counts, steps = self.loader.counts(), self.recipe.schedule.steps
+        return estimate(self.model, self.groups, counts, steps, self.recipe.run, self.runtime.world)
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
@@ -335,7 +326,7 @@ class _Run:
     # ------------------------------------------------------------------------------------------- saving, going on
 
     def _progress(self) -> Progress:
-        return Progress(self.step, self.bad, self.recent.values)
+        return Progress(self.step, self.bad, self.recent.values, self.pieces)
 
     def _save(self) -> None:
         self._check_still()
@@ -348,7 +339,7 @@ class _Run:
 
     def _restore(self, allow: Collection[str]) -> None:
         found = self.keeper.restore(allow)
-        self.step, self.bad, self.recent.values = found.step, found.bad, found.recent
+        self.step, self.bad, self.recent.values, self.pieces = found.step, found.bad, found.recent, found.pieces
 
     def _warm(self) -> None:
         """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""

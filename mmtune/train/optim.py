@@ -97,11 +97,11 @@ class GroupOptimizer:
         return [n for n, grad in grads.items() if grad is None or not float(whole(torch.linalg.vector_norm(grad)))]
 
     def norm(self) -> Tensor:
-        """The joint norm of the gradients (a scalar in float32)."""
+        """The joint norm of the gradients (a scalar, in float32 at least)."""
         norms = []
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                norms.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+        for grad in (parameter.grad for parameter in self.parameters):
+            if grad is not None:
+                norms.append(torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32)))
         if not norms:
             return torch.zeros(())
         # norms of what is cut over ranks are put together once, not one by one

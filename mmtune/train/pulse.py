@@ -27,6 +27,8 @@ from typing import Any
 
 LOOKOUTS = 2
 """Ranks that read all beats; the others read those of these two, and their verdict."""
+SILENCE = 120.0
+"""Most seconds without a beat; less where the deadline is less."""
 CODE = 1
 """Exit code of a rank that stops because of another one."""
 
@@ -44,7 +46,7 @@ class Pulse:
         self, rank: int, world: int, deadline: float, store: Any = None, leave: Callable[[int], None] = os._exit
     ) -> None:
         self.rank, self.world, self.deadline, self._leave = rank, world, deadline, leave
-        self.every = min(5.0, max(0.2, deadline / 12))
+        self.every = min(2.0, max(0.2, deadline / 12))
         self._store = _open() if store is None else store
         self._run = f"mmtune/pulse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._lock = threading.Lock()
@@ -56,6 +58,8 @@ class Pulse:
         self._known: dict[int, dict[str, Any]] = {}
         self._over = threading.Event()
         self._beat()
+        self._store.wait([f"{self._run}/{rank}" for rank in range(world)], timedelta(seconds=max(60.0, deadline)))
+        self._read(range(world))  # so that every process is known from the start
         self._thread = threading.Thread(target=self._live, name="mmtune-pulse", daemon=True)
         self._thread.start()
 
@@ -66,6 +70,7 @@ class Pulse:
         with self._lock:
             self._stage, self._samples, self._patient = stage, list(samples), 0
             self._count, self._since = self._count + 1, time.monotonic()
+        self._tell()
 
     @contextmanager
     def inside(self, what: str) -> Iterator[None]:
@@ -86,6 +91,7 @@ class Pulse:
         with self._lock:
             before, self._stage = self._stage, what
             self._patient += 1
+        self._tell()
         try:
             yield
         finally:
@@ -115,12 +121,12 @@ class Pulse:
 
     # ------------------------------------------------------------------------------------------------------- the others
 
-    def blame(self, wait: float = 10.0) -> str | None:
+    def blame(self) -> str | None:
         """Who else is dead or failed, in words, for a rank whose call to the others broke; waits for signs of it."""
-        until = time.monotonic() + min(wait, self.deadline)
+        until, silence = time.monotonic() + 4 * self.every + 5, 3 * self.every
         while True:
             try:
-                if found := self._verdict() or self._lost(range(self.world), self._read(range(self.world))):
+                if found := self._verdict() or self._lost(self._read(range(self.world)), silence):
                     return found
             except Exception:  # the store is gone, and with it, but for the launcher's, the first rank
                 dead = [rank for rank in sorted(self._known) if rank != self.rank and self._gone(rank)]
@@ -137,7 +143,7 @@ class Pulse:
             try:
                 self._beat()
                 beats = self._read(seen)
-                found = self._verdict() or self._lost(seen, beats) or self._hang(beats)
+                found = self._verdict() or self._lost(beats, min(self.deadline, SILENCE)) or self._hang(beats)
                 lost = None
             except Exception as error:  # the store's errors have several classes
                 lost = lost or time.monotonic()
@@ -166,8 +172,8 @@ class Pulse:
         key = f"{self._run}/verdict"
         return self._store.get(key).decode() if self._store.check([key]) else None
 
-    def _lost(self, seen: Sequence[int], beats: list[tuple[int, dict[str, Any]]]) -> str | None:
-        """Who failed, died or fell silent."""
+    def _lost(self, beats: list[tuple[int, dict[str, Any]]], silence: float) -> str | None:
+        """Who failed, died, or has been silent for more than `silence` seconds."""
         for rank, beat in beats:
             if rank != self.rank and beat["state"] not in ("runs", "done"):
                 return f"rank {rank} failed in {self._last(rank)}: {beat['state']}"
@@ -175,9 +181,10 @@ class Pulse:
             silent = time.monotonic() - self._heard[rank][1]
             if rank == self.rank or beat["state"] == "done":
                 continue
-            if silent > 3 * self.every and self._gone(rank):
+            # read once more: between the beat and the look at its process it may have come to a good end
+            if self._gone(rank) and dict(self._read([rank]))[rank]["state"] == "runs":
                 return f"rank {rank} (process {beat['pid']}) died; {self._last(rank)}"
-            if silent > self.deadline:
+            if silent > silence:
                 return f"rank {rank} on {beat['host']} has been silent for {silent:.0f} s; {self._last(rank)}"
         return None
 
@@ -220,10 +227,15 @@ class Pulse:
                 self._heard[rank] = beat["number"], time.monotonic()
         return [(rank, self._known[rank]) for rank in there]
 
+    def _tell(self) -> None:
+        """Say at once where this rank is, for it may be the last that is heard of it."""
+        with contextlib.suppress(Exception):  # a store that is gone is the business of the thread
+            self._beat()
+
     def _beat(self) -> None:
-        self._number += 1
         where, waits = self._place()
         with self._lock:
+            self._number += 1
             beat = {
                 "number": self._number, "state": self._state, "stage": self._stage, "count": self._count,
                 "age": time.monotonic() - self._since, "patient": self._patient, "samples": self._samples[:16],

@@ -107,6 +107,14 @@ def test_packed_equals_alone_with_media_in_some_segments(llm, fusion):
         torch.testing.assert_close(together[:, start : start + part.shape[1]], alone, **CLOSE)
 
 
+def test_media_of_the_first_segment_alone_are_not_for_those_behind_it(llm, fusion):
+    """One row, one owner: the shape that learned prompts of all tokens have."""
+    parts, given = [ids(7), ids(5, 1)], items(llm, 1)
+    together = run(fusion, llm, batch(torch.cat(parts, 1), [(0, 1)], **packed(7, 5)), given)
+    torch.testing.assert_close(together[:, :7], run(fusion, llm, batch(parts[0], [(0, 1)]), given), **CLOSE)
+    torch.testing.assert_close(together[:, 7:], run(fusion, llm, batch(parts[1])), **CLOSE)
+
+
 def test_rows_without_media_beside_rows_with_media(llm, fusion):
     tokens, given = torch.cat([ids(6), ids(6, 1), ids(6, 2)]), items(llm, 2)
     together = run(fusion, llm, batch(tokens, [(2, 1), (0, 1)]), given)
@@ -216,10 +224,10 @@ def test_low_rank_pairs_are_for_the_text(tmp_path):
     for name, parameter in llm.named_parameters():
         if name in names:
             torch.nn.init.normal_(parameter)
-    pair = llm.sites()[0].k_proj.lora_A["default"]
-    pair.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    for matrix in (llm.sites()[0].k_proj, llm.sites()[0].v_proj):
+        matrix.lora_A["default"].register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
     run(fusion, llm, batch(ids(7), [(0, 1)]), given)
-    assert seen == [7]
+    assert seen == [7, 7]
 
 
 def test_a_norm_of_the_keys_is_the_prompts_too(llm, fusion):

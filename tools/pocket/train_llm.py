@@ -1,6 +1,6 @@
 """Train the pocket language model on text of the pocket world, and only on text.
 
-    python tools/pocket/train_llm.py --out FOLDER --minutes 90 --decay 25 [--resume FOLDER] [--stages ...]
+    python tools/pocket/train_llm.py --out FOLDER --minutes 110 --decay 20 [--resume FOLDER] [--stages ...]
 
 A row is one user turn that opens with notes of a scene, followed by a dozen questions. In most rows each question sees
 the notes and itself only (a block mask; positions restart), in the others the turns follow each other as in a chat.
@@ -496,8 +496,8 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--tokenizer", type=Path, default=Path("mmtune/pocket/llm"))
     ask.add_argument("--out", type=Path, required=True)
-    ask.add_argument("--minutes", type=float, default=90, help="minutes of training, the fall included")
-    ask.add_argument("--decay", type=float, default=25, help="minutes over which the rate falls at the end")
+    ask.add_argument("--minutes", type=float, default=110, help="minutes of training, the fall included")
+    ask.add_argument("--decay", type=float, default=20, help="minutes over which the rate falls at the end")
     ask.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="drills to hold first")
     ask.add_argument("--width", type=int, default=128)
     ask.add_argument("--depth", type=int, default=6)

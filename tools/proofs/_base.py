@@ -8,6 +8,7 @@ without which this proof has to fail: `tools/prove mutants` takes them away one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,16 @@ class Guard:
     new: str
 
 
+class FirstBreak(Exception):
+    """A proof is broken, and no more was asked of it."""
+
+
 @dataclass
 class Verdict:
     """How a proof went."""
+
+    impatient: ClassVar[bool] = False
+    """Whether the first thing that does not hold ends the proof, with FirstBreak."""
 
     name: str
     what: str
@@ -44,14 +52,15 @@ class Verdict:
         """Count one case."""
         self.total += 1
         self.held += bool(holds)
-        if not holds:
-            self.broken.append(otherwise)
+        self.need(holds, otherwise)
         return bool(holds)
 
     def need(self, fired: bool, otherwise: str) -> None:
         """Not a case, but without it the cases mean nothing: that a fault fired, that there was something to see."""
         if not fired:
             self.broken.append(otherwise)
+            if self.impatient:
+                raise FirstBreak(otherwise)
 
     @property
     def holds(self) -> bool:

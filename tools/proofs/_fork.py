@@ -36,7 +36,7 @@ class Ended:
 class _Child:
     def __init__(self, work: Callable[[], Any], environment: Mapping[str, str] | None = None) -> None:
         self.began = time.monotonic()
-        self.log = tempfile.TemporaryFile(mode="w+b")
+        self.log = tempfile.TemporaryFile(mode="w+b")  # noqa: SIM115
         self.pipe, theirs = os.pipe()
         sys.stdout.flush(), sys.stderr.flush()
         self.pid = os.fork()

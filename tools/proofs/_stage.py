@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -37,12 +38,27 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@functools.cache
+_rooms: list[Path] = []
+
+
 def room() -> Path:
     """A folder for everything, gone when the program ends."""
+    return _rooms[-1] if _rooms else _open_room()
+
+
+def move(name: str) -> Path:
+    """Go on in a room of its own; for a process that forks from one that does not."""
+    folder = room() / name
+    folder.mkdir()
+    _rooms.append(folder)
+    return folder
+
+
+def _open_room() -> Path:
     import atexit
 
     folder = Path(tempfile.mkdtemp(prefix="mmtune-prove-"))
+    _rooms.append(folder)
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     return folder
@@ -59,14 +75,13 @@ def fresh(name: str = "run") -> Path:
 
 
 @functools.cache
-def recipe_file(save_every: int = 2, steps: int = STEPS) -> Path:
+def recipe_file() -> Path:
     """The recipe of the tiny run, its data and models beside it. Made in a process of its own: it uses torch."""
-    folder = room() / f"world-{save_every}-{steps}"
+    folder = room() / "world"
 
     def make() -> None:
-        tree = config.merge(world.tree(folder, save_every=save_every), CHANGES)
-        tree["schedule"]["steps"] = steps
-        spoil(folder / "pictures", 3), spoil(folder / "pictures", 10)
+        tree = config.merge(world.tree(folder, save_every=2), CHANGES)
+        [spoil(folder / "pictures", number) for number in (3, 8, 10)]
         recipe = config.validate(Recipe, tree)
         (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
 
@@ -159,11 +174,14 @@ def order(out: Path) -> dict[int, list[list[Any]]]:
 def digests(out: Path, steps: int = STEPS) -> dict[str, str]:
     """Everything a run leaves that must not depend on how it was interrupted, as digests."""
     state = out / "state" / f"step-{steps:08d}"
-    files = [*sorted(state.iterdir()), *sorted((out / "weights").iterdir()), out / "skipped.jsonl", out / "recipe.yaml"]
+    files = [*sorted(state.iterdir()), *sorted((out / "weights").iterdir()), out / "skipped.jsonl"]
     found = {}
     for path in files:
         data = path.read_bytes() if path.exists() else b""
         found[path.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
+    # the first start writes it, with as many workers as it has
+    recipe = re.sub(r"workers: \d+", "workers: some", (out / "recipe.yaml").read_text())
+    found["recipe.yaml"] = hashlib.sha256(recipe.encode()).hexdigest()
     found["card.md"] = hashlib.sha256((out / "card.md").read_bytes()).hexdigest()
     found["order"] = hashlib.sha256(json.dumps(order(out)).encode()).hexdigest()
     return found
@@ -179,12 +197,12 @@ def compare(out: Path, wanted: dict[str, str], steps: int = STEPS) -> list[str]:
 
 
 @functools.cache
-def straight(save_every: int = 2, steps: int = STEPS) -> tuple[Path, dict[str, str], dict[str, Any], float]:
+def straight() -> tuple[Path, dict[str, str], dict[str, Any], float]:
     """A run without a break: its folder, its digests, what `train` told, and its seconds."""
-    recipe, out = recipe_file(save_every, steps), fresh("straight")
+    recipe, out = recipe_file(), fresh("straight")
     ended = _fork.run(lambda: train(recipe, out, shim=Shim(out)))
     assert ended.code == 0, ended.said
-    return out, digests(out, steps), ended.value, ended.seconds
+    return out, digests(out), ended.value, ended.seconds
 
 
 def finish(recipe: Path, out: Path, *overrides: str, tries: int = 3) -> _fork.Ended:

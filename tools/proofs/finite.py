@@ -21,7 +21,7 @@ from mmtune.train import loop
 from mmtune.train.replay import replay
 
 from . import _fork
-from ._base import Verdict
+from ._base import Guard, Verdict
 from ._stage import STEPS, clear, fresh, order, recipe_file, train
 
 KINDS = ("loss is NaN", "loss is infinite", "gradient is NaN", "gradient is infinite")
@@ -160,3 +160,18 @@ def order_of(out: Any) -> list[list[Any]]:
 
     rows = [json.loads(line) for line in Path(f"{out}.order").read_text().splitlines()]
     return [[stream, ids] for step, stream, ids in rows if step == STEP]
+
+
+_STEP, _LOOP = "mmtune.train.step", "mmtune.train.loop"
+
+GUARDS = (
+    Guard("the loss is finite", _STEP, "_Tally.finite", "math.isfinite(self.loss) and ", ""),
+    Guard(
+        "gradients are finite",
+        _STEP,
+        "take_step",
+        "finite = all(math.isfinite(norm) for norm in norms.values())",
+        "pass",
+    ),
+    Guard("the samples are named", _LOOP, "_Run._refused", "self.loader.ledger.skip(", "(lambda *a, **k: None)("),
+)

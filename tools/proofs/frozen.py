@@ -1,6 +1,7 @@
 """Frozen means frozen: encoders and language model have the same bytes before, after, and through kill and resume.
 
-And a frozen weight that is moved on purpose stops the run before anything of it is saved.
+And a frozen weight that is moved on purpose stops the run before anything of it is saved; two that are swapped, which
+the quick look at each save cannot see, stop it before it is called finished.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mmtune.train import loop
 from mmtune.train import resume as states
 
 from . import _fork
-from ._base import Verdict
+from ._base import Guard, Verdict
 from ._stage import STEPS, clear, fresh, recipe_file, train
 
 RECIPES: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,8 @@ def prove(short: bool) -> Verdict:
     for after in (2,) if short else (1, 2, 4, 5, STEPS):
         for part in ("branches.sight.encoder", "llm"):
             _moved(verdict, part, after)
+    for after in (3,) if short else (1, 3, STEPS):
+        _moved(verdict, "llm", after, swapped=True)
     return verdict
 
 
@@ -71,7 +74,9 @@ def _unmoved(verdict: Verdict, name: str, overrides: tuple[str, ...]) -> None:
     _fork.run(lambda: train(recipe, out, *overrides, patch=_kill_after(5)))
     ended = _fork.run(work)
     told = ended.value or {}
-    verdict.need(bool(told.get("trained")) and told.get("frozen", 0) > 20, f"{name}: nothing trained: {ended.said[-400:]}")
+    verdict.need(
+        bool(told.get("trained")) and told.get("frozen", 0) > 20, f"{name}: nothing trained: {ended.said[-400:]}"
+    )
     before, after = told.get("before", {}), told.get("after", {})
     first = _fork.run(lambda: _fresh_sums(recipe, overrides)).value or {}
     for tensor in before:
@@ -93,8 +98,8 @@ def _kill_after(steps: int) -> Callable[[], None]:
     return _stop_after(steps, signal.SIGKILL)
 
 
-def _moved(verdict: Verdict, part: str, after: int) -> None:
-    """Add a little to a frozen weight in the course of a step."""
+def _moved(verdict: Verdict, part: str, after: int, swapped: bool = False) -> None:
+    """Add a little to a frozen weight in the course of a step; or swap two, which only a digest can see, at the end."""
     recipe, out = recipe_file(), fresh("moved")
 
     def patch() -> None:
@@ -108,19 +113,44 @@ def _moved(verdict: Verdict, part: str, after: int) -> None:
             if done == after:
                 bases, _ = store._split(self.model, self.groups)
                 with torch.no_grad():
-                    next(t for t in bases[part].values() if t.is_floating_point()).view(-1)[0] += 1e-3
+                    held = next(t for t in bases[part].values() if t.is_floating_point() and t.ndim > 1).view(-1)
+                    if swapped:
+                        held[:2] = held[:2].flip(0).clone()
+                    else:
+                        held[0] += 1e-3
                 print("moved on purpose")
             return real(self, *args, **more)
 
         loop._Run._attempt = attempt
 
     ended = _fork.run(lambda: train(recipe, out, patch=patch))
-    verdict.need("moved on purpose" in ended.said, f"{part} after {after}: did not fire: {ended.said[-300:]}")
+    where = f"{part}, {'swapped' if swapped else 'moved'} in step {after}"
+    verdict.need("moved on purpose" in ended.said, f"{where}: did not fire: {ended.said[-300:]}")
     named = f"frozen weights of {part} changed" in ended.said
     saved = states.load(out / "state", lambda text: None)
-    clean = saved is None or saved.step < after
+    clean = saved is None or saved.step < (STEPS if swapped else after)
     verdict.check(
         ended.code != 0 and named and clean,
-        f"{part} in step {after}: code {ended.code}, named {named}, saved {saved and saved.step}",
+        f"{where}: code {ended.code}, named {named}, saved {saved and saved.step}",
     )
     clear(out)
+
+
+_LOOP = "mmtune.train.loop"
+
+GUARDS = (
+    Guard(
+        "frozen parts are looked at before a save",
+        _LOOP,
+        "_Run._save",
+        "        self._check_still()\n",
+        "        pass\n",
+    ),
+    Guard(
+        "digests of frozen parts at the end",
+        _LOOP,
+        "_Run.go",
+        "            self._check_frozen()\n",
+        "            pass\n",
+    ),
+)

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,9 @@ POINTS: dict[str, tuple[type, str]] = {
     "starting": (Runtime, "place"),
 }
 """What is going on when a rank goes: the method in which it does, the third time round where it is called often."""
+
+STAGES = {"sum of gradients": "forward and backward"}
+"""What a rank calls the point itself, where that is another name: it goes before the sum begins."""
 
 GUARDS = [
     Guard("a hanging rank", "mmtune.train.pulse", "Pulse._live", "or self._hang(beats)", ""),
@@ -166,7 +170,7 @@ def _equal(verdict: Verdict, short: bool) -> None:
 @functools.cache
 def _half_text() -> Path:
     """A recipe with one stream, of which every other record has no picture, in rows of their own."""
-    folder = _stage.room() / "half"
+    folder = Path(tempfile.mkdtemp(prefix="half-", dir=_stage.room()))
 
     def make() -> None:
         tree = world.tree(folder)
@@ -208,7 +212,7 @@ def _text_only(verdict: Verdict) -> None:
     verdict.notes.append(f"steps with text only on one rank {alone}/{len(shown)}")
 
 
-# ------------------------------------------------------------------------------------------------------ lost and hanging
+# ------------------------------------------------------------------------------------------------- lost and hanging
 
 
 def _faulty(point: str, how: str, who: int, recipe: Path, out: Path, mark: Path) -> Callable[[], None]:
@@ -245,14 +249,15 @@ def _lost(verdict: Verdict, point: str, how: str, who: int) -> None:
     verdict.check(other is not None and other != 0, f"{name}: the other one ended with {other}: {said[-1500:]}")
     verdict.check(seconds <= late, f"{name}: the other one ended after {seconds:.0f} s")
     word = f"rank {who} hangs" if how == "hangs" else f"rank {who} (process"
-    stage = "starting" if point == "starting" else point
+    # the first rank takes the store with it, and what it said last may not have been read
+    stage = "" if who == 0 else STAGES.get(point, point)
     named = [line for line in said.splitlines() if word in line and stage in line]
     verdict.check(bool(named), f"{name}: the other one named nobody: {said[-1500:]}")
     verdict.check(not alive, f"{name}: processes {alive} were left behind")
 
 
 def _pair(work: Callable[[], None], who: int, mark: Path) -> tuple[int | None, list[int], float, str]:
-    """Run two ranks of which `who` is lost: the other one's exit code, processes left, seconds since the fault, words."""
+    """Run two ranks of which `who` is lost: exit code of the other, processes left, seconds, words."""
     children = [_fork._Child(work, place) for place in _places(2)]
     lost, other = children[who], children[1 - who]
     until = time.monotonic() + 120

@@ -18,7 +18,7 @@ from pathlib import Path
 from mmtune.train import resume as states
 
 from . import _fork
-from ._base import Verdict
+from ._base import Guard, Verdict
 from ._shim import Shim, lose
 from ._stage import STEPS, clear, compare, finish, fresh, order, recipe_file, straight, train
 
@@ -34,6 +34,13 @@ def prove(short: bool) -> Verdict:
 
     start, *saves = _parts(calls)
     verdict.need(len(saves) == STEPS // 2, f"{len(saves)} saves in {STEPS} steps")
+    # what takes seconds comes first
+    edits = _edits(verdict, 2 if short else 99)
+    _by_signal(verdict, wanted, [signal.SIGTERM] if short else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    _slow_disk(verdict)
+    _two_runs(verdict, wanted)
+    parts = _many_times(verdict, wanted, (3,) if short else (2, 3, 7))
+    full = _full_disk(verdict, wanted, calls, saves[1][:1] if short else [*start[::4], *saves[1][::4]])
     few = _spread(calls, 4) if short else [*start, *saves[-1]]
     for number in few:
         _killed_at(verdict, number, calls[number - 1], wanted, power=False)
@@ -41,11 +48,6 @@ def prove(short: bool) -> Verdict:
     lost = sum(_killed_at(verdict, number, calls[number - 1], wanted, power=True) for number in cuts)
     verdict.need(lost > 0, "no power cut lost anything")
     hit = _at_random(verdict, 1 if short else 50, seconds, wanted)
-    parts = _many_times(verdict, wanted, (3,) if short else (2, 3, 7))
-    _by_signal(verdict, wanted, [signal.SIGTERM] if short else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-    _slow_disk(verdict, wanted)
-    full = _full_disk(verdict, wanted, calls, saves[1][:1] if short else [*start[::4], *saves[1][::4]])
-    edits = _edits(verdict, 2 if short else 99)
     verdict.notes = [
         f"kills at {len(few)} of {len(calls)} disk calls ({', '.join(f'{name} {n}' for name, n in saw.items())})",
         f"power cuts at {len(cuts)} ({lost} things lost)",
@@ -72,12 +74,14 @@ def _spread(calls: list[str], count: int) -> list[int]:
 
 
 def _sealed(calls: list[str], number: int) -> int:
-    """Step of the newest state that was in place and flushed before a call; 0 when there was none."""
+    """Step of the newest state that has to be there at a call: one that was renamed, and another call came after that.
+
+    The one call is for flushing the folder. What comes next may rely on the state.
+    """
     newest = 0
-    for i, call in enumerate(calls[: number - 1]):
-        found = re.search(r"^rename state/\.step-(\d+)\.draft", call)
-        if found and "fsync state" in calls[i + 1 : number - 1]:
-            newest = int(found[1])
+    for i, call in enumerate(calls[: max(0, number - 2)]):
+        if found := re.search(r"^rename state/\.step-(\d+)\.draft", call):
+            newest = int(found[1]) if i + 2 < number else newest
     return newest
 
 
@@ -86,7 +90,9 @@ def _killed_at(verdict: Verdict, number: int, call: str, wanted: dict[str, str],
     recipe, out, journal = recipe_file(), fresh("kill"), fresh("journal")
     where = f"{'power cut' if power else 'killed'} at call {number}, {call}"
     ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, kill=number, journal=journal if power else None)))
-    verdict.need(ended.code == -signal.SIGKILL, f"{where}: did not fire, it ended with {ended.code}: {ended.said[-300:]}")
+    verdict.need(
+        ended.code == -signal.SIGKILL, f"{where}: did not fire, it ended with {ended.code}: {ended.said[-300:]}"
+    )
     lost = lose(out, journal) if power and journal.exists() else 0
     newest = _sealed(straight()[2]["calls"], number)
     ended = finish(recipe, out)
@@ -124,9 +130,11 @@ def _many_times(verdict: Verdict, wanted: dict[str, str], lengths: tuple[int, ..
             ended = _fork.run(lambda: train(recipe, out, workers, patch=_stop_after(length, how)))  # noqa: B023
             if ended.code == 0 and ended.value["finished"]:
                 break
-        verdict.need(part > 1, f"a chain of {length} steps each was not interrupted")
+        verdict.need(part > 0, f"a chain of {length} steps each was not interrupted")
         wrong = compare(out, wanted)
-        verdict.check(not wrong, f"stopped after each {length} steps, {part} times: {'; '.join(wrong)} {ended.said[-300:]}")
+        verdict.check(
+            not wrong, f"stopped after each {length} steps, {part} times: {'; '.join(wrong)} {ended.said[-300:]}"
+        )
         clear(out)
     return len(lengths)
 
@@ -169,7 +177,7 @@ def _by_signal(verdict: Verdict, wanted: dict[str, str], numbers: list[signal.Si
         clear(out)
 
 
-def _slow_disk(verdict: Verdict, wanted: dict[str, str]) -> None:
+def _slow_disk(verdict: Verdict) -> None:
     """While a save is written the training goes on, and what is written is the step that the save names."""
     recipe, out = recipe_file(), fresh("slow")
 
@@ -179,9 +187,10 @@ def _slow_disk(verdict: Verdict, wanted: dict[str, str]) -> None:
         from mmtune.train import loop, saver
 
         overlapped = 0
-        real = loop.states.seed_step
 
         def patch() -> None:
+            real = loop.states.seed_step
+
             def seed(*args: int) -> None:
                 nonlocal overlapped
                 overlapped += any(thread.name.startswith("mmtune-save") for thread in threading.enumerate())
@@ -205,6 +214,38 @@ def _slow_disk(verdict: Verdict, wanted: dict[str, str]) -> None:
         ]
         verdict.check(not wrong, f"saved beside the training, step {step} is not itself: {', '.join(wrong)}")
         clear(alone)
+    clear(out)
+
+
+def _two_runs(verdict: Verdict, wanted: dict[str, str]) -> None:
+    """A second run in the folder is refused; one that was killed leaves no lock, although its workers live on a bit."""
+    recipe, out = recipe_file(), fresh("shared")
+
+    def work() -> list[object]:
+        from mmtune.train import loop
+
+        said: list[object] = []
+
+        def patch() -> None:
+            real = loop.states.seed_step
+
+            def seed(*args: int) -> None:
+                if not said:
+                    second = _fork.run(lambda: train(recipe, out))
+                    said.extend((second.code, "is in use by another run" in second.said))
+                    print("a second run came", flush=True)
+                real(*args)
+
+            loop.states.seed_step = seed
+
+        train(recipe, out, patch=patch)
+        return said
+
+    ended = _fork.run(work)
+    verdict.need("a second run came" in ended.said, f"no second run: {ended.said[-300:]}")
+    wrong = compare(out, wanted) if ended.code == 0 else [ended.said[-300:]]
+    refused = bool(ended.value and ended.value[0] and ended.value[1])
+    verdict.check(refused and not wrong, f"a second run in the folder: {ended.value} {'; '.join(wrong)}")
     clear(out)
 
 
@@ -319,3 +360,135 @@ def _swap_words(tree: dict) -> None:
     vocabulary = tree["model"]["vocab"]
     one, two = list(vocabulary)[-2:]
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+
+
+_SEAL, _STATES, _KEEPER = "mmtune.checkpoint.seal", "mmtune.train.resume", "mmtune.train.keeper"
+
+GUARDS = (
+    Guard(
+        "files are flushed before the seal", _SEAL, "write", "            flush(draft / name)\n", "            pass\n"
+    ),
+    Guard("the seal is flushed", _SEAL, "write", "        flush(seal)\n", "        pass\n"),
+    Guard(
+        "the rename is flushed before older ones go", _SEAL, "write", "        flush(folder.parent)\n", "        pass\n"
+    ),
+    Guard(
+        "small files are flushed before they replace", _SEAL, "write_file", "        flush(draft)\n", "        pass\n"
+    ),
+    Guard(
+        "older states go after the new one is sealed",
+        _STATES,
+        "save",
+        "    try:\n        seal.write(target, fill)",
+        "    [shutil.rmtree(path) for path in list(_states(folder))]\n    try:\n        seal.write(target, fill)",
+    ),
+    Guard("a full disk is said as what it is", _SEAL, "write", "        raise\n", "        return\n"),
+    Guard(
+        "the state is sealed last",
+        _KEEPER,
+        "Keeper.save",
+        """            store.write_weights(self.out, files, self.recipe, facts)
+            states.save(self.out / "state", state, self.recipe.run.keep)
+""",
+        """            states.save(self.out / "state", state, self.recipe.run.keep)
+            store.write_weights(self.out, files, self.recipe, facts)
+""",
+    ),
+    Guard(
+        "the ledger is flushed before a state names it",
+        _KEEPER,
+        "Keeper.save",
+        "            self.loader.ledger.flush()\n",
+        "",
+    ),
+    Guard(
+        "a copy is taken before training goes on",
+        "mmtune.checkpoint.tensors",
+        "snapshot",
+        '.to("cpu", copy=True)',
+        '.to("cpu")',
+    ),
+    Guard(
+        "a failed write ends the run",
+        "mmtune.train.saver",
+        "Saver._run",
+        "                self._error = error\n",
+        "                pass\n",
+    ),
+    Guard(
+        "random numbers are those of the step",
+        _STATES,
+        "seed_step",
+        "    torch.manual_seed(value % 2**63)\n",
+        "    pass\n",
+    ),
+    Guard(
+        "optimizers are taken up",
+        _KEEPER,
+        "Keeper._take",
+        "            holders[name].load(held)\n",
+        "            pass\n",
+    ),
+    Guard(
+        "weights are taken up",
+        _KEEPER,
+        "Keeper._take",
+        'store.copy_into({"state": everything}, {"state": state.weights})',
+        "pass",
+    ),
+    Guard(
+        "the counts of the ledger are taken up",
+        _KEEPER,
+        "Keeper._take",
+        'self.loader.ledger.restore(state.info["ledger"])',
+        "pass",
+    ),
+    Guard(
+        "the mean loss is taken up",
+        _KEEPER,
+        "Keeper.restore",
+        'for loss, count in state.info["recent"]',
+        "for loss, count in []",
+    ),
+    Guard(
+        "a signal waits for the save",
+        "mmtune.train.signals",
+        "Stop._caught",
+        "        if self.code:\n",
+        "        if True:\n",
+    ),
+    Guard("one run in a folder", "mmtune.train.lock", "_take", "        if held is True or", "        if True or"),
+    Guard("differences are refused", _KEEPER, "Keeper.restore", "if _kind(line) not in allow]", "if False]"),
+    *(
+        Guard(f"{kind} is compared", _KEEPER, "Keeper.facts", old, new)
+        for kind, old, new in (
+            ("the recipe", '"recipe": recipe,', '"recipe": None,'),
+            ("the base", '"base": {part: entry["sha256"] for part, entry in self.base.items()},', '"base": None,'),
+            ("the tokenizer", '"tokenizer": self.model.llm.tokenizer.fingerprint(),', '"tokenizer": None,'),
+            ("the data", '"data": self.loader.fingerprint(),', '"data": None,'),
+            ("the prompt", 'stream.processor.template.model_dump(mode="json")', "None"),
+            ("the version", 'if name != "git"}', "if False}"),
+        )
+    ),
+    Guard(
+        "lost lines of the ledger are seen",
+        "mmtune.data.ledger",
+        "Ledger.faults",
+        '!= position["sha256"]',
+        "!= 0 and False",
+    ),
+    Guard(
+        "a ledger that is too short is seen",
+        "mmtune.data.ledger",
+        "Ledger.faults",
+        "if len(held) < size:",
+        "if len(held) < size: return []\n        if False:",
+    ),
+    Guard(
+        "damage that came later is other data",
+        "mmtune.data.shards",
+        "Corpus.fingerprint",
+        "for label, text in self._faults:",
+        "for label, text in ():",
+    ),
+)

@@ -12,7 +12,7 @@ from mmtune.errors import CheckpointError
 from mmtune.train import resume as states
 
 from . import _fork
-from ._base import Verdict
+from ._base import Guard, Verdict
 from ._stage import STEPS, clear, compare, finish, fresh, recipe_file, straight
 
 Damage = Callable[[Path, random.Random], None]
@@ -152,3 +152,62 @@ def _taken_up(
         )
         clear(run)
     return len(files)
+
+
+_SEAL, _STATES = "mmtune.checkpoint.seal", "mmtune.train.resume"
+
+GUARDS = (
+    Guard("digests are compared", _SEAL, "faults", "or file_digest(path) != digest:", "or False:"),
+    Guard(
+        "missing files are seen",
+        _SEAL,
+        "faults",
+        "if not path.is_file() or path.is_symlink():",
+        "if path.is_symlink():",
+    ),
+    Guard(
+        "links are no files", _SEAL, "faults", "if not path.is_file() or path.is_symlink():", "if not path.is_file():"
+    ),
+    Guard("a seal that is a link is none", _SEAL, "faults", "if seal.is_symlink():", "if False:"),
+    Guard("a seal is as it was written", _SEAL, "faults", "if text != _manifest(listed):", "if False:"),
+    Guard("strangers are seen", _SEAL, "faults", "for name in sorted(here - set(known))]", "for name in ()]"),
+    Guard(
+        "no seal, no state",
+        _SEAL,
+        "faults",
+        'return [f"{MANIFEST}: missing, the folder was never sealed"]',
+        "return []",
+    ),
+    Guard("a seal that cannot be read is none", _SEAL, "faults", 'return [f"{MANIFEST}: damaged"]', "return []"),
+    Guard("states are checked", _STATES, "load", "        faults = seal.faults(path)\n", "        faults = []\n"),
+    Guard(
+        "damage is said", _STATES, "load", '        say(f"warning: {path.name}', '        str(f"warning: {path.name}'
+    ),
+    Guard(
+        "falling back is said",
+        _STATES,
+        "load",
+        '                    say(f"falling back',
+        '                    str(f"falling back',
+    ),
+    Guard(
+        "nothing whole is an error", _STATES, "load", "    if damaged or step is not None:", "    if step is not None:"
+    ),
+    Guard(
+        "damaged states are put aside",
+        _STATES,
+        "put_aside",
+        "            os.rename(path, aside)\n",
+        "            pass\n",
+    ),
+    Guard(
+        "two states are kept", _STATES, "save", "    for path in whole[max(2, keep) :]:", "    for path in whole[1:]:"
+    ),
+    Guard(
+        "weights are checked",
+        "mmtune.checkpoint.store",
+        "load_weights",
+        "    damage = seal.faults(folder)\n",
+        "    damage = []\n",
+    ),
+)

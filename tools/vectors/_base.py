@@ -8,6 +8,7 @@ serves every file of its layout.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,11 @@ class Vector:
 
     @property
     def kind(self) -> str:
-        """`system`, or `system/module` where the file names a module: the key of a case."""
-        module = self.facts.get("module")
+        """`system`, or `system/module` where the file names a module: the key of a case.
+
+        A sample rate at the end of a module, as in `audio_preproc_44k`, is one of its sizes.
+        """
+        module = re.sub(r"_\d+k$", "", self.facts.get("module") or "")
         return f"{self.facts.get('system', '?')}{f'/{module}' if module else ''}"
 
     @property

@@ -107,7 +107,13 @@ def vision_preproc(vector: Vector) -> Iterator[Got]:
     facts = vector.facts["config"]
     made = imagebind_vision.ImagebindVision(
         imagebind_vision.Config(
-            size=facts["size"], mean=facts["mean"], std=facts["std"], tower_width=8, depth=1, heads=1
+            size=facts["size"],
+            mean=facts["mean"],
+            std=facts["std"],
+            tower_width=8,  # the tower takes no part
+            depth=1,
+            heads=1,
+            patch=min(14, facts["size"]),
         )
     )
     for name in vector.facts["cases"]:
@@ -120,7 +126,5 @@ CASES = {
     "imagebind/vision_trunk": vision_trunk,
     "imagebind/vision_preproc": vision_preproc,
     "imagebind/audio_preproc": lambda vector: _audio_preproc(vector, "full"),
-    "imagebind/audio_preproc_16k": lambda vector: _audio_preproc(vector, "full"),
-    "imagebind/audio_preproc_44k": lambda vector: _audio_preproc(vector, "full"),
     "video_llama/audio_preproc": lambda vector: _audio_preproc(vector, "short"),
 }

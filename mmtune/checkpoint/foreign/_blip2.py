@@ -6,6 +6,7 @@ A tensor does not tell the number of attention heads, so these are options of th
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -140,6 +141,12 @@ def common(tensors: Mapping[str, Tensor], pattern: str, axis: int, published: in
     sizes = Counter(t.shape[axis] for name, t in tensors.items() if t.ndim > axis and names.fullmatch(name))
     del sizes[0]
     return sizes.most_common(1)[0][0] if sizes else published
+
+
+def ratio(hidden: int, width: int) -> float:
+    """How many widths `hidden` is, such that int(width * ratio) gives `hidden` back: 15 / 11 * 11 is 14.99..."""
+    found = hidden / width
+    return found if int(width * found) == hidden else math.nextafter(found, math.inf)
 
 
 def refuse_strange(tensors: Mapping[str, Tensor], starts: Sequence[str], source: Source) -> None:

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
+from mmtune.checkpoint.foreign._blip2 import ratio
 from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
 from mmtune.checkpoint.keymap import KeyMap, Rule
 from mmtune.errors import CheckpointError
@@ -159,7 +160,7 @@ class LlamaAdapterV2(Foreign):
             "width": width,
             "depth": len({name.split(".")[1] for name in tensors if name.startswith("visual_blocks.")}),
             "heads": self.config.heads,
-            "mlp_ratio": hidden / width,
+            "mlp_ratio": ratio(hidden, width),
         }
 
     def write(self, run: Opened) -> Exported:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from mmtune.checkpoint.foreign._blip2 import common
+from mmtune.checkpoint.foreign._blip2 import common, ratio
 from mmtune.checkpoint.foreign.base import (
     Exported,
     Foreign,
@@ -134,7 +134,7 @@ def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, 
         "embed_dim": width,
         "depth": _count(names, r"blocks\.(\d+)\.") or 12,
         "num_heads": heads or max(1, width // 64),
-        "mlp_ratio": common(tensors, rf"{block}mlp\.fc1\.bias", 0, 4 * width) / width,
+        "mlp_ratio": ratio(common(tensors, rf"{block}mlp\.fc1\.bias", 0, 4 * width), width),
     }
     return {"model": "vit_tiny_patch16_224", "args": args, "size": math.isqrt(max(1, places - 1)) * patch}, "head"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmtune import config
+from mmtune.checkpoint.foreign._blip2 import ratio
 from mmtune.checkpoint.foreign.base import Source
 from mmtune.checkpoint.foreign.p2p import P2P
 from mmtune.encoders._weights import fill
@@ -98,3 +99,16 @@ def test_other_families_are_refused_by_name(name):
         tensors = published(name, num_classes=40)
     with pytest.raises(CheckpointError, match="ViT, DeiT, ConvNeXt or ResNet"):
         read(tensors)
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(11, 15), (22, 61), (64, 256), (768, 3072)])
+def test_a_width_whose_quotient_rounds_down(width: int, hidden: int) -> None:
+    """15 / 11 * 11 is 14.99...: a ratio that is cut to a whole number has to give the width of the file back."""
+    assert int(width * ratio(hidden, width)) == hidden
+    made = published("vit_tiny_patch16_224", embed_dim=width, depth=1, num_heads=1, mlp_ratio=1.0, num_classes=3)
+    for name, shape in {"fc1.weight": (hidden, width), "fc1.bias": (hidden,), "fc2.weight": (width, hidden)}.items():
+        made[f"base_model.blocks.0.mlp.{name}"] = torch.empty(shape, device="meta")
+    got = read(made, heads=1)
+    with torch.device("meta"):
+        encoder = P2PPoints(config.validate(Config, got.recipe["encoder"]))
+    assert encoder.image.tower.blocks[0].mlp.fc1.out_features == hidden

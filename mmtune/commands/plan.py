@@ -1,0 +1,80 @@
+"""`mmtune plan`: memory and time of each device, by arithmetic, on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmtune import config
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run is to be carried out on."""
+
+    count: int
+    memory: float
+    """Of each, GB."""
+    tflops: float
+    """What each can do in the precision of the run, 10^12 operations per second."""
+    share: float
+    """Part of that which a run reaches."""
+    link: float
+    """Between them, GB per second and device."""
+
+
+def run(recipe: str, overrides: list[str], devices: Devices) -> None:
+    """Print what each device holds and how long a step takes, for each strategy.
+
+    Raises:
+        ConfigError: a recipe that cannot be used, or groups that do not fit the model.
+    """
+    print("\n".join(lines(recipe, overrides, devices)))
+
+
+def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
+    """The same as lines."""
+    from mmtune import model as models
+    from mmtune import params
+    from mmtune.recipe import Recipe
+    from mmtune.train import estimate
+
+    loaded = config.load(Recipe, recipe, overrides)
+    model = models.build(loaded.model, weights=False, device="meta")
+    if loaded.model.freeze:
+        params.freeze(model, loaded.model.freeze)
+    shape = estimate.shape_of(model, params.partition(model, loaded.groups))
+    section, bf16 = loaded.run, loaded.run.precision == "bf16"
+    rows = max(1, section.batch_tokens // section.length)
+    tokens = estimate.tokens_of(section, devices.count)
+    said = [
+        f"{recipe}{''.join(f' {change}' for change in overrides)}",
+        f"{shape.trained + shape.frozen:,} parameters, {shape.trained:,} train; in the {shape.depth} layers "
+        f"{shape.layers_frozen:,} frozen and {shape.layers_trained:,} trained",
+        f"{devices.count} devices of {devices.memory:g} GB, {devices.share:.0%} of {devices.tflops:g} TFLOPS, "
+        f"{devices.link:g} GB/s between them; {section.precision}",
+        f"a micro-step has {rows} rows of {section.length} places, {tokens:,} places on a device; a step has "
+        f"{section.accumulate}",
+    ]
+    if rows % devices.count:
+        said.append(f"note: {rows} rows on {devices.count} devices leave some of them idle; raise run.batch_tokens")
+    sizes = ("weights", "gradients", "optimizer", "activations", "sum GB")
+    head = ("strategy", "layers", *sizes, "", "compute s", "talk s")
+    table = [head]
+    for strategy in ("replicate", "shard", "shard_all") if shape.layers_frozen else ("replicate", "shard_all"):
+        for again in (False, True):
+            held = estimate.memory_of(shape, tokens, strategy, devices.count, again, bf16)
+            flops, link = devices.tflops * devices.share * 1e12, devices.link * GB
+            time = estimate.time_of(
+                shape, tokens, section.length, strategy, devices.count, again, bf16, section.accumulate, flops, link
+            )
+            parts = (held.weights + held.gathered, held.gradients, held.optimizer, held.activations, held.total)
+            part = held.total / (devices.memory * GB)
+            fits = "fits" if part < 0.9 else "tight" if part < 1 else "no"
+            numbers = [f"{part / GB:.1f}" for part in parts]
+            layers = "anew" if again else "kept"
+            table.append((strategy, layers, *numbers, fits, f"{time.compute:.3f}", f"{time.talk:.3f}"))
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    said += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    return said
