@@ -24,6 +24,10 @@ VICUNA = (
 ALPACA = (
     "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 )
+CHATML_34B = (
+    "{bos}S<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    "<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n"
+)
 PUBLISHED = {
     "vicuna": (None, f"{VICUNA} USER: q ASSISTANT: a</s>USER: r ASSISTANT:"),
     "llama2": ("S", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nq [/INST] a </s><s>[INST] r [/INST]"),
@@ -41,9 +45,43 @@ PUBLISHED = {
     "video_llama": (None, "<s>\n\n###Human: q\n###Assistant: a\n###Human: r\n###Assistant:"),
     "video_llama2": ("S", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nq [/INST] a </s><s>[INST] r [/INST]"),
     "video_llama_caption": (None, "<s>a\n"),
+    "llama_adapter_65b": ("S", "<s>S###Human: q###Assistant: a###Human: r###Assistant:"),
+    "mistral": (None, "{bos}[INST] q [/INST] a</s>[INST] r [/INST]"),
+    "llava_chatml": (
+        None,
+        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\nq<|im_end|>"
+        "<|im_start|>assistant\na<|im_end|><|im_start|>user\nr<|im_end|><|im_start|>assistant\n",
+    ),
+    "pllava": (None, "{bos}USER:q ASSISTANT:a</s>USER:r ASSISTANT:"),
+    **{
+        f"pllava_{task}": ("S", "{bos}S USER: q ASSISTANT:a</s>USER: r ASSISTANT:")
+        for task in ("mvbench", "recaption", "vcg")
+    },
+    "pllava_videoqa": (
+        None,
+        "{bos}USER: q \n ASSISTANT:\nAnswer: In the video,a</s>USER: r \n ASSISTANT:\nAnswer: In the video,",
+    ),
+    "pllava_34b": ("S", CHATML_34B),
+    "pllava_34b_recaption": ("S", CHATML_34B),
+    "pllava_34b_videoqa": (
+        None,
+        "{bos}<|im_start|>system\nAnswer the question.<|im_end|>\n"
+        "<|im_start|>user\nq \n<|im_end|>\n<|im_start|>assistant\n\nAnswer: In the video,a<|im_end|>\n"
+        "<|im_start|>user\nr \n<|im_end|>\n<|im_start|>assistant\n\nAnswer: In the video,",
+    ),
 }
-ENDS = {"llama2": " </s>", "video_llama2": " </s>", "video_llama": "\n###", "video_llama_caption": "\n"}
+ENDS = {
+    "llama2": " </s>",
+    "video_llama2": " </s>",
+    "video_llama": "\n###",
+    "video_llama_caption": "\n",
+    "llama_adapter_65b": "###",
+}
 """What is learned behind an answer, where it is more than the first stop string."""
+
+
+SPACED = ("vicuna", "llama2", "mistral", "video_llama", "video_llama2", "llama_adapter_65b")
+"""Where the space in front of an answer is learned with it."""
 
 
 def test_every_shipped_template_is_tested():
@@ -63,7 +101,7 @@ def test_what_is_learned_is_the_answer_and_its_end(name):
     template = prompt.load(name)
     spans = template.spans(chat("q", "a", "r", "b"))
     learned = "".join(span.text for span in spans if span.learn)
-    space = " " if name in ("vicuna", "llama2", "video_llama", "video_llama2") else ""
+    space = " " if name in SPACED else ""
     end = ENDS.get(name, template.stop[0])
     assert learned == f"{space}a{end}{space}b{end}"
 

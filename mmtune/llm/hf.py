@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,11 @@ class HF(LLM):
         return str(self.config.folder or self.config.repo)
 
     def _structure(self) -> nn.Module:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        with torch.device("cpu"):
+            # What a model class imports first of all, torchaudio among it: constants of a library that is imported
+            # while a structure is built on the meta device would stay there, and no sound could be heard after that.
+            import_module("transformers.modeling_layers")
+            from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
             if self.folder is None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmtune.errors import ConfigError, ModelError
+from mmtune.fusion._prompts import gather
 from mmtune.fusion.added_prompts import AddedPrompts
 from mmtune.fusion.added_prompts import Config as AddedConfig
 from mmtune.fusion.early_prompts import Config as EarlyConfig
@@ -124,6 +125,25 @@ def test_rows_without_media_beside_rows_with_media(llm, fusion):
         torch.testing.assert_close(
             together[row : row + 1], run(fusion, llm, batch(tokens[row : row + 1], [(0, 1)]), embeds), **CLOSE
         )
+
+
+def test_items_of_a_segment_stand_one_after_another():
+    """By branch name, then in the order of the batch; what is no real place of an item is none of the prompts."""
+    sight = Embeds(torch.arange(1, 5).float().reshape(2, 2, 1), torch.tensor([[True, True], [True, False]]))
+    sound = Embeds(torch.tensor([[[9.0]]]), torch.ones(1, 1, dtype=torch.bool))
+    slots = {"sight": torch.tensor([[0, 2, 0, 0], [0, 2, 0, 0]]), "sound": torch.tensor([[0, 2, 0, 0]])}
+    tokens = ids(4)
+    given = Batch(tokens, tokens, tokens, torch.ones_like(tokens, dtype=torch.int32), slots=slots)
+    found = gather(given, {"sound": sound, "sight": sight})
+    assert found.tokens.squeeze(-1).tolist() == [[[0, 0, 0, 0, 0], [1, 2, 3, 4, 9]]]
+    assert found.mask.tolist() == [[[False] * 5, [True, True, True, False, True]]]
+
+
+def test_each_layer_has_rows_of_its_own_the_lowest_first(llm):
+    prompts = made(llm, "added", layers=2).prompts
+    assert prompts.layers == (0, 1) and made(llm, "added", layers=1).prompts.layers == (1,)
+    for layer in (0, 1):
+        assert torch.equal(prompts.prompts(layer), prompts.weight[layer * PLACES : (layer + 1) * PLACES])
 
 
 @pytest.mark.parametrize("cuts", [[4, 6], [1] * 10])

@@ -105,6 +105,21 @@ def extra(prompts, gate, mask=None):
     return lambda module, query, call: prompt_term(module, query, prompts, mask, call.segments, gate)
 
 
+@pytest.mark.parametrize("scaling", [0.3, 1.7])
+def test_the_term_of_prompts_written_out(scaling):
+    """Grouped heads, and a scale that is not one over the root of the width, as Gemma has it; both roads."""
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.k_proj, module.v_proj, module.scaling = torch.nn.Linear(16, 6), torch.nn.Linear(16, 6), scaling
+    query, prompts, gate = torch.randn(2, 4, 5, 3), torch.randn(1, 1, 7, 16), torch.randn(4, 1)
+    key, value = (p(prompts[0, 0]).unflatten(-1, (2, 3)).transpose(0, 1) for p in (module.k_proj, module.v_proj))
+    key, value = (x[[0, 0, 1, 1]] for x in (key, value))  # of four heads two and two share one
+    expected = gate * ((query @ key.transpose(-1, -2) * scaling).softmax(-1) @ value).transpose(1, 2)
+    for mask in (None, torch.ones(2, 1, 7, dtype=torch.bool)):
+        given = prompts if mask is None else prompts.expand(2, -1, -1, -1)
+        torch.testing.assert_close(prompt_term(module, query, given, mask, None, gate), expected)
+
+
 def test_zero_gate_equals_plain_to_the_bit(llm):
     prompts = torch.randn(1, 1, 3, llm.width)
     out = logits(llm, ids(6), extras={0: [extra(prompts, torch.zeros(1))]})

@@ -1,5 +1,8 @@
 """Folders in, strict loading, meta device, sites, refusals."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -111,3 +114,19 @@ def test_bfloat16(tmp_path):
 def test_tied_embeddings_load(tmp_path):
     llm = tiny.llm(tmp_path, tie_word_embeddings=True)
     assert llm.model.lm_head.weight is llm.model.model.embed_tokens.weight
+
+
+def test_built_on_meta_first_of_all_it_leaves_other_libraries_alone(tmp_path):
+    """In a process of its own: a library that is imported meanwhile must not make its constants on the meta device."""
+    code = """
+import sys, torch
+from mmtune.llm.hf import HF, Config
+with torch.device("meta"):
+    HF(Config(folder=sys.argv[1]))
+from torchaudio.compliance import kaldi
+print(kaldi.fbank(torch.zeros(1, 800)).shape[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny.folder(tmp_path, weights=False))], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "3", done.stderr
