@@ -131,9 +131,8 @@ def test_items_of_a_segment_stand_one_after_another():
     """By branch name, then in the order of the batch; what is no real place of an item is none of the prompts."""
     sight = Embeds(torch.arange(1, 5).float().reshape(2, 2, 1), torch.tensor([[True, True], [True, False]]))
     sound = Embeds(torch.tensor([[[9.0]]]), torch.ones(1, 1, dtype=torch.bool))
-    slots = {"sight": torch.tensor([[0, 2, 0, 0], [0, 2, 0, 0]]), "sound": torch.tensor([[0, 2, 0, 0]])}
-    tokens = ids(4)
-    given = Batch(tokens, tokens, tokens, torch.ones_like(tokens, dtype=torch.int32), slots=slots)
+    given = batch(ids(4), [(0, 2), (0, 2)], **packed(2, 2))
+    given.slots["sound"] = torch.tensor([[0, 2, 0, 0]])
     found = gather(given, {"sound": sound, "sight": sight})
     assert found.tokens.squeeze(-1).tolist() == [[[0, 0, 0, 0, 0], [1, 2, 3, 4, 9]]]
     assert found.mask.tolist() == [[[False] * 5, [True, True, True, False, True]]]

@@ -40,7 +40,8 @@ def prove(short: bool) -> Verdict:
     _slow_disk(verdict)
     _two_runs(verdict, wanted)
     parts = _many_times(verdict, wanted, (3,) if short else (2, 3, 7))
-    full = _full_disk(verdict, wanted, calls, saves[1][:1] if short else [*start[::4], *saves[1][::4]])
+    last = max(number for number, call in enumerate(calls, 1) if call.startswith("rename state/.step-"))
+    full = _full_disk(verdict, wanted, calls, [last] if short else [*start[::4], *saves[1][::4], last - 3, last])
     few = _spread(calls, 4) if short else [*start, *saves[-1]]
     for number in few:
         _killed_at(verdict, number, calls[number - 1], wanted, power=False)
