@@ -3,7 +3,9 @@ have to be downloaded."""
 
 from __future__ import annotations
 
+import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +100,18 @@ def _encoder(written: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _buildable(room: str, written: dict[str, Any]) -> bool:
+    cls = registry.find(room, written["name"])
+    cls.Config.model_validate(written)  # a mistake in the file is an error, not a reason to replace it
+    return _builds(room, json.dumps(written, sort_keys=True))
+
+
+@cache
+def _builds(room: str, written: str) -> bool:
+    """Many recipes have the same encoder or language model."""
     import torch
 
-    cls = registry.find(room, written["name"])
-    settings = cls.Config.model_validate(written)  # a mistake in the file is an error, not a reason to replace it
+    cls = registry.find(room, json.loads(written)["name"])
+    settings = cls.Config.model_validate(json.loads(written))
     try:
         with torch.device("meta"):
             cls(settings)

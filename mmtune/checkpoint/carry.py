@@ -25,7 +25,7 @@ from mmtune import places, registry
 from mmtune.checkpoint import seal, store
 from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Source, is_file_name, submodule
 from mmtune.checkpoint.given import Given, state_of
-from mmtune.errors import CheckpointError, UsageError
+from mmtune.errors import CheckpointError, MmtuneError, UsageError
 from mmtune.recipe import EncoderEntry, LLMEntry, Recipe
 
 ROOM = "checkpoint/foreign"
@@ -100,17 +100,34 @@ def bring(
     foreign = importer(kind, options)
     with _whole(out) as (draft, scratch):
         sources = assign(foreign, paths, scratch)
-        imported = foreign.read(sources)
-        facts = {
-            "imported from": f"{kind}: " + ", ".join(f"{name} {source.path.name}" for name, source in sources.items()),
-            **({"options": ", ".join(options)} if options else {}),
-            **imported.facts,
-        }
-        if set(imported.recipe) in ({"encoder"}, {"llm"}):
-            _bring_part(imported, draft, changes, facts)
-        else:
-            make_run(imported, draft, changes, facts)
+        with _making_sense_of(sources):
+            imported = foreign.read(sources)
+            facts = {
+                "imported from": f"{kind}: " + ", ".join(f"{name} {one.path.name}" for name, one in sources.items()),
+                **({"options": ", ".join(options)} if options else {}),
+                **imported.facts,
+            }
+            if set(imported.recipe) in ({"encoder"}, {"llm"}):
+                _bring_part(imported, draft, changes, facts)
+            else:
+                make_run(imported, draft, changes, facts)
     return out
+
+
+@contextmanager
+def _making_sense_of(sources: Mapping[str, Source]) -> Iterator[None]:
+    """Settings in published files go to several libraries, each of which fails in its own way where they make no sense:
+    sizes below zero, words for numbers, heads that do not divide a width. Raises CheckpointError instead."""
+    try:
+        yield
+    except (MmtuneError, OSError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{', '.join(map(str, sources.values()))}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
+            "settings that a model can be made of",
+            "compare the JSON files with those that were published; MMTUNE_DEBUG=1 shows where this happened",
+        ) from error
 
 
 @contextmanager

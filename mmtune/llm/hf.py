@@ -31,6 +31,8 @@ from mmtune.llm.base import LLM, LLMConfig
 
 _STRUCTURE = ("*.json", "tokenizer.model", "*.txt")
 _FILES = (*_STRUCTURE, "*.safetensors")
+MOST_LAYERS = 2000
+"""A config that asks for more of them is damaged."""
 
 
 class Config(LLMConfig):
@@ -125,15 +127,19 @@ class HF(LLM):
                 plan = AutoConfig.for_model(**self._plan)
             else:
                 plan = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            if plan.get_text_config().num_hidden_layers > MOST_LAYERS:  # they would fill the memory before any weight
+                raise ValueError(f"num_hidden_layers {plan.get_text_config().num_hidden_layers:,}")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed)
+                return AutoModelForCausalLM.from_config(
+                    plan, attn_implementation=_attention.register(), dtype=getattr(torch, self.config.dtype)
+                ).eval()
+        except Exception as error:  # the library raises whatever a config that makes no sense leads to
             raise CheckpointError(
-                seen=f"{self.folder}: {error}", expected="config.json of a model that transformers knows"
+                seen=f"{self._origin}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
+                expected="config.json of a model that transformers knows, with sizes that go together",
+                hint="copy the folder again",
             ) from error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            return AutoModelForCausalLM.from_config(
-                plan, attn_implementation=_attention.register(), dtype=getattr(torch, self.config.dtype)
-            ).eval()
 
     def load_weights(self) -> None:
         """Read the safetensors of the folder, strictly; without any, make the seeded random weights.

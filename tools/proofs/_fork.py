@@ -70,12 +70,19 @@ class _Child:
         return Ended(os.waitstatus_to_exitcode(status), value, said, time.monotonic() - self.began)
 
 
+def _forget() -> None:
+    """A run in the parent has left its rank in accelerate's process-wide state; this is another process."""
+    if state := sys.modules.get("accelerate.state"):
+        state.PartialState._reset_state()
+
+
 def _live(work: Callable[[], Any], environment: Mapping[str, str], pipe: int, log: int) -> None:
     code = 70
     try:
         os.setsid()
         os.dup2(log, 1), os.dup2(log, 2)
         os.environ.update(environment)
+        _forget()
         value = work()
         os.write(pipe, json.dumps(value, default=str).encode())
         code = 0

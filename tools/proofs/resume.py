@@ -318,6 +318,11 @@ def _edits(verdict: Verdict, most: int) -> int:
         (out / "skipped.jsonl").write_text("".join(lines[1:]))
         return ()
 
+    def other_line(world: Path, out: Path) -> tuple[str, ...]:
+        text = (out / "skipped.jsonl").read_text()
+        (out / "skipped.jsonl").write_text(text.replace("pictures", "pastures", 1))
+        return ()
+
     def setting(text: str) -> Callable[[Path, Path], tuple[str, ...]]:
         return lambda world, out: (text,)
 
@@ -328,6 +333,7 @@ def _edits(verdict: Verdict, most: int) -> int:
     plan: list[tuple[str, str, Callable[[Path, Path], tuple[str, ...]], Callable[[], None] | None]] = [
         ("data", "other samples", shard, None),
         ("ledger", "a lost line", ledger, None),
+        ("ledger", "an altered line", other_line, None),
         ("recipe", "a rate", setting("groups.sight.lr=0.5"), None),
         ("recipe", "more steps", setting("schedule.steps=12"), None),
         ("data", "a flipped bit", flipped, None),

@@ -29,6 +29,12 @@ def _flip(path: Path, draw: random.Random) -> None:
     path.write_bytes(data)
 
 
+def _space(path: Path, draw: random.Random) -> None:
+    """Another kind of blank, which a reader of JSON passes over."""
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\n", b"\t", 1) if b"\n" in data else data + b"\t")
+
+
 def _remove(path: Path, draw: random.Random) -> None:
     path.unlink()
 
@@ -52,9 +58,15 @@ def _link(path: Path, draw: random.Random) -> None:
 
 
 DAMAGES: dict[str, tuple[Damage, int]] = {
-    "cut": (_cut, 12), "flipped": (_flip, 12), "removed": (_remove, 1), "of an older state": (_older, 1),
-    "beside a stranger": (_stranger, 1), "a link": (_link, 1),
-}  # fmt: skip
+    "cut": (_cut, 12),
+    "flipped": (_flip, 12),
+    "with another blank": (_space, 1),
+    "removed": (_remove, 1),
+    "of an older state": (_older, 1),
+    "beside a stranger": (_stranger, 1),
+    "a link": (_link, 1),
+}
+"""What is done to each file, and how often in the full form."""
 
 
 def prove(short: bool) -> Verdict:

@@ -16,6 +16,8 @@ from mmtune.checkpoint.foreign import _files, _unpickle
 from mmtune.checkpoint.foreign.base import Source
 from mmtune.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("child")
+
 
 def shards(folder: Path) -> Path:
     folder.mkdir()

@@ -92,7 +92,7 @@ def test_v2_kinds(tmp_path, bias, lora):
     assert torch.load(written, weights_only=True)["config"] == {"w_bias": bias, "w_lora": lora, "lora_rank": rank}
 
 
-def test_v2_pickled_and_wrapped_as_published(tmp_path):
+def test_v2_pickled_and_wrapped_as_published(tmp_path, child):
     """{"model", "config"} in a .pth, with the prefix as an older file misspells it; the oddities are off by default."""
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published", lora=False)
