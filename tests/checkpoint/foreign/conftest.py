@@ -30,6 +30,7 @@ def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
             tensors, _ = _unpickle.flatten(_unpickle.load(str(path)), list(inside))
         except Exception:  # the child says what is wrong with it
             return real(path, inside, scratch, seconds)
+        scratch.mkdir(parents=True, exist_ok=True)
         out = scratch / f"{len(list(scratch.iterdir()))}.safetensors"
         save_file(tensors, out)
         return out
