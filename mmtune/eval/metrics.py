@@ -6,6 +6,7 @@ An accuracy without its number of questions and its interval says little, so not
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,30 @@ def normalise(text: str) -> str:
 def exact_match(answer: str, accepted: Iterable[str]) -> bool:
     """Whether the normalised answer is one of the normalised accepted ones."""
     return normalise(answer) in {normalise(text) for text in accepted}
+
+
+def rouge_l(answer: str, references: Iterable[str]) -> float:
+    """ROUGE-L of the reference that fits best: F of the longest common subsequence of words, recall as precision.
+
+    Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section 3.1, with beta = 1.  Words are those of
+    `normalise`, without punctuation. 1 for the same words in the same order, 0 for none in common.
+    """
+    return max((_common_share(_words(answer), _words(one)) for one in references), default=0.0)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", normalise(text))
+
+
+def _common_share(a: list[str], b: list[str]) -> float:
+    """2 LCS / (|a| + |b|)"""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        before = row
+        row = [0]
+        for place, other in enumerate(b):
+            row.append(before[place] + 1 if word == other else max(row[-1], before[place + 1]))
+    return 2 * row[-1] / (len(a) + len(b)) if a or b else 0.0
 
 
 def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:

@@ -53,3 +53,12 @@ def test_table_rows():
 def test_constant_answers():
     pairs = [("colour", "Red"), ("colour", "red."), ("colour", "blue"), ("does", "no"), ("does", "yes")]
     assert metrics.constant_answers(pairs) == {"colour": "red", "does": "no"}
+
+
+def test_rouge_l_against_worked_numbers():
+    # Lin 2004, section 3.1: "police killed the gunman" with "police kill the gunman" and "the gunman kill police"
+    assert metrics.rouge_l("police kill the gunman", ["police killed the gunman"]) == pytest.approx(3 / 4)
+    assert metrics.rouge_l("the gunman kill police", ["police killed the gunman"]) == pytest.approx(2 / 4)
+    assert metrics.rouge_l("A red circle.", ["nothing", "a red, circle"]) == 1.0
+    assert metrics.rouge_l("a b", ["a x b y"]) == pytest.approx(2 * 2 / 6)
+    assert metrics.rouge_l("", ["a"]) == metrics.rouge_l("a", []) == metrics.rouge_l("", [""]) == 0.0
