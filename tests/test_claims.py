@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -23,13 +22,12 @@ DATA = {"train": "c/*.tar", "test": "t/*.tar", "told": "w/*.tar", "told_test": "
 @pytest.fixture
 def claims(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(TOOLS))
-    spec = importlib.util.spec_from_file_location("claims", TOOLS / "claims.py")
-    module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
+    import claims
+
+    yield claims
     sys.path[:] = before
-    for name in ("demo", "claim_data"):
+    for name in ("claims", "demo", "claim_data"):
         sys.modules.pop(name, None)
 
 
