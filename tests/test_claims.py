@@ -41,12 +41,13 @@ def data(claims: ModuleType) -> ModuleType:
 def test_ways_differ_in_who_moves_what_and_in_nothing_else(claims: ModuleType) -> None:
     for fusion in claims.FUSIONS:
         made = {
-            way: config.load(Recipe, "pocket_joint", claims.recipe(way, fusion, 5, 40, 1e-3, DATA))
+            way: config.load(Recipe, "pocket_joint", claims.recipe(way, fusion, 5, 40, (1e-3, 2e-3), DATA))
             for way in claims.WAYS
         }
         assert {one.schedule.steps for one in made.values()} == {40}
         assert {one.run.seed for one in made.values()} == {5}
-        assert {group.lr for one in made.values() for group in one.groups.values()} == {1e-3}
+        rates = {(name, group.lr) for one in made.values() for name, group in one.groups.items()}
+        assert rates == {("sight", 1e-3), ("speech", 2e-3)}
         assert len({config.dump(one.model.model_copy(update={"freeze": ()})) for one in made.values()}) == 1
 
 
@@ -88,12 +89,12 @@ def test_from_end_to_end(claims: ModuleType, tmp_path: Path, monkeypatch: pytest
     threads = torch.get_num_threads()
     out = tmp_path / "out"
     words = ["--steps", "4", "--seeds", "1", "--clips", "10", "--held-out", "3", "--asked", "1", "--out", str(out)]
-    words += ["--fusions", "early", "--ways", "disjoint", "instruct", "--write", str(tmp_path / "table.md")]
+    words += ["--fusions", "late", "--ways", "one", "instruct", "--write", str(tmp_path / "table.md")]
     monkeypatch.setattr(sys, "argv", ["tools/claims", "joint", *words])
     claims.main()
     torch.set_num_threads(threads)
     rows = (tmp_path / "table.md").read_text().splitlines()
-    assert [row.split(" | ")[0:2] for row in rows[-2:]] == [["| early", "disjoint"], ["| early", "instruct"]]
+    assert [row.split(" | ")[0:2] for row in rows[-2:]] == [["| late", "one group"], ["| late", "instruct"]]
     assert len({row.count("|") for row in rows[2:]}) == 1
-    kept = json.loads((out / "claims" / "early-disjoint-0" / "scores.json").read_text())
+    kept = json.loads((out / "late-one-0" / "scores.json").read_text())
     assert set(kept["scores"]) == set(claims.SCORES) and all(one["of"] for one in kept["scores"].values())

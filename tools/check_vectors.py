@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from vectors._base import Case, Got, Vector, read
 
 QUIRK = "_quirk"
+TENSORS = (".safetensors", ".npz", ".npy", ".pt", ".pth", ".bin")
+"""Files that may be meant as vectors: one that no JSON explains fails, where a README does not."""
 
 
 def cases() -> dict[str, Case]:
@@ -103,6 +105,11 @@ def check(path: Path, known: dict[str, Case]) -> tuple[int, int, int]:
     return passed, failed, len(quirks)
 
 
+def _explained(file: Path) -> bool:
+    """Whether a JSON beside a tensor file tells what it holds."""
+    return file.suffix == ".safetensors" and file.with_suffix(".json").is_file()
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("folders", nargs="+", type=Path)
@@ -113,7 +120,7 @@ def main() -> None:
         if not folder.is_dir():
             raise SystemExit(f"{folder} is not a folder")
         json_files = sorted(folder.rglob("*.json"))
-        alone = [f for f in sorted(folder.rglob("*.safetensors")) if not f.with_suffix(".json").is_file()]
+        alone = [f for f in sorted(folder.rglob("*")) if f.suffix in TENSORS and not _explained(f)]
         files += [file for file in json_files + alone if a.only in str(file)]
     if not files:
         raise SystemExit("no vector files there")

@@ -1,6 +1,6 @@
 """What joint training with disjoint groups gains or costs, measured at pocket size.
 
-    tools/claims joint [--steps 400] [--seeds 3] [--out FOLDER] [--write FILE]
+    tools/claims joint [--steps 320] [--seeds 3] [--out FOLDER] [--write FILE]
 
 LLaMA-Adapter V2 (arXiv 2304.15010, sections 3.1 and 3.2) trains on captions of pictures and on instructions in text
 only, each moving parameters of its own, and says that the model then follows instructions about pictures although
@@ -8,22 +8,23 @@ it never saw one. Here captions are of clips of the pocket world, and instructio
 words, which ask for answers in a form that is new to the language model. Four ways of training, of equally many steps:
 
     disjoint   captions and instructions in turn; captions move the media's part, instructions the language model's
-    one group  captions and instructions in turn; both move everything
+    one group  captions and instructions in turn; captions move all of it, instructions the language model's part,
+               for text has nothing to say to the media's
     stages     captions for the first half, then instructions; groups as in disjoint
     instruct   instructions only; the media's part stays as drawn
 
 each with three fusions: `early` (gated prompts in the lower layers, learned prompts in the upper ones: the paper),
 `tokens` (media stand among the words), `late` (media are added to the learned prompts of the upper layers, as
-LLaMA-Adapter's first version has it). All groups have one rate, so that ways differ in who moves what and in nothing
-else. Asked of each run, about held-out scenes:
+LLaMA-Adapter's first version has it). The media's part and the language model's have one rate each, so
+that ways differ in who moves what and in nothing else. Steps have equally many tokens; where media take no places among
+them, a step has more clips. Asked of each run, about held-out scenes:
 
     clips      questions about clips, as they are in the world
     clips, asked form   the same, with a form asked for: needs what both streams teach, and no training shows it
     text       questions about scenes told in words, forms included
     caption    ROUGE-L of a description with the captions of the clip
 
-Shards of clips and features are those of `tools/demo` and are made where they are not there. Runs that are there
-already are not made again.
+Runs that are there already are not made again.
 """
 
 from __future__ import annotations
@@ -44,53 +45,61 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-SIGHT = ["branches.sight.connector.*", "fusion.*"]
-SPEECH = ["@bias_norm", "@prompts"]
-NORMED = "model.branches.sight.connector.match_scale=true"
-FUSIONS: dict[str, dict[str, Any]] = {
-    "early": {"changes": [], "sight": SIGHT, "speech": SPEECH},
-    "tokens": {"changes": ["model.fusion={name: tokens}", NORMED], "sight": SIGHT[:1], "speech": SPEECH},
+CONNECTOR, TUNERS = "branches.sight.connector.*", ["@bias_norm", "@prompts"]
+FUSIONS: dict[str, dict[str, list[str]]] = {
+    "early": {"changes": [], "media": [CONNECTOR, "fusion.*"], "text": TUNERS},
+    "tokens": {
+        "changes": ["model.fusion={name: tokens}", "model.branches.sight.connector.match_scale=true"],
+        "media": [CONNECTOR], "text": TUNERS,
+    },
     "late": {
         "changes": [
+            "model.branches.sight.connector.short=repeat",  # as many places for a picture as there are prompts
             "model.fusion={name: added_prompts, length: 72, layers: 3, absent: prompts}",
             "model.tuners=[{name: bias_norm, form: output, norms: all}]",
         ],
-        "sight": [SIGHT[0], "fusion.prompts.gates.*"],
-        "speech": ["@bias_norm", "fusion.prompts.weight"],
+        "media": [CONNECTOR, "fusion.prompts.gates.*"], "text": ["@bias_norm", "fusion.prompts.weight"],
     },
-}
-"""How media enter, and which parameters belong to the media and which to the language model."""
+}  # fmt: skip
+"""How media enter: changes to the recipe, the part of the media, and the part that text trains."""
 WAYS = {"disjoint": "disjoint", "one": "one group", "stages": "stages", "instruct": "instruct"}
 """Ways of training, and what they are called in the table."""
 SCORES = {"clips": "clips", "formed": "clips, asked form", "text": "text", "caption": "caption"}
 """What is asked of a run, and its heading."""
+TOKENS = 2560
+"""Of a step. Where media take no places among the words, a step holds more clips."""
 TOLD = 10
 """Questions about told scenes for each clip that is asked about; a clip has some ten questions, too."""
 
 
-def recipe(way: str, fusion: str, seed: int, steps: int, rate: float, data: dict[str, str]) -> list[str]:
+def recipe(way: str, fusion: str, seed: int, steps: int, rates: tuple[float, float], data: dict[str, str]) -> list[str]:
     """The changes to the recipe `pocket_joint` that make one cell of the table."""
     parts = FUSIONS[fusion]
-    every = f"lr: {rate}, weight_decay: 0.01"
-    sight, speech = (f"match: {json.dumps(parts[name])}, {every}" for name in ("sight", "speech"))
-    apart = [f"groups.sight={{{sight}, streams: [caption]}}", f"groups.speech={{{speech}, streams: [instruct]}}"]
-    both = json.dumps([*parts["sight"], *parts["speech"]])
-    half = f"[{{streams: [caption], steps: {steps // 2}}}, {{streams: [instruct], steps: {steps - steps // 2}}}]"
-    of_way = {
-        "disjoint": apart,
-        "one": [f"groups={{all: {{match: {both}, {every}}}}}"],
-        "stages": [*apart, "schedule.turns=stage", f"schedule.stages={half}"],
-        "instruct": [f"groups={{speech: {{{speech}}}}}", f"model.freeze={json.dumps(parts['sight'])}"],
-    }[way]
-    streams = [f"streams.instruct.data=['{data['told']}']"]
+    both = "[caption, instruct]" if way == "one" else "[instruct]"
+    sight, speech = (
+        f"groups.{name}={{match: {json.dumps(match)}, lr: {rate}, weight_decay: 0.01, streams: {streams}}}"
+        for name, match, rate, streams in (
+            ("sight", parts["media"], rates[0], "[caption]"),
+            ("speech", parts["text"], rates[1], both),
+        )
+    )
+    changes = [sight, speech, f"streams.caption.data=['{data['train']}']", f"streams.instruct.data=['{data['told']}']"]
+    if way == "stages":
+        half = steps // 2
+        stages = f"[{{streams: [caption], steps: {half}}}, {{streams: [instruct], steps: {steps - half}}}]"
+        changes += ["schedule.turns=stage", f"schedule.stages={stages}"]
     if way == "instruct":
-        streams = [f"streams={{instruct: {{data: ['{data['told']}'], format: {{name: llava}}, prompt: pocket}}}}"]
-    else:
-        streams.append(f"streams.caption.data=['{data['train']}']")
+        stream = f"{{data: ['{data['told']}'], format: {{name: llava}}, prompt: pocket}}"
+        group = speech.removeprefix("groups.").replace("=", ": ", 1)
+        changes = [
+            f"groups={{{group}}}",
+            f"streams={{instruct: {stream}}}",
+            f"model.freeze={json.dumps(parts['media'])}",
+        ]
     return [
-        *parts["changes"], *of_way, *streams,
-        f"schedule.steps={steps}", f"schedule.warmup={max(1, min(40, steps // 10))}",
-        f"run.seed={seed}", f"run.feature_cache={data['features']}", "run.save_every=0", "run.workers=0",
+        *parts["changes"], *changes, f"schedule.steps={steps}", f"schedule.warmup={max(1, min(40, steps // 10))}",
+        f"run.seed={seed}", f"run.batch_tokens={TOKENS}", f"run.feature_cache={data['features']}",
+        "run.save_every=0", "run.workers=0",
     ]  # fmt: skip
 
 
@@ -192,10 +201,10 @@ def joint(a: argparse.Namespace) -> str:
     base: Path = a.out.resolve()
     data = make_data(base, a.clips, a.held_out)
     wanted = {
-        (fusion, way, seed): recipe(way, fusion, seed, a.steps, a.rate, data)
+        (fusion, way, seed): recipe(way, fusion, seed, a.steps, tuple(a.rates), data)
         for seed in range(a.seeds) for fusion in a.fusions for way in a.ways
     }  # fmt: skip
-    places = {key: str(base / "claims" / "-".join(map(str, key))) for key in wanted}
+    places = {key: str(base / "-".join(map(str, key))) for key in wanted}
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {(f, w): [] for f in a.fusions for w in a.ways}
     with ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn")) as pool:
         tasks = {key: pool.submit(cell, places[key], changes, data, a.asked) for key, changes in wanted.items()}
@@ -210,7 +219,8 @@ def joint(a: argparse.Namespace) -> str:
             print(f"{fusion:7} {WAYS[way]:10} seed {seed}  {scores}  {found['seconds']:.0f} s", flush=True)
     return table(
         cells,
-        f"`tools/claims joint`: {a.steps} steps each, rate {a.rate:g}, {a.seeds} seeds, {a.clips} clips of level easy"
+        f"`tools/claims joint`: {a.steps} steps each, rates {a.rates[0]:g} (media) and {a.rates[1]:g} (language model),"
+        f" {a.seeds} seeds, {a.clips} clips of level easy"
         " and as many told scenes.",
     )
 
@@ -220,16 +230,17 @@ def main() -> None:
         prog="tools/claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     ask_for.add_argument("claim", choices=("joint",))
-    ask_for.add_argument("--steps", type=int, default=400, help="of every run")
+    ask_for.add_argument("--steps", type=int, default=320, help="of every run")
     ask_for.add_argument("--seeds", type=int, default=3)
-    ask_for.add_argument("--rate", type=float, default=2e-3, help="peak learning rate of every group")
+    ask_for.add_argument("--rates", type=float, nargs=2, default=(4e-3, 2e-2), metavar=("MEDIA", "TEXT"),
+                         help="peak learning rates of the media's part and of the language model's")  # fmt: skip
     ask_for.add_argument("--fusions", nargs="+", choices=FUSIONS, default=list(FUSIONS))
     ask_for.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    ask_for.add_argument("--clips", type=int, default=6000, help="training clips, and training scenes told in words")
+    ask_for.add_argument("--clips", type=int, default=4000, help="training clips, and training scenes told in words")
     ask_for.add_argument("--held-out", type=int, default=200, help="clips and scenes of the test split")
-    ask_for.add_argument("--asked", type=int, default=50, help="held-out clips that a run is asked about")
+    ask_for.add_argument("--asked", type=int, default=40, help="held-out clips that a run is asked about")
     ask_for.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time, a thread each")
-    ask_for.add_argument("--out", type=Path, default=ROOT / "runs" / "demo", help="where the demo's shards lie")
+    ask_for.add_argument("--out", type=Path, default=ROOT / "runs" / "claims", help="where everything goes")
     ask_for.add_argument("--write", type=Path, metavar="FILE", help="put the table here, too")
     a = ask_for.parse_args()
     if a.steps < 2 or a.seeds < 1:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,6 +80,16 @@ Case = Callable[[Vector], Iterator[Got]]
 
 
 def read(path: Path) -> Vector:
-    """The vector of a JSON file."""
+    """The vector of a JSON file. Raises OSError, and ValueError for what is no JSON object or no tensor file."""
+    if path.suffix != ".json":
+        raise ValueError("no JSON of this name beside it, which would tell what it holds")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(key) or "", str) for key in ("system", "module")):
+        raise ValueError("no JSON object with the system, and at most the module, that it is of")
     tensors = path.with_suffix(".safetensors")
-    return Vector(path, json.loads(path.read_text(encoding="utf-8")), load_file(tensors) if tensors.is_file() else {})
+    if not tensors.is_file():
+        return Vector(path, facts, {})
+    try:
+        return Vector(path, facts, load_file(tensors))
+    except SafetensorError as error:
+        raise ValueError(f"{tensors.name}: {error}") from error
