@@ -75,3 +75,41 @@ def test_a_file_without_a_case_and_one_that_stops_fail(tool, tmp_path) -> None:
 def test_a_sample_rate_is_a_size_and_no_kind(tool, tmp_path) -> None:
     assert tool.read(written(tmp_path, {"x": torch.zeros(1)}, module="audio_preproc_48k")).kind == "toy/audio_preproc"
     assert tool.read(written(tmp_path, {"x": torch.zeros(1)}, module=None)).kind == "toy"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.some.json", b'["toy"]', "no JSON object"),
+        ("a.some.json", b'{"system": "toy", "module": 3}', "no JSON object"),
+        ("a.some.json", b'{"system": ', "cannot be read"),
+        ("a.some.safetensors", b"\x10\0\0\0\0\0\0\0{}", "a.some.safetensors"),
+        ("b.other.safetensors", b"", "no JSON of this name"),
+        ("pool_b.npz", b"", "no JSON of this name"),
+    ],
+)
+def test_a_file_that_cannot_be_read_fails_and_the_next_one_runs(
+    tool, tmp_path, monkeypatch, capsys, name, content, told
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "good").mkdir()
+    written(tmp_path / "bad", {"x": torch.zeros(2)})
+    written(tmp_path / "good", {"x": torch.zeros(2)})
+    (tmp_path / "bad" / name).write_bytes(content)
+    monkeypatch.setattr(tool, "cases", lambda: giving(tool, x=torch.zeros(2)))
+    monkeypatch.setattr("sys.argv", ["check_vectors", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    said = capsys.readouterr().out
+    assert stopped.value.code == 1
+    assert told in said and f"{tmp_path / 'good' / 'a.some.json'} (toy/sum)" in said and " 1 fail" in said
+
+
+def test_a_readme_is_no_vector(tool, tmp_path, monkeypatch) -> None:
+    written(tmp_path, {"x": torch.zeros(2)})
+    (tmp_path / "README.md").write_text("what these are")
+    monkeypatch.setattr(tool, "cases", lambda: giving(tool, x=torch.zeros(2)))
+    monkeypatch.setattr("sys.argv", ["check_vectors", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    assert stopped.value.code == 0

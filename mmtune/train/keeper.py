@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from mmtune import config as configs
 from mmtune.checkpoint import seal, store, tensors
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
@@ -116,8 +117,11 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------------------------- saving
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, last: bool = False) -> None:
         """Take a copy of the run as it is and write it beside the training. Every rank calls this.
+
+        Args:
+            last: no other save comes after this one, so it must not fail, whatever `run.failed_save` says.
 
         Raises what the write before it raised, on the first rank.
         """
@@ -144,7 +148,7 @@ class Keeper:
             store.write_weights(self.out, files, self.recipe, facts)
             states.save(self.out / "state", state, self.recipe.run.keep)
 
-        self.saver.start(progress.step, write)
+        self.saver.start(progress.step, write, last)
 
     def _card(self, progress: Progress) -> dict[str, str]:
         facts = {"steps": f"{progress.step} of {self.recipe.schedule.steps}"}
@@ -171,17 +175,29 @@ class Keeper:
         changed = states.differences(state.info["facts"], self.facts())
         changed += [f"ledger: {fault}" for fault in self.loader.ledger.faults(state.info["ledger"])]
         refused = [line for line in changed if _kind(line) not in allow]
-        self._together(_refusal(refused) if refused else None)
+        self._together(_refusal(refused, changed) if refused else None)
         for line in changed:
             self._say(f"changed since the state was saved, as allowed: {line}")
-        if changed and self.runtime.main:
-            store.write_recipe(self.out, self.recipe, self.base)
         self._take(state)
+        if self.runtime.main and (changed or self._lost()):
+            # only now: a recipe that the state does not fit leaves the folder as it was
+            store.write_recipe(self.out, self.recipe, self.base)
         if self.runtime.main:
             states.put_aside(self.out / "state", state.step)
         self._say(f"going on after step {state.step}")
         recent = [(loss, count) for loss, count in state.info["recent"]]
         return Progress(state.step, state.info["bad"], recent, state.info["pieces"])
+
+    def _lost(self) -> bool:
+        """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""
+        for file in ("recipe.yaml", "base.yaml"):
+            try:
+                configs.read(str(self.out / file), [])
+            except (MmtuneError, OSError) as error:
+                why = error.seen if isinstance(error, MmtuneError) else str(error)
+                self._say(f"warning: {why}; it is written again")
+                return True
+        return False
 
     def mend(self, progress: Progress) -> None:
         """Write the weights of a run that is done once more, where they are damaged."""
@@ -216,6 +232,12 @@ class Keeper:
         everything = {name: tensor for held in files.values() for name, tensor in held.items()}
         store.copy_into({"state": everything}, {"state": state.weights})
         holders = self._holders()
+        if set(holders) != set(state.optimizers):
+            raise CheckpointError(
+                seen=f"optimizer states of {', '.join(sorted(state.optimizers)) or 'nothing'}",
+                expected=f"those of {', '.join(sorted(holders)) or 'nothing'}, which this recipe trains",
+                hint="keep the names of the groups, or begin a new run with these weights: run.start=FOLDER",
+            )
         for name, held in state.optimizers.items():
             holders[name].load(held)
         self.loader.restore(state.info["positions"])
@@ -233,10 +255,11 @@ def _kind(line: str) -> str:
     return line.partition(":")[0].partition(".")[0]
 
 
-def _refusal(changed: list[str]) -> CheckpointError:
+def _refusal(refused: list[str], changed: list[str]) -> CheckpointError:
+    # with what is allowed already, so that the line can be taken as it is
     flags = " ".join(f"--allow {kind}" for kind in KINDS if kind in {_kind(line) for line in changed})
     return CheckpointError(
-        seen="what this run is made of has changed since it was saved:\n  " + "\n  ".join(changed),
+        seen="what this run is made of has changed since it was saved:\n  " + "\n  ".join(refused),
         expected="the same recipe, data, tokenizer, base weights, prompts and versions",
         hint=f"undo the changes, start a new folder, or allow them with {flags}",
     )

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from mmtune.checkpoint import seal
+
 Style = Literal["auto", "bar", "lines", "off"]
 
 
@@ -30,7 +32,11 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         self.lost = 0
         self._board: Any = None
-        _drop_after(self.path, start)
+        try:
+            _drop_after(self.path, start)
+        except OSError as error:
+            self.lost += 1
+            print(f"warning: {self.path} could not be put in order: {error}; training goes on", file=sys.stderr)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -71,18 +77,20 @@ def _finite(value: Any) -> Any:
 
 
 def _drop_after(path: Path, start: int) -> None:
-    """Keep rows of steps up to `start`. A torn last line, left by a kill, goes too."""
+    """Keep rows of steps up to `start`. A torn last line, left by a kill, goes too. Writes only where a row goes."""
     if not path.exists():
         return
+    text = path.read_text(encoding="utf-8", errors="replace")
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start:
             kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    if "".join(kept) != text:
+        seal.write_file(path, "".join(kept))  # in one step: a kill or a full disk costs no rows
 
 
 class Voice:

@@ -207,7 +207,7 @@ class _Run:
             with self.runtime.patient("waiting for the disk"):
                 saver.wait()
             self._check_frozen()
-            self._save()
+            self._save(last=True)
             saver.wait()
         if metrics:
             metrics.close()
@@ -328,10 +328,10 @@ class _Run:
     def _progress(self) -> Progress:
         return Progress(self.step, self.bad, self.recent.values, self.pieces)
 
-    def _save(self) -> None:
+    def _save(self, last: bool = False) -> None:
         self._check_still()
         with self.runtime.patient(f"step {self.step}: saving"):
-            self.keeper.save(self._progress())
+            self.keeper.save(self._progress(), last)
 
     def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
         """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""

@@ -22,7 +22,7 @@ class Saver:
     Args:
         say: told of failures and of waiting.
         on_failure: `stop` keeps the first failure for `wait` to raise; `go_on` says it, counts it, and the
-            next save tries again.
+            next save tries again. The last save of a run has no next one: its failure is always raised.
     """
 
     def __init__(self, say: Callable[[str], None] = print, on_failure: OnFailure = "stop") -> None:
@@ -39,8 +39,12 @@ class Saver:
         """Whether the run has to stop because of a write."""
         return self._error is not None
 
-    def start(self, step: int, write: Callable[[], None]) -> None:
-        """Write in the background. Waits for the write before it, and raises what that one raised."""
+    def start(self, step: int, write: Callable[[], None], last: bool = False) -> None:
+        """Write in the background. Waits for the write before it, and raises what that one raised.
+
+        Args:
+            last: no other save comes after this one.
+        """
         if self._thread is not None and self._thread.is_alive():
             begun = time.monotonic()
             self._thread.join()
@@ -48,7 +52,7 @@ class Saver:
             self._say(f"note: the save of step {step} had to wait for the one before; save less often or write faster")
         self.wait()
         # no daemon: an interpreter that ends waits for it, so that what was promised gets written
-        self._thread = threading.Thread(target=self._run, args=(step, write), name=f"mmtune-save-{step}")
+        self._thread = threading.Thread(target=self._run, args=(step, write, last), name=f"mmtune-save-{step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -60,13 +64,13 @@ class Saver:
         if error is not None:
             raise error
 
-    def _run(self, step: int, write: Callable[[], None]) -> None:
+    def _run(self, step: int, write: Callable[[], None], last: bool) -> None:
         try:
             write()
         except BaseException as error:
             self.failures += 1
             self._say(f"warning: the state of step {step} was not saved: {error}")
-            if self._on_failure == "stop" or not isinstance(error, Exception):
+            if last or self._on_failure == "stop" or not isinstance(error, Exception):
                 self._error = error
 
     def __enter__(self) -> Saver:

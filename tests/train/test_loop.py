@@ -71,6 +71,17 @@ def test_resume_with_another_recipe(recipe, tmp_path):
     assert train(other, tmp_path / "run", resume=True, progress="off", allow=["recipe"]).step == 4
 
 
+def test_resume_with_other_groups_leaves_the_folder_as_it_was(recipe, tmp_path):
+    run = tmp_path / "run"
+    train(changed(recipe, "schedule.steps=2"), run, progress="off")
+    before = (run / "recipe.yaml").read_bytes()
+    tree = changed(recipe, "schedule.steps=3").model_dump(mode="json")
+    tree["groups"]["eyes"] = tree["groups"].pop("sight")
+    with pytest.raises(CheckpointError, match="optimizer states of .*sight"):
+        train(config.validate(Recipe, tree), run, resume=True, progress="off", allow=["recipe"])
+    assert (run / "recipe.yaml").read_bytes() == before
+
+
 def test_resume_with_other_data(recipe, tmp_path, monkeypatch):
     train(changed(recipe, "schedule.steps=2"), tmp_path / "run", progress="off")
     monkeypatch.setattr(loop.Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})

@@ -56,6 +56,14 @@ def test_a_failure_is_counted_where_the_run_goes_on() -> None:
     assert saver.failures == 2 and len([text for text in seen if "was not saved" in text]) == 2
 
 
+def test_the_last_save_must_not_fail_even_where_the_run_goes_on() -> None:
+    with pytest.raises(CheckpointError, match="no room"), Saver(lambda text: None, "go_on") as saver:
+        saver.start(1, full)
+        saver.start(2, full, last=True)
+        saver.wait()
+    assert saver.failures == 2
+
+
 def test_an_error_of_the_training_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), Saver(lambda text: None) as saver:
         saver.start(1, full)
