@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from mmtune import config
 
 GB = 1e9
+H100 = 989.0
+"""10^12 operations per second of one in bfloat16, which is what the command takes for granted."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
     ]
     if rows % devices.count:
         said.append(f"note: {rows} rows on {devices.count} devices leave some of them idle; raise run.batch_tokens")
-    sizes = ("weights", "gradients", "optimizer", "activations", "sum GB")
-    head = ("strategy", "layers", *sizes, "", "compute s", "talk s")
-    table = [head]
+    if not bf16 and devices.tflops == H100:
+        said.append(f"note: {H100:g} TFLOPS are for bf16; say with --device-tflops what a device does in fp32")
+    found = []
     for strategy in ("replicate", "shard", "shard_all") if shape.layers_frozen else ("replicate", "shard_all"):
         for again in (False, True):
             held = estimate.memory_of(shape, tokens, strategy, devices.count, again, bf16)
@@ -69,12 +71,18 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
             time = estimate.time_of(
                 shape, tokens, section.length, strategy, devices.count, again, bf16, section.accumulate, flops, link
             )
-            parts = (held.weights + held.gathered, held.gradients, held.optimizer, held.activations, held.total)
-            part = held.total / (devices.memory * GB)
-            fits = "fits" if part < 0.9 else "tight" if part < 1 else "no"
-            numbers = [f"{part / GB:.1f}" for part in parts]
-            layers = "anew" if again else "kept"
-            table.append((strategy, layers, *numbers, fits, f"{time.compute:.3f}", f"{time.talk:.3f}"))
+            found.append((strategy, "anew" if again else "kept", held, time))
+    small = max(held.total for _, _, held, _ in found) < GB / 10  # a table of zeros tells nothing
+    unit, clock, size, second = ("MB", "ms", GB / 1e3, 1e-3) if small else ("GB", "s", GB, 1.0)
+    sizes = ("weights", "gradients", "optimizer", "activations", f"sum {unit}")
+    head = ("strategy", "layers", *sizes, "", f"compute {clock}", f"talk {clock}")
+    table = [head]
+    for strategy, layers, held, time in found:
+        parts = (held.weights + held.gathered, held.gradients, held.optimizer, held.activations, held.total)
+        part = held.total / (devices.memory * GB)
+        fits = "fits" if part < 0.9 else "tight" if part < 1 else "no"
+        numbers = [f"{one / size:.1f}" for one in parts]
+        table.append((strategy, layers, *numbers, fits, f"{time.compute / second:.3f}", f"{time.talk / second:.3f}"))
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     said += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
     return said

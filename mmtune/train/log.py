@@ -36,14 +36,14 @@ class Metrics:
             _drop_after(self.path, start)
         except OSError as error:
             self.lost += 1
-            print(f"warning: {self.path} could not be put in order: {error}; training goes on", file=sys.stderr)
+            _warn(f"warning: {self.path} could not be put in order: {error}; training goes on")
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
             except Exception as error:  # any fault of a tracker is only a fault of the tracker
-                print(f"note: no TensorBoard files: {error}", file=sys.stderr)
+                _warn(f"note: no TensorBoard files: {error}")
 
     def write(self, step: int, values: dict[str, float | int | str | None]) -> None:
         """One row. Values that are not numbers go to the JSON line only."""
@@ -58,7 +58,7 @@ class Metrics:
         except Exception as error:
             self.lost += 1
             if self.lost == 1:
-                print(f"warning: metrics are not being written: {error}; training goes on", file=sys.stderr)
+                _warn(f"warning: metrics are not being written: {error}; training goes on")
 
     def close(self) -> None:
         if self._board is not None:
@@ -66,7 +66,13 @@ class Metrics:
                 self._board.close()
             except Exception as error:
                 self.lost += 1
-                print(f"warning: TensorBoard files were not closed: {error}", file=sys.stderr)
+                _warn(f"warning: TensorBoard files were not closed: {error}")
+
+
+def _warn(text: str) -> None:
+    """Say it where errors go, and live on when nobody reads there."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _finite(value: Any) -> Any:
@@ -102,7 +108,7 @@ class Voice:
     """
 
     def __init__(self, style: Style = "auto", say: Callable[[str], None] | None = None) -> None:
-        terminal = sys.stdout.isatty() and say is None
+        terminal = say is None and sys.stdout is not None and sys.stdout.isatty()
         self.style: Style = ("bar" if terminal else "lines") if style == "auto" else style
         self._say = say or _print
         self._bar: Any = None
@@ -157,5 +163,5 @@ class Voice:
 
 def _print(text: str) -> None:
     """Print, and live on when the reader of the pipe has left."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         print(text, flush=True)

@@ -29,6 +29,8 @@ LOOKOUTS = 2
 """Ranks that read all beats; the others read those of these two, and their verdict."""
 SILENCE = 120.0
 """Most seconds without a beat; less where the deadline is less."""
+PARTING = 5.0
+"""Seconds that a rank which stops waits for somebody to read why."""
 CODE = 1
 """Exit code of a rank that stops because of another one."""
 
@@ -162,11 +164,18 @@ class Pulse:
             return
         with contextlib.suppress(Exception):
             self._store.set(f"{self._run}/verdict", found)
-        sys.stderr.write(f"mmtune: {found}\nmmtune: rank {self.rank} stops; it was in: {self._stage}\n")
-        if found.startswith(f"rank {self.rank} "):
-            faulthandler.dump_traceback(sys.stderr)
-        sys.stderr.flush()
+        # beside this thread: where nobody reads, a write may fail or wait for ever, and this rank has to end
+        words = threading.Thread(target=self._last_words, args=(found,), daemon=True)
+        words.start()
+        words.join(PARTING)
         self._leave(CODE)
+
+    def _last_words(self, found: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"mmtune: {found}\nmmtune: rank {self.rank} stops; it was in: {self._stage}\n")
+            if found.startswith(f"rank {self.rank} "):
+                faulthandler.dump_traceback(sys.stderr)
+            sys.stderr.flush()
 
     def _verdict(self) -> str | None:
         key = f"{self._run}/verdict"

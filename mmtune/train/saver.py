@@ -6,6 +6,7 @@ looked at after every step, and `wait` raises.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -85,4 +86,5 @@ class Saver:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            print(f"a save failed too: {self._error}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # nobody has to be listening
+                print(f"a save failed too: {self._error}", file=sys.stderr, flush=True)

@@ -30,3 +30,10 @@ def test_idle_devices_are_noted():
     words = ["plan", "llava_1_5_7b_lora", "run.batch_tokens=2048", "--devices", "8"]
     said = CliRunner().invoke(app, words, catch_exceptions=False).output
     assert "note: 1 rows on 8 devices leave some of them idle" in said
+
+
+def test_a_small_model_is_told_in_small_units():
+    said = CliRunner().invoke(app, ["plan", "pocket_joint", "--devices", "2"], catch_exceptions=False).output
+    assert "sum MB" in said and "compute ms" in said and "note: 989 TFLOPS are for bf16" in said
+    row = next(line.split() for line in said.splitlines() if line.startswith("replicate  kept"))
+    assert all(float(number) > 0 for number in (*row[2:7], *row[8:]))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from mmtune.train import log
 from mmtune.train.log import Metrics, Voice
 
 
@@ -28,6 +29,21 @@ def test_rows_after_the_saved_step_go(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_rows_are_put_in_order_in_one_step(tmp_path, monkeypatch, capsys):
+    first = Metrics(tmp_path, tensorboard=False)
+    for step in range(1, 4):
+        first.write(step, {"loss": float(step)})
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log.seal, "write_file", full)
+    assert Metrics(tmp_path, start=3, tensorboard=False).lost == 0  # nothing to drop, nothing to write
+    again = Metrics(tmp_path, start=2, tensorboard=False)
+    assert again.lost == 1 and "training goes on" in capsys.readouterr().err
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
 def test_a_broken_tracker_costs_metrics_only(tmp_path, capsys):
     metrics = Metrics(tmp_path, tensorboard=False)
     metrics.path = tmp_path / "gone" / "metrics.jsonl"
@@ -35,6 +51,25 @@ def test_a_broken_tracker_costs_metrics_only(tmp_path, capsys):
     metrics.write(2, {"loss": 1.0})
     assert metrics.lost == 2
     assert capsys.readouterr().err.count("training goes on") == 1
+
+
+def test_a_warning_that_nobody_can_hear_stops_nothing(tmp_path, monkeypatch):
+    class Deaf:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr(log.sys, "stderr", Deaf())
+    monkeypatch.setattr(log.sys, "stdout", Deaf())
+    (tmp_path / "metrics.jsonl").mkdir()
+    metrics = Metrics(tmp_path, tensorboard=False)
+    metrics.write(1, {"loss": 1.0})
+    assert metrics.lost == 2
+    Voice("lines").line("to nobody")
+    monkeypatch.setattr(log.sys, "stdout", None)  # as in a process that was started without one
+    Voice().line("to nobody")
 
 
 def test_plain_lines_are_few():

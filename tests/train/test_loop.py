@@ -12,6 +12,7 @@ from mmtune.data import ledger
 from mmtune.errors import CheckpointError, DataError, ModelError, UsageError
 from mmtune.recipe import Recipe
 from mmtune.train import loop
+from mmtune.train import resume as states
 from tests.train import world
 
 
@@ -80,6 +81,66 @@ def test_resume_with_other_groups_leaves_the_folder_as_it_was(recipe, tmp_path):
     with pytest.raises(CheckpointError, match="optimizer states of .*sight"):
         train(config.validate(Recipe, tree), run, resume=True, progress="off", allow=["recipe"])
     assert (run / "recipe.yaml").read_bytes() == before
+
+
+NORMS = (
+    "groups.sight.match=[branches.sight.connector.*, llm.model.model.norm*]",
+    "groups.speech.match=[llm*_layernorm*]",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"), [(NORMS, "group 'speech'"), (("model.branches.sight.connector.hidden=24",), "misshapen")]
+)
+def test_an_allowed_recipe_that_does_not_fit_leaves_the_run_as_it_was(recipe, tmp_path, overrides, words):
+    out = tmp_path / "run"
+    short = changed(recipe, "schedule.steps=2")
+    train(short, out, progress="off")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=words):
+        train(changed(short, *overrides), out, resume=True, progress="off", allow=["recipe"])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert train(short, out, resume=True, progress="off").finished
+
+
+def test_what_is_allowed_already_stands_in_the_line_to_type(recipe, tmp_path, monkeypatch):
+    train(changed(recipe, "schedule.steps=2"), tmp_path / "run", progress="off")
+    monkeypatch.setattr(loop.Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})
+    with pytest.raises(CheckpointError, match="--allow recipe --allow data") as caught:
+        train(recipe, tmp_path / "run", resume=True, progress="off", allow=["recipe"])
+    assert "recipe.schedule" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "base.yaml"])
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+def test_a_recipe_that_cannot_be_read_is_written_again(recipe, tmp_path, capsys, file, damage):
+    out = tmp_path / "run"
+    train(changed(recipe, "schedule.steps=2", "run.keep=3"), out, progress="off")
+    before = (out / file).read_bytes()
+    (out / file).unlink() if damage == "gone" else (out / file).write_text("[")
+    again = train(changed(recipe, "schedule.steps=2", "run.keep=3"), out, resume=True, progress="lines")
+    assert again.finished and (out / file).read_bytes() == before
+    assert "it is written again" in capsys.readouterr().out
+
+
+def test_a_last_save_that_fails_is_no_finished_run(recipe, tmp_path, monkeypatch, capsys):
+    """Whatever the saves before it were allowed to do."""
+    real, done = states.save, []
+
+    def full(folder, state, keep=2):
+        done.append(state.step)
+        if state.step in (2, 4):
+            raise CheckpointError("no room")
+        return real(folder, state, keep)
+
+    monkeypatch.setattr(states, "save", full)
+    four = changed(recipe, "schedule.steps=4", "run.save_every=1", "run.failed_save=go_on")
+    with pytest.raises(CheckpointError, match="no room"):
+        train(four, tmp_path / "run", progress="lines")
+    said = capsys.readouterr().out
+    assert done == [1, 2, 3, 4] and "state of step 2 was not saved" in said and "done: 4 steps" not in said
+    monkeypatch.undo()
+    assert train(four, tmp_path / "run", resume=True, progress="off").finished
 
 
 def test_resume_with_other_data(recipe, tmp_path, monkeypatch):
@@ -182,6 +243,7 @@ from pathlib import Path
 from mmtune import config
 from mmtune.recipe import Recipe
 from mmtune.train import loop
+from mmtune.train import resume as states
 result = loop.train(config.load(Recipe, sys.argv[1]), Path(sys.argv[2]), progress="lines")
 print(result)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 
 import pytest
 
@@ -41,7 +42,8 @@ class Store:
 def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(pulse.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(pulse.threading.Thread, "start", lambda self: None)
+    real = pulse.threading.Thread.start
+    monkeypatch.setattr(pulse.threading.Thread, "start", lambda self: self.name == "mmtune-pulse" or real(self))
     return now
 
 
@@ -164,3 +166,23 @@ def test_a_rank_that_sees_it_leaves_and_tells_the_others(clock, capsys):
     assert left == [pulse.CODE] and pulse.CODE != 0
     assert "mmtune: rank 1 hangs" in capsys.readouterr().err
     assert pulses[1]._verdict() == "rank 1 hangs: for 31 s in its last stage: step 0"
+
+
+@pytest.mark.parametrize("kind", ["gone", "full"])
+def test_a_rank_leaves_also_where_nobody_reads_its_words(clock, monkeypatch, kind):
+    left, tried, over = [], [], threading.Event()
+
+    class Deaf:
+        def write(self, text):
+            tried.append(text)
+            if kind == "full":
+                over.wait(30)
+            raise BrokenPipeError
+
+    one = Pulse(0, 2, 30.0, Store(), leave=left.append)
+    one._over.wait = lambda timeout=None: False
+    monkeypatch.setattr(pulse, "PARTING", 0.1)
+    monkeypatch.setattr(pulse.sys, "stderr", Deaf())
+    one._stop("rank 1 hangs: for 31 s in its last stage: step 0")
+    over.set()
+    assert left == [pulse.CODE] and len(tried) == 1
