@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,3 +175,22 @@ def test_an_objective_of_its_own_needs_one_file(tree, tmp_path, monkeypatch):
     ]
     assert rows[1][0]["loss/words"] == pytest.approx(rows[0][0]["loss/words"] / 4, rel=1e-6)
     assert rows[1][1]["loss/pictures"] == pytest.approx(rows[0][1]["loss/pictures"], rel=0.05)
+
+
+def test_the_objective_of_the_page_works(tree, tmp_path, monkeypatch):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "joint.md").read_text(encoding="utf-8")
+    code = page.partition("## Objectives")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "focals.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    losses = []
+    for gamma in (0.0, 2.0):
+        made = recipe(tree, {"streams": {"words": {"objective": {"name": "focals:Focal", "gamma": gamma}}}})
+        out = tmp_path / f"gamma {gamma}"
+        loop.train(made, out, progress="off")
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append(next(row["loss/words"] for row in rows if "loss/words" in row))
+    plain = recipe(tree, {})
+    loop.train(plain, tmp_path / "plain", progress="off")
+    rows = [json.loads(line) for line in (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()]
+    first = next(row["loss/words"] for row in rows if "loss/words" in row)
+    assert losses[0] == pytest.approx(first, rel=1e-6) and 0 < losses[1] < losses[0]
