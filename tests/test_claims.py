@@ -16,7 +16,7 @@ from mmtune.data.world.make import make_shards
 from mmtune.recipe import Recipe
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
-DATA = {"train": "c/*.tar", "test": "t/*.tar", "told": "w/*.tar", "told_test": "v/*.tar", "features": "f"}
+DATA = {"train": "c/*.tar", "asked": "t/*.tar", "told": "w/*.tar", "told_asked": "v/*.tar", "features": "f"}
 
 
 @pytest.fixture
