@@ -64,7 +64,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """How media enter: changes to the recipe, the media's part, the part that text trains, and the rates of the two."""
-GRID = [(2e-3, 2e-2), (4e-3, 2e-2), (1e-2, 2e-2), (4e-3, 8e-3)]
+GRID = [(2e-3, 2e-2), (4e-3, 2e-2), (1e-2, 2e-2), (4e-3, 8e-3), (1e-2, 8e-3)]
 """Peak learning rates (media, text) that `tools/claims rates` tries."""
 WAYS = {"disjoint": "disjoint", "one": "one group", "stages": "stages", "instruct": "instruct"}
 """Ways of training, and what they are called in the table."""
