@@ -51,7 +51,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "early": {"changes": [], "media": [CONNECTOR, "fusion.*"], "text": TUNERS, "rates": (4e-3, 2e-2)},
     "tokens": {
         "changes": ["model.fusion={name: tokens}", "model.branches.sight.connector.match_scale=true"],
-        "media": [CONNECTOR], "text": TUNERS, "rates": (4e-3, 2e-2),
+        "media": [CONNECTOR], "text": TUNERS, "rates": (1e-2, 8e-3),
     },
     "late": {
         "changes": [
@@ -60,7 +60,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
             "model.tuners=[{name: bias_norm, form: output, norms: all}]",
         ],
         "media": [CONNECTOR, "fusion.prompts.gates.*"], "text": ["@bias_norm", "fusion.prompts.weight"],
-        "rates": (4e-3, 2e-2),
+        "rates": (1e-2, 2e-2),
     },
 }  # fmt: skip
 """How media enter: changes to the recipe, the media's part, the part that text trains, and the rates of the two."""
