@@ -362,6 +362,7 @@ def main() -> None:
     0 done; 1 a fault of the program (with traceback); 2 bad input or a refused request (plain lines, and the
     traceback with `MMTUNE_DEBUG=1`); 130 stopped by Ctrl-C.
     """
+    _open_streams()
     code = 0
     try:
         code = app(standalone_mode=False) or 0
@@ -395,6 +396,18 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         code = error.exit_code  # type: ignore[attr-defined]
     _leave(int(code))
+
+
+def _open_streams() -> None:
+    """Stand in for a stream that is closed (`>&-`): Python has None there, and the next file opened has its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.fstat(number)  # taken since by something that must keep it
+            except OSError:
+                os.dup2(nowhere, number, inheritable=True)
+            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
 
 
 def _leave(code: int) -> None:

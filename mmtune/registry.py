@@ -8,6 +8,7 @@ Installed packages may add names to some rooms (`OPEN`) by entry points; the gro
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import re
@@ -117,6 +118,25 @@ def _outside(room: str, name: str) -> type:
     if not (inspect.isclass(item) and issubclass(item, base)):
         raise ConfigError(f"{name} is {item!r}", f"a subclass of {base.__module__}:{base.__name__}")
     return item
+
+
+def outside(tree: Any) -> dict[str, str]:
+    """SHA-256 of the source of every module outside mmtune that a recipe, as plain data, names `package.module:Class`.
+
+    A package of one's own seldom has a version that says what changed.
+    """
+    if isinstance(tree, dict):
+        found = {key: digest for item in tree.values() for key, digest in outside(item).items()}
+        name = tree.get("name")
+        if isinstance(name, str) and _OUTSIDE.fullmatch(name):
+            path = name.partition(":")[0]
+            source = getattr(_load(path, repr(name)), "__file__", None)
+            if source and Path(source).is_file():
+                found[path] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        return found
+    if isinstance(tree, list | tuple):
+        return {key: digest for item in tree for key, digest in outside(item).items()}
+    return {}
 
 
 def _load(path: str, what: str) -> ModuleType:

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_help_comes_at_once() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.5
+
+
+@pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
+def test_streams_that_are_closed_at_the_start_change_no_code(closed: tuple[int, ...], tmp_path: Path) -> None:
+    """As `mmtune ... >&-`. The next file opened has the number of a closed stream, and must not get what is printed."""
+    words = ["data", "make", "pocket", "--out", str(tmp_path), "--clips", "1", "--split", "test"]
+    shell = " ".join(f"{number}>&-" if number else "<&-" for number in closed)
+    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "mmtune"]
+    assert subprocess.run([*command, *words], timeout=120, cwd=ROOT, check=False).returncode == 0
+    (shard,) = tmp_path.glob("*.tar")
+    with tarfile.open(shard) as tar:
+        assert "0000000.mp4" in tar.getnames()
+    assert subprocess.run([*command, "train", "nowhere.yaml"], timeout=120, cwd=ROOT, check=False).returncode == 2
 
 
 def test_every_command_has_its_help() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import types
@@ -71,6 +72,14 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     exec(MADE.format(room="connectors"), module.__dict__)
     monkeypatch.setitem(sys.modules, "their_package", module)
     return module
+
+
+def test_the_source_of_what_lies_outside_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs_on_disk.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = {"streams": {"a": {"objective": {"name": "theirs_on_disk:Entry"}}}, "list": [{"name": "clip"}], "name": None}
+    assert registry.outside(tree) == {"theirs_on_disk": hashlib.sha256(b"x = 1\n").hexdigest()}
+    assert registry.outside({"prompt": "theirs_on_disk:Entry", "name": "clip"}) == {}
 
 
 def test_a_class_outside(outside: types.ModuleType) -> None:

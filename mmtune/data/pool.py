@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,18 +36,19 @@ class Pool:
         work: called with the values of a task, in a worker; gives bytes.
         count: workers, at least 1.
         name: says what a task is, for messages.
+        patience: seconds after which a piece of work that is waited for is named on standard error, each time over.
 
     Raises:
         UsageError: a system that cannot fork processes.
     """
 
-    def __init__(self, work: Readable, count: int, name: Callable[[Task], str] = str) -> None:
+    def __init__(self, work: Readable, count: int, name: Callable[[Task], str] = str, patience: float = 60) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
             raise UsageError(
                 seen=f"{count} data workers", expected="0 on this system, which cannot fork", hint="run.workers=0"
             )
         context = multiprocessing.get_context("fork")
-        self._name = name
+        self._name, self._patience = name, patience
         self._pipes: list[Connection] = []
         self._processes = []
         self._tasks: dict[int, Task] = {}
@@ -86,7 +88,8 @@ class Pool:
         """
         worker = number % len(self._pipes)
         with self._change:
-            self._change.wait_for(lambda: number in self._results or worker in self._dead)
+            while not self._change.wait_for(lambda: number in self._results or worker in self._dead, self._patience):
+                self._say_waiting(worker, number)
             task = self._tasks.pop(number)
             if number not in self._results:
                 raise MmtuneError(
@@ -98,6 +101,13 @@ class Pool:
         if isinstance(result, BaseException):
             raise result
         return result
+
+    def _say_waiting(self, worker: int, number: int) -> None:
+        """Long work and work that hangs look the same from here: training waits for either, but not in silence."""
+        who = f"data worker {worker} (process {self._processes[worker].pid})"
+        with suppress(OSError, ValueError, AttributeError):  # nobody has to be listening
+            what = f"for more than {self._patience:g} s; it has {self._name(self._tasks[number])}"
+            print(f"mmtune: waiting for {who} {what}", file=sys.stderr, flush=True)
 
     def _read(self) -> None:
         """Take results off the pipes as they come, so that no worker waits for the main process."""
@@ -136,6 +146,9 @@ class Pool:
             process.join(0.5)
             if process.is_alive():
                 process.terminate()
+                process.join(2)
+            if process.is_alive():  # stopped, or deep in the system: the end of this process would wait for it
+                process.kill()
                 process.join(2)
         self._reader.join(2)
         for pipe in self._pipes:

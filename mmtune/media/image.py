@@ -53,21 +53,41 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
 
 def _pixels(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> np.ndarray:
     """uint8 [height,width,3]"""
+    if name == "webp" and (size := _webp_size(data)) is not None:  # opening one takes memory for the whole canvas
+        _check_size(*size, limits, origin)
     try:
         image = Image.open(io.BytesIO(data), formats=[name.upper()])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(origin, str(error), limits) from error
     with image:
-        width, height = image.size
-        if width * height > limits.image_pixels:
-            raise _too_large(origin, f"{width} x {height} pixels", limits)
-        if width < 1 or height < 1:
-            raise MediaError(Reason.unreadable_image, f"{origin}: {width} x {height} pixels", "at least one pixel")
+        _check_size(*image.size, limits, origin)
         if sampling.side is not None:
             image.draft(None, (sampling.side, sampling.side))  # JPEG only; a no-op for the others
         image.load()
         upright = ImageOps.exif_transpose(image)
         return np.array(_rgb(upright, origin))
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a WebP's canvas, by its first chunk (RFC 9649); none where there is no such chunk."""
+    kind, head = data[12:16], data[20:30]
+    if len(head) < 10:
+        return None
+    if kind == b"VP8X":  # flags, then both sizes less one, 24 bits each
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L":  # a mark, then both sizes less one, 14 bits each
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":  # frame tag and start code, then both sizes in 14 bits, with a scale above
+        return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
+    return None
+
+
+def _check_size(width: int, height: int, limits: Limits, origin: str) -> None:
+    if width * height > limits.image_pixels:
+        raise _too_large(origin, f"{width} x {height} pixels", limits)
+    if width < 1 or height < 1:
+        raise MediaError(Reason.unreadable_image, f"{origin}: {width} x {height} pixels", "at least one pixel")
 
 
 def _rgb(image: Image.Image, origin: str) -> Image.Image:

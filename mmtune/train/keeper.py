@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mmtune import config as configs
+from mmtune import registry
 from mmtune.checkpoint import seal, store, tensors
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
@@ -112,7 +113,10 @@ class Keeper:
                 name: stream.processor.template.model_dump(mode="json") for name, stream in self.loader.streams.items()
             },
             # another commit of the same version is for whoever made it to judge
-            "code": {name: version for name, version in self._versions.items() if name != "git"},
+            "code": {
+                **{name: version for name, version in self._versions.items() if name != "git"},
+                **registry.outside(recipe),
+            },
         }
 
     # ------------------------------------------------------------------------------------------------------- saving

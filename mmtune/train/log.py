@@ -5,7 +5,6 @@ Nothing in here may stop a run. A full disk or a broken tracker costs metrics, i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmtune.checkpoint import seal
+from mmtune.train.reader import Reader
+
+_errors = Reader("stderr")
 
 Style = Literal["auto", "bar", "lines", "off"]
 
@@ -36,14 +38,14 @@ class Metrics:
             _drop_after(self.path, start)
         except OSError as error:
             self.lost += 1
-            _warn(f"warning: {self.path} could not be put in order: {error}; training goes on")
+            _errors.say(f"warning: {self.path} could not be put in order: {error}; training goes on")
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
             except Exception as error:  # any fault of a tracker is only a fault of the tracker
-                _warn(f"note: no TensorBoard files: {error}")
+                _errors.say(f"note: no TensorBoard files: {error}")
 
     def write(self, step: int, values: dict[str, float | int | str | None]) -> None:
         """One row. Values that are not numbers go to the JSON line only."""
@@ -58,7 +60,7 @@ class Metrics:
         except Exception as error:
             self.lost += 1
             if self.lost == 1:
-                _warn(f"warning: metrics are not being written: {error}; training goes on")
+                _errors.say(f"warning: metrics are not being written: {error}; training goes on")
 
     def close(self) -> None:
         if self._board is not None:
@@ -66,13 +68,7 @@ class Metrics:
                 self._board.close()
             except Exception as error:
                 self.lost += 1
-                _warn(f"warning: TensorBoard files were not closed: {error}")
-
-
-def _warn(text: str) -> None:
-    """Say it where errors go, and live on when nobody reads there."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+                _errors.say(f"warning: TensorBoard files were not closed: {error}")
 
 
 def _finite(value: Any) -> Any:
@@ -110,7 +106,7 @@ class Voice:
     def __init__(self, style: Style = "auto", say: Callable[[str], None] | None = None) -> None:
         terminal = say is None and sys.stdout is not None and sys.stdout.isatty()
         self.style: Style = ("bar" if terminal else "lines") if style == "auto" else style
-        self._say = say or _print
+        self._say = say or Reader("stdout").say
         self._bar: Any = None
         self._task: Any = None
         self._total = 0
@@ -159,9 +155,3 @@ class Voice:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def _print(text: str) -> None:
-    """Print, and live on when the reader of the pipe has left."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)

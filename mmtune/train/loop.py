@@ -100,15 +100,31 @@ def train(
                 return _Run(recipe, None, runtime, voice).rehearse()
             with lock(out, voice.line) if runtime.main else nullcontext():
                 # asked of all ranks before one of them writes the first file
-                if runtime.any(runtime.main and not resume and (out / "recipe.yaml").exists()):
-                    raise UsageError(
-                        seen=f"{out} holds a run already",
-                        expected="an empty or new folder",
-                        hint=f"mmtune train --resume {out}, or another --out",
-                    )
+                fault = _fault(out, resume) if runtime.main else None
+                if runtime.any(fault is not None):
+                    raise fault or UsageError(f"{out} is refused by the first rank", "a folder that it can train in")
                 return _Run(recipe, out, runtime, voice).go(resume, allow)
     finally:
         voice.stop()
+
+
+def _fault(out: Path, resume: bool) -> UsageError | None:
+    """Why a folder cannot be trained in."""
+    if not resume and (out / "recipe.yaml").exists():
+        return UsageError(
+            seen=f"{out} holds a run already",
+            expected="an empty or new folder",
+            hint=f"mmtune train --resume {out}, or another --out",
+        )
+    for name in ("state", "weights"):
+        path = out / name
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            return UsageError(
+                seen=f"{path} is no folder, and what is saved goes there",
+                expected="a folder, or nothing of that name",
+                hint="move it away, or train into another folder with --out",
+            )
+    return None
 
 
 def _count(names: list[str]) -> str:

@@ -1,8 +1,10 @@
 import itertools
+import operator
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,7 @@ from mmtune import registry
 from mmtune.data.ledger import Ledger, read
 from mmtune.data.loader import Loader, Source, Stream
 from mmtune.data.pack import Plan
+from mmtune.data.pool import Pool
 from mmtune.errors import ConfigError, DataError, MmtuneError, UsageError
 from tests.data import tars
 
@@ -204,6 +207,26 @@ def test_data_that_is_all_bad_stops(tmp_path):
             take(loader(tmp_path, names=("talk",), workers=workers), 1)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_large_a_share_of_bad_data_stops_with_a_summary(tmp_path, workers):
+    def some(key):
+        said = "bad" if int(key) % 10 in (2, 5, 8) else "xxxxxx"
+        return {"conversations": [{"from": "human", "value": "what"}, {"from": "gpt", "value": said}]}
+
+    tars.shards(tmp_path / "talk", 10, 40, more=some)  # 30 % of 400
+    found = read_of(tmp_path, Ledger(tmp_path / "strict.jsonl"), workers)
+    with pytest.raises(DataError, match=r"6\d of 2\d\d samples could not be used \(unreadable_image 6\d\)") as caught:
+        take(found, 100)
+    assert "at most 25% bad samples" in str(caught.value) and "mmtune data check" in str(caught.value)
+    assert len(read(tmp_path / "strict.jsonl")) == found.ledger.counts["unreadable_image"]
+    patient = read_of(tmp_path, Ledger(max_bad_fraction=0.35), workers)
+    assert len(ids(take(patient, 40))) == 40 * 8 and patient.ledger.counts["unreadable_image"] > 100
+
+
+def read_of(folder, ledger, workers):
+    return loader(folder, names=("talk",), plan=Plan(rows=4, length=14, examples=8), ledger=ledger, workers=workers)
+
+
 def test_an_example_that_no_row_can_hold_is_skipped(tmp_path):
     said = {"000003": "x" * 40}
     more = lambda key: {"conversations": [*answers("000000")["conversations"][:1],  # noqa: E731
@@ -253,6 +276,48 @@ def test_workers_end_with_the_loader_and_hold_no_files(folders):
         take(loader(folders, workers=2), 3)
     until(lambda: len(children() - before) <= 1)  # ps itself
     assert len(os.listdir("/proc/self/fd")) <= files + 8  # shards that are held open
+
+
+def test_a_worker_that_stands_still_is_named_and_ends_with_the_loader(capsys):
+    pool = Pool(lambda number: str(number).encode(), 2, lambda task: f"piece {task[0]}", patience=0.2)
+    asked = [pool.put(number) for number in range(2)]
+    assert [pool.get(number) for number in asked] == [b"0", b"1"]
+    stopped = pool._processes[1].pid
+    os.kill(stopped, signal.SIGSTOP)
+    asked = [pool.put(number) for number in (2, 3)]
+    assert pool.get(asked[0]) == b"2" and not capsys.readouterr().err
+    threading.Timer(1, os.kill, (stopped, signal.SIGCONT)).start()
+    assert pool.get(asked[1]) == b"3"
+    said = capsys.readouterr().err
+    assert f"waiting for data worker 1 (process {stopped}) for more than 0.2 s; it has piece 3" in said
+    os.kill(stopped, signal.SIGSTOP)
+    pool.close()
+    assert not alive(stopped)
+
+
+def slope(values):
+    """Least squares, per step of one."""
+    from_middle = [i - (len(values) - 1) / 2 for i in range(len(values))]
+    return sum(map(operator.mul, from_middle, values)) / sum(i * i for i in from_middle)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_and_files_stay_flat(folders, workers):
+    """Some 5 000 samples, of which 500 warm up; workers are looked at, too."""
+    feed = loader(folders, names=("talk",), workers=workers, plan=Plan(rows=4, length=24, examples=8))
+    steps, pages, files, taken = feed.steps(), [], [], 0
+    for number, (_, batches) in enumerate(steps):
+        taken += sum(len(batch.ids) for batch in batches)
+        if number % 10 == 0 and taken > 500:
+            processes = [os.getpid(), *(process.pid for process in feed._pool._processes)] if workers else [os.getpid()]
+            pages.append(sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in processes))
+            files.append(sum(len(os.listdir(f"/proc/{one}/fd")) for one in processes))
+        if taken > 5000:
+            break
+    steps.close()
+    assert max(files[5:]) <= max(files[:5])
+    # in KB for each sample: a look every 80 samples
+    assert slope(pages) * os.sysconf("SC_PAGE_SIZE") / 1024 / 80 < 1
 
 
 def test_workers_end_when_the_main_process_is_killed(folders):

@@ -1,7 +1,10 @@
 """Pictures: one RGB convention for every mode, limits from the header, damage refused."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
 
@@ -112,6 +115,53 @@ def test_a_bomb_is_refused_from_its_header(size):
     error = refused(_huge_png(*size))
     assert error.reason == Reason.too_many_pixels
     assert time.process_time() - begin < 0.5
+
+
+BOMBS = """
+import resource, sys
+from pathlib import Path
+from mmtune.errors import MediaError
+from tests.media import make
+
+small = make.get("image", make.image(make.picture()))  # whatever a first picture loads is loaded
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+room = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+for name in sys.argv[1:]:
+    try:
+        make.get("image", Path(name).read_bytes())
+    except MediaError as error:
+        print(error.reason)
+"""
+
+
+BOMB_FORMS = [("PNG", {"compress_level": 1}), ("TIFF", {"compression": "packbits"}), ("GIF", {}), ("JPEG", {}),
+              ("WEBP", {"quality": 0, "method": 0})]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chunk", "how"),
+    [(b"VP8L", {"lossless": True}), (b"VP8 ", {"quality": 50}), (b"VP8X", {"xmp": b"<x/>"})],
+)
+def test_the_size_of_a_webp_is_in_its_first_chunk(chunk, how):
+    data = make.image(make.picture(61, 37), "WEBP", **how)
+    assert data[12:16] == chunk
+    with pytest.raises(MediaError, match="61 x 37 pixels") as caught:
+        make.get("image", data[:40], Limits(image_pixels=61 * 37 - 1))
+    assert caught.value.reason == Reason.too_many_pixels
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_whole_bombs_take_no_memory(tmp_path):
+    """Pictures that would decode, to 430 MB and more, in a process that gets 64 MB beyond what it has."""
+    names = []
+    for form, how in BOMB_FORMS:
+        names.append(tmp_path / f"bomb{len(names)}.{form}")
+        names[-1].write_bytes(make.image(Image.new("L", (12_000, 12_000)), form, **how))
+    child = subprocess.run([sys.executable, "-c", BOMBS, *names], env={**os.environ, "PYTHONPATH": os.getcwd()},
+                           capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split() == ["too_many_pixels"] * len(names)
 
 
 def test_the_limit_counts_pixels():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mmtune import config
 from mmtune.data.loader import Loader
-from mmtune.errors import ConfigError
+from mmtune.errors import CheckpointError, ConfigError
 from mmtune.recipe import Recipe
 from mmtune.train import loop
 from mmtune.train.optim import factor
@@ -175,6 +175,20 @@ def test_an_objective_of_its_own_needs_one_file(tree, tmp_path, monkeypatch):
     ]
     assert rows[1][0]["loss/words"] == pytest.approx(rows[0][0]["loss/words"] / 4, rel=1e-6)
     assert rows[1][1]["loss/pictures"] == pytest.approx(rows[0][1]["loss/pictures"], rel=0.05)
+
+
+def test_an_objective_of_its_own_that_changed_is_told_on_resume(tree, tmp_path, monkeypatch):
+    source = tmp_path / "quartered.py"
+    source.write_text(OBJECTIVE)
+    monkeypatch.syspath_prepend(tmp_path)
+    of_its_own = {"words": {"objective": {"name": "quartered:Halved", "times": 0.25}}}
+    made = recipe(tree, {"streams": of_its_own})
+    loop.train(made, tmp_path / "run", progress="off")
+    assert loop.train(made, tmp_path / "run", resume=True, progress="off").finished
+    source.write_text(OBJECTIVE + "\n# another thought\n")
+    with pytest.raises(CheckpointError, match=r"code\.quartered: .* -> "):
+        loop.train(made, tmp_path / "run", resume=True, progress="off")
+    assert loop.train(made, tmp_path / "run", resume=True, progress="off", allow=["code"]).finished
 
 
 def test_the_objective_of_the_page_works(tree, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -176,6 +178,24 @@ def poisoned(monkeypatch, steps):
 
     monkeypatch.setattr(loop, "take_step", step)
     return held
+
+
+def test_a_clock_that_jumps_moves_nothing(recipe, tmp_path, monkeypatch):
+    now, jumps = time.time(), itertools.cycle([86400 * 365, -86400, 0, -86400 * 365])
+    monkeypatch.setattr(time, "time", lambda: now + next(jumps))
+    limited = changed(recipe, "run.stop_after_minutes=5", "run.save_every=2")
+    assert train(limited, tmp_path / "run", progress="off").finished
+    rows = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, 9)) and time.time() != time.time()
+
+
+@pytest.mark.parametrize("name", ["state", "weights"])
+def test_a_file_where_a_folder_must_be_is_told_before_the_first_step(recipe, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match=f"{name} is no folder"):
+            train(recipe, tmp_path, resume=resume, progress="off")
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "recipe.yaml").exists()
 
 
 def test_samples_of_a_bad_step_are_named(recipe, tmp_path, monkeypatch):

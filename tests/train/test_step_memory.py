@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -60,6 +65,53 @@ def test_smaller_pieces_are_the_same_step(tree, tmp_path, monkeypatch, capsys, w
         other = weights(tmp_path / name)
         assert pieces.keys() == other.keys()
         assert max(float((pieces[key] - other[key]).abs().max()) for key in other) <= 1e-6, name
+
+
+CHILD = """
+import resource, sys
+import torch
+from pathlib import Path
+from mmtune import config
+from mmtune.model import MultimodalModel
+from mmtune.recipe import Recipe
+from mmtune.train import loop
+
+tree, out = config.read(sys.argv[1], []), Path(sys.argv[2])
+real, full = MultimodalModel.loss, []
+
+def loss(self, batch):
+    if not full:  # from the first pass on: what the system gives is bounded
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        room = pages * resource.getpagesize() + (700 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        full.append(False)
+    try:
+        torch.empty(batch.tokens.shape[0] * (256 << 20), dtype=torch.uint8)  # 256 MB for each row
+    except RuntimeError as error:
+        full.append(str(error))
+        raise
+    return real(self, batch)
+
+MultimodalModel.loss = loss
+loop.train(config.validate(Recipe, tree), out, progress="lines")
+assert "allocate memory" in full[1], full
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_gets_no_more_memory_from_the_system(tree, tmp_path):
+    """Not a planted error: the allocator is refused, in a child with a bound on its address space."""
+    loop.train(recipe(tree, batch_tokens=64, accumulate=4), tmp_path / "small", progress="off")
+    (tmp_path / "recipe.yaml").write_text(config.dump(recipe(tree, out_of_memory="smaller")))
+    (tmp_path / "child.py").write_text(CHILD)
+    words = [sys.executable, tmp_path / "child.py", tmp_path / "recipe.yaml", tmp_path / "run"]
+    child = subprocess.run(words, cwd=Path.cwd(), env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True,
+                           text=True, timeout=300)  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    assert "from step 0 on in" in child.stdout and "can't allocate memory" in child.stdout
+    found, small = weights(tmp_path / "run"), weights(tmp_path / "small")
+    assert found.keys() == small.keys()
+    assert max(float((found[key] - small[key]).abs().max()) for key in small) <= 1e-6
 
 
 def test_without_the_option_the_run_stops_and_says_where(tree, tmp_path, monkeypatch):
