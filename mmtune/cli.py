@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -414,8 +415,13 @@ def _leave(code: int) -> None:
     """End the process, at once where a thread is still importing or reading weights: nothing waits for its result."""
     import threading
 
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python tries once more, and fails
+            if stream is sys.stdout:  # a reader or a terminal that left undoes nothing; a full disk lost our answer
+                code = code or {errno.EPIPE: 141, errno.EIO: 0}.get(error.errno or 0, 2)
     if any(thread.name == "mmtune-load" for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import resource
 import subprocess
 import sys
@@ -60,6 +62,30 @@ def test_streams_that_are_closed_at_the_start_change_no_code(closed: tuple[int, 
     with tarfile.open(shard) as tar:
         assert "0000000.mp4" in tar.getnames()
     assert subprocess.run([*command, "train", "nowhere.yaml"], timeout=120, cwd=ROOT, check=False).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_answer_that_could_not_be_written_is_no_success() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mmtune", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+
+
+def test_a_terminal_that_left_changes_no_code() -> None:
+    ours, theirs = pty.openpty()
+    code = (
+        "import sys, mmtune.cli\n"
+        "from mmtune.train.log import Voice\n"
+        "sys.stdin.readline()\n"
+        "Voice('lines').line('a line of a run')\n"
+        "mmtune.cli._leave(0)\n"
+    )
+    words = [sys.executable, "-c", code]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(theirs)
+    os.close(ours)
+    assert process.communicate(b"now\n", timeout=120)[1] == b"" and process.returncode == 0
 
 
 def test_every_command_has_its_help() -> None:

@@ -85,11 +85,7 @@ class Ledger:
     def flush(self) -> None:
         """Bring the lines to the disk. Raises OSError."""
         if self.path is not None and self.path.exists():
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            _flush(self.path)
 
     def rewind(self, step: int) -> None:
         """Drop the lines of this and later steps, and count those that stay."""
@@ -99,7 +95,10 @@ class Ledger:
         if self.path is not None and len(kept) < _lines(self.path):
             part = self.path.with_name(self.path.name + ".part")
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            # what it replaces is on the disk already, and a saved state counts on its lines
+            _flush(part)
             part.replace(self.path)
+            _flush(self.path.parent)
         self._sum = None
 
     def take(self, count: int = 1) -> None:
@@ -163,6 +162,14 @@ class Ledger:
     def summary(self) -> str:
         """Counts by reason, the most first; "nothing skipped" when there are none."""
         return ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common()) or "nothing skipped"
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,11 +16,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from mmtune.errors import MmtuneError, UsageError
 
 Task = tuple[Any, ...]
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a run to end: of a terminal, of batch systems."""
 
 
 class Readable(Protocol):
@@ -50,9 +55,9 @@ class Pool:
         context = multiprocessing.get_context("fork")
         self._name, self._patience = name, patience
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[BaseProcess] = []
         self._tasks: dict[int, Task] = {}
-        self._results: dict[int, bytes | BaseException] = {}
+        self._results: dict[int, bytes | str] = {}
         self._dead: dict[int, str] = {}
         self._next = 0
         self._change = threading.Condition()
@@ -64,6 +69,8 @@ class Pool:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        # at the end of this process, and before Python waits for its children
+        self._end = Finalize(self, _end, (self._pipes, self._processes), exitpriority=1)
         self._reader = threading.Thread(target=self._read, name="mmtune-data", daemon=True)
         self._reader.start()
 
@@ -98,8 +105,8 @@ class Pool:
                     "run.workers=0 shows the fault itself; a killed worker often means too little memory",
                 )
             result = self._results.pop(number)
-        if isinstance(result, BaseException):
-            raise result
+        if isinstance(result, str):
+            raise MmtuneError(f"in data worker {worker}, at {self._name(task)}: {result}")
         return result
 
     def _say_waiting(self, worker: int, number: int) -> None:
@@ -125,7 +132,7 @@ class Pool:
                     continue
                 number, failed = int.from_bytes(message[:8], "little"), message[8]
                 with self._change:
-                    self._results[number] = _error(message[9:]) if failed else message[9:]
+                    self._results[number] = message[9:].decode("utf-8", "replace") if failed else message[9:]
                     self._change.notify_all()
 
     def _note_death(self, worker: int) -> None:
@@ -139,20 +146,22 @@ class Pool:
 
     def close(self) -> None:
         """End the workers."""
-        for pipe in self._pipes:
-            with suppress(OSError):
-                pipe.send(None)
-        for process in self._processes:
-            process.join(0.5)
-            if process.is_alive():
-                process.terminate()
-                process.join(2)
-            if process.is_alive():  # stopped, or deep in the system: the end of this process would wait for it
-                process.kill()
-                process.join(2)
+        self._end()
         self._reader.join(2)
         for pipe in self._pipes:
             pipe.close()
+
+
+def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
+    """Ask the workers to leave, and end those that do not, stopped and stuck ones too."""
+    for pipe in pipes:
+        with suppress(OSError):
+            pipe.send(None)
+    for process in processes:
+        process.join(0.5)
+        if process.is_alive():
+            process.kill()
+            process.join(2)
 
 
 def _serve(work: Readable, pipe: Connection, others: Sequence[Connection]) -> None:
@@ -161,8 +170,8 @@ def _serve(work: Readable, pipe: Connection, others: Sequence[Connection]) -> No
 
     for other in others:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the main process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in ENDING:  # they go to the whole group; the main process decides, and may need its samples to save
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     while True:
         try:
@@ -184,7 +193,3 @@ def _serve(work: Readable, pipe: Connection, others: Sequence[Connection]) -> No
             pipe.send_bytes(answer)
         except OSError:
             os._exit(0)
-
-
-def _error(text: bytes) -> MmtuneError:
-    return MmtuneError(f"in a data worker: {text.decode('utf-8', 'replace')}")

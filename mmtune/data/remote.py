@@ -122,7 +122,7 @@ class Cache:
             part = here.with_name(f".{here.name}.{os.getpid()}.part")
             try:
                 try:
-                    _tried(f"{remote}.index.json", lambda: _fetch(beside, part), self.waits)
+                    _tried(f"{remote}.index.json", lambda: _fetch(beside, part, self.limit), self.waits)
                     ShardIndex.parse(part.read_text(encoding="utf-8"), f"{remote}.index.json")
                     part.replace(here)
                 except FileNotFoundError:
@@ -154,7 +154,7 @@ class Cache:
                 # its length counts against the limit from now on
                 with part.open("wb") as file:
                     file.truncate(size)
-                found = _tried(str(remote), lambda: _fetch(remote.url, part), self.waits)
+                found = _tried(str(remote), lambda: _fetch(remote.url, part, size), self.waits)
                 if found == digest:
                     with part.open("rb") as file:
                         os.fsync(file.fileno())
@@ -179,7 +179,7 @@ class Cache:
                 return
             part = path.with_name(f"{path.name}.part")
             try:
-                _tried(str(remote), lambda: _fetch(remote.url, part), self.waits)
+                _tried(str(remote), lambda: _fetch(remote.url, part, self.limit), self.waits)
                 found = indexes.scan(part)
                 found.name = remote.name
                 self._room(found.bytes, remote, but=part)
@@ -276,11 +276,21 @@ def _system(url: str, scheme: str) -> tuple[Any, str]:
         ) from error
 
 
-def _fetch(url: str, to: Path) -> str:
-    """Fetch a file; gives its sha256 in hex. Raises what the source raises, FileNotFoundError where nothing is."""
-    total = hashlib.sha256()
+def _fetch(url: str, to: Path, most: int) -> str:
+    """Fetch a file of at most so many bytes; gives its sha256 in hex.
+
+    Raises what the source raises, FileNotFoundError where nothing is, and MmtuneError when more comes.
+    """
+    total, left = hashlib.sha256(), most
     with _opened(url) as source, to.open("wb") as file:
         while chunk := source.read(CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                raise MmtuneError(
+                    seen=f"{Remote(url)} sends more than {most:,} bytes",
+                    expected="what its index says, and no more than the cache may hold",
+                    hint="make the index anew where the shard lies; MMTUNE_CACHE_GB is the limit of the cache",
+                )
             total.update(chunk)
             file.write(chunk)
     return total.hexdigest()

@@ -31,6 +31,8 @@ OPEN = 64
 """Most shards held open."""
 TRIES = (0.0, 0.2, 1.0, 3.0)
 """Seconds to wait before each try to open a shard."""
+REST = 60.0
+"""Seconds after which a shard that could not be opened is tried again; its samples are refused at once until then."""
 
 
 class SampleKey(NamedTuple):
@@ -73,6 +75,7 @@ class Corpus:
         self._sums: list[str] = []
         self._indexes: OrderedDict[int, tuple[ShardIndex, np.ndarray, np.ndarray]] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._gone: dict[int, tuple[float, DataError]] = {}
         self._windows: OrderedDict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._orders: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._cut: dict[int, int] = {}
@@ -183,9 +186,12 @@ class Corpus:
     def read(self, shard: int, name: str, where: tuple[int, int, str]) -> bytes:
         """The bytes of a member. Raises DataError."""
         offset, size, digest = where
-        data = os.pread(self._file(shard), size, offset)
-        while len(data) < size and (more := os.pread(self._file(shard), size - len(data), offset + len(data))):
-            data += more
+        file, data = self._file(shard), b""
+        try:
+            while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise DataError(Reason.truncated_shard, f"{name}: {error.strerror}", "a disk that can be read") from error
         if len(data) < size:
             raise DataError(Reason.truncated_shard, f"{name}: {len(data)} bytes of {size}", "the shard as indexed")
         if self.verify and hashlib.sha256(data).hexdigest() != digest:
@@ -203,11 +209,21 @@ class Corpus:
             if isinstance(path, Remote):
                 self._files[shard] = remote.cache().open(path, self._load(shard)[0])
             else:
-                self._files[shard] = _open(path)
+                self._files[shard] = self._open_here(shard, path)
             while len(self._files) > OPEN:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
         return self._files[shard]
+
+    def _open_here(self, shard: int, path: Path) -> int:
+        """A descriptor. A shard that could not be opened in all tries is refused at once for a while after that."""
+        if shard in self._gone and time.monotonic() < self._gone[shard][0]:
+            raise self._gone[shard][1].with_traceback(None)  # or it would grow with each sample
+        try:
+            return _open(path)
+        except DataError as error:
+            self._gone[shard] = time.monotonic() + REST, error
+            raise
 
     def close(self) -> None:
         """Close the shards."""

@@ -8,6 +8,7 @@ empty: three walls, each of which holds alone.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -136,7 +137,9 @@ def promised_seconds(container: InputContainer, stream: Any) -> float | None:
     text = next((v for k, v in stream.metadata.items() if k.upper() == "DURATION"), "")
     try:
         hours, minutes, seconds = text.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        written = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        if math.isfinite(written) and written > 0:
+            return written
     except ValueError:
         pass
     if container.duration and container.duration > 0 and len(container.streams) == 1:

@@ -5,6 +5,7 @@ Nothing in here may stop a run. A full disk or a broken tracker costs metrics, i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -117,7 +118,7 @@ class Voice:
         if self.style == "off":
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._draw(lambda bar: bar.console.print(text, markup=False, highlight=False))
         else:
             self._say(text)
 
@@ -136,15 +137,15 @@ class Voice:
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Progress(*columns)
-            self._bar.start()
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
+            self._draw(lambda bar: bar.start())
         else:
             self._task = title
 
     def at(self, done: int, note: str = "", every: float = 10.0) -> None:
         """Say how far it is; as a line at most once in `every` seconds, and always at the end."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._draw(lambda bar: bar.update(self._task, completed=done, note=note))
             return
         now = time.monotonic()
         if now - self._last >= every or done == self._total:
@@ -153,5 +154,14 @@ class Voice:
 
     def stop(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._draw(lambda bar: bar.stop())
             self._bar = None
+
+    def _draw(self, how: Callable[[Any], None]) -> None:
+        """Draw the bar, and do without from then on when its terminal is gone."""
+        try:
+            how(self._bar)
+        except (OSError, ValueError, SystemExit):  # rich leaves the program where a pipe breaks
+            bar, self._bar, self.style = self._bar, None, "off"
+            with contextlib.suppress(OSError, ValueError, SystemExit):
+                bar.stop()

@@ -70,9 +70,10 @@ class Saver:
             write()
         except BaseException as error:
             self.failures += 1
-            self._say(f"warning: the state of step {step} was not saved: {error}")
             if last or self._on_failure == "stop" or not isinstance(error, Exception):
-                self._error = error
+                self._error = error  # first: saying it may fail
+            with contextlib.suppress(OSError, ValueError):
+                self._say(f"warning: the state of step {step} was not saved: {error}")
 
     def __enter__(self) -> Saver:
         return self

@@ -261,7 +261,7 @@ def test_a_dead_worker_is_named_with_its_sample(folders):
 def test_a_fault_of_the_code_is_not_taken_for_bad_data(folders):
     with pytest.raises(RuntimeError, match="broken code"):
         take(loader(folders, names=("talk",), processor=Killer("raise")), 12)
-    with pytest.raises(MmtuneError, match="broken code"):
+    with pytest.raises(MmtuneError, match=r"in data worker \d, at sample .*000013 of stream talk: .*broken code"):
         take(loader(folders, workers=2, names=("talk",), processor=Killer("raise")), 12)
 
 
@@ -293,6 +293,27 @@ def test_a_worker_that_stands_still_is_named_and_ends_with_the_loader(capsys):
     os.kill(stopped, signal.SIGSTOP)
     pool.close()
     assert not alive(stopped)
+
+
+def test_signals_that_end_a_run_do_not_end_its_workers_before_it():
+    pool = Pool(lambda number: str(number).encode(), 2)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for process in pool._processes:
+            os.kill(process.pid, number)
+        assert [pool.get(pool.put(piece)) for piece in (6, 7)] == [b"6", b"7"]
+    workers = [process.pid for process in pool._processes]
+    pool.close()
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_a_process_that_forgets_its_pool_ends():
+    code = (
+        "from mmtune.data.pool import Pool\n"
+        "pool = Pool(lambda number: b'', 2)\n"
+        "print(*[process.pid for process in pool._processes], flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    until(lambda: not any(alive(int(pid)) for pid in done.stdout.split()))
 
 
 def slope(values):

@@ -54,6 +54,7 @@ class Site(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         self.asked: list[str] = []
         self.faults: list[object] = []
+        self.sent, self.stop = 0, threading.Event()
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -74,6 +75,15 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data[:700])
+        elif fault in ("endless", "stall"):
+            self.send_response(200)
+            self.end_headers()  # no length
+            try:
+                while fault == "endless" and self.server.sent < 1 << 30:
+                    self.server.sent += self.wfile.write(bytes(1 << 16))
+                self.server.stop.wait(20)
+            except OSError:
+                pass  # the other side has hung up
         else:
             super().do_GET()
 
@@ -85,6 +95,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 def site(shards):
     with Site(shards[0].parent) as server:
         yield server
+        server.stop.set()
         server.shutdown()
 
 
@@ -127,6 +138,28 @@ def test_what_stays_is_named_and_leaves_nothing(cache, site, fault, tries, said)
         contents(corpus)
     assert 9 - len(site.faults) == tries
     assert not [*cache.folder.rglob("*.tar"), *cache.folder.rglob("*.part")]
+
+
+def test_a_body_that_does_not_end_is_cut_off(cache, site):
+    corpus = Corpus(f"{site.address}/00000.tar")
+    site.faults = ["endless"]
+    with pytest.raises(MmtuneError, match="00000.tar sends more than 2.,... bytes"):
+        contents(corpus)
+    assert site.sent < 64 << 20, "what lies in buffers of the system, and no more"
+    assert not [*cache.folder.rglob("*.tar"), *cache.folder.rglob("*.part")]
+
+
+def test_a_body_that_stalls_is_given_up_and_tried_again(cache, site, shards, monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE", 0.3)
+    corpus = Corpus(f"{site.address}/00000.tar")
+    site.faults = ["stall"]
+    assert contents(corpus) == contents(Corpus(shards[0])) and site.faults == []
+    corpus.close()
+    for path in cache.folder.rglob("*.tar"):
+        path.unlink()
+    site.faults = ["stall"] * 3
+    with pytest.raises(MmtuneError, match="cannot be fetched, 3 tries.*timed out"):
+        contents(corpus)
 
 
 def test_nobody_there(cache):

@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 
@@ -5,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtune.data import shards
 from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, Reason
 from tests.data import tars
@@ -155,6 +157,47 @@ def test_a_shard_that_vanishes_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         corpus.record(next(corpus.samples())).files["png"]
     assert caught.value.reason == Reason.truncated_shard and str(path) in caught.value.seen
+
+
+def test_a_shard_that_vanished_is_waited_for_once_and_not_for_each_sample(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr("mmtune.data.shards.time.sleep", slept.append)
+    path = tars.shards(tmp_path, 1, 9)[0]
+    corpus = Corpus(tmp_path)
+    data = path.read_bytes()
+    path.unlink()
+
+    def read(key):
+        try:
+            return corpus.record(key).files["png"]
+        except DataError as error:
+            return str(error.reason)
+
+    assert [read(key) for key in corpus.samples()] == [str(Reason.truncated_shard)] * 9
+    assert slept == list(shards.TRIES)
+    path.write_bytes(data)
+    monkeypatch.setattr("mmtune.data.shards.REST", 0.0)
+    monkeypatch.setattr(corpus, "_gone", {shard: (0.0, error) for shard, (_, error) in corpus._gone.items()})
+    assert [read(key) for key in corpus.samples()] == [tars.PNG] * 9, "it is back"
+
+
+def test_a_disk_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    tars.shards(tmp_path, 1, 3)
+    corpus = Corpus(tmp_path)
+    first, *others = corpus.samples()
+    real, failed = os.pread, []
+
+    def pread(file, size, offset):
+        if not failed:
+            failed.append(offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, size, offset)
+
+    monkeypatch.setattr("mmtune.data.shards.os.pread", pread)
+    with pytest.raises(DataError, match=f"{corpus.id(first)}.*Input/output error") as caught:
+        corpus.record(first).files["png"]
+    assert caught.value.reason == Reason.truncated_shard
+    assert all(corpus.record(key).files["png"] == tars.PNG for key in others)
 
 
 def test_same_names_in_two_folders_are_told_apart(tmp_path):

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import sys
+
+import pytest
 
 from mmtune.train import log
 from mmtune.train.log import Metrics, Voice
@@ -70,6 +76,31 @@ def test_a_warning_that_nobody_can_hear_stops_nothing(tmp_path, monkeypatch):
     Voice("lines").line("to nobody")
     monkeypatch.setattr(log.sys, "stdout", None)  # as in a process that was started without one
     Voice().line("to nobody")
+
+
+@pytest.mark.parametrize("gone", ["before", "in between"])
+def test_a_terminal_that_goes_away_takes_no_run_with_it(monkeypatch, gone):
+    ours, theirs = pty.openpty()
+    terminal = os.fdopen(theirs, "w", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        voice = Voice("auto")
+        assert voice.style == "bar"
+        if gone == "before":
+            os.close(ours)
+        voice.start("training", 9)
+        voice.at(1, "loss 1")
+        if gone == "in between":
+            os.close(ours)
+        for done in range(2, 10):
+            voice.line("a line")
+            voice.at(done, "loss 1")
+        voice.start("saving", 1)
+        voice.stop()
+        voice.line("the end")
+        assert voice.style == "off"
+    with contextlib.suppress(OSError):  # what nobody took
+        terminal.close()
 
 
 def test_plain_lines_are_few():

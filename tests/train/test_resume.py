@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +113,44 @@ def test_stopped_and_gone_on(straight, tmp_path, stop, workers):
     assert "finishing this step" in done.stderr
     child(recipe, tmp_path / "run", workers=2 - workers)
     same(out, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_the_whole_group_while_samples_are_waited_for(straight, tmp_path, number):
+    """As batch systems send it: data workers hear it too, and the run needs one more sample to end its step."""
+    recipe, out = straight
+    code = CHILD.replace("loop.take_step = counted\n", WAITING)
+    args = [sys.executable, "-c", code, str(recipe), str(tmp_path / "run"), "0", "0", "2"]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=90, check=False, start_new_session=True,
+                          env={**os.environ, "GROUP_SIGNAL": str(int(number))})  # fmt: skip
+    assert done.returncode == 128 + number, done.stderr
+    assert "finishing this step" in done.stderr
+    (newest,) = sorted((tmp_path / "run" / "state").iterdir())[-1:]
+    assert newest.name > "step-00000000"
+    child(recipe, tmp_path / "run")
+    same(out, tmp_path / "run")
+
+
+WAITING = """
+import os, signal, threading, time
+from mmtune.data import loader, pool
+mark, sent = Path(f"{out}.mark"), []
+real_make, real_get = loader.Loader.make, pool.Pool.get
+
+def make(self, name, position):
+    if (name, position) == ("pictures", 13):
+        mark.touch()
+        time.sleep(3)  # steps are far shorter: the main process comes to wait for this one
+    return real_make(self, name, position)
+
+def get(self, number):
+    if mark.exists() and not sent:
+        sent.append(number)
+        threading.Timer(1.5, os.killpg, (os.getpid(), int(os.environ["GROUP_SIGNAL"]))).start()
+    return real_get(self, number)
+
+loader.Loader.make, pool.Pool.get = make, get
+"""
 
 
 def test_killed_between_saves(straight, tmp_path):

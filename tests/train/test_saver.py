@@ -64,6 +64,16 @@ def test_the_last_save_must_not_fail_even_where_the_run_goes_on() -> None:
     assert saver.failures == 2
 
 
+def test_a_failure_that_cannot_be_said_is_a_failure() -> None:
+    def deaf(text: str) -> None:
+        raise OSError("nobody is there")
+
+    saver = Saver(deaf)
+    saver.start(4, full)
+    with pytest.raises(CheckpointError, match="no room"):
+        saver.wait()
+
+
 def test_an_error_of_the_training_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), Saver(lambda text: None) as saver:
         saver.start(1, full)

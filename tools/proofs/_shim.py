@@ -95,15 +95,16 @@ class Shim:
         return path if inside or path == self.out else None
 
 
-def lose(out: Path, journal: Path) -> int:
+def lose(out: Path, *journals: Path) -> int:
     """What a power cut takes, at its worst: bytes that were not flushed, and renames whose folder was not.
 
-    Deletions stay, because nothing promises their order. Returns how many things were lost.
+    Deletions stay, because nothing promises their order. Journals are of all lives of the run since the disk was
+    whole. Returns how many things were lost.
     """
     dirty: set[int] = set()
     pending: list[tuple[str, str]] = []
     flushed: dict[str, int] = {}
-    for line in journal.read_text().splitlines():
+    for line in [line for journal in journals for line in journal.read_text().splitlines()]:
         name, path, other, inode, size = json.loads(line)
         if name == "write":
             dirty.add(inode)
@@ -111,6 +112,8 @@ def lose(out: Path, journal: Path) -> int:
             dirty.discard(inode)
             flushed[path] = size
             pending = [(a, b) for a, b in pending if os.path.dirname(b) != path]
+        elif name == "replace":
+            flushed[os.path.abspath(other)] = flushed.pop(path, 0)
         elif name == "rename":
             pending.append((path, os.path.abspath(other)))
     lost = 0

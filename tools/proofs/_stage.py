@@ -132,6 +132,24 @@ def train(
     return {**told, "calls": shim.calls if shim else [], "bytes": shim.bytes if shim else 0}
 
 
+def signalled(steps: int, number: int) -> Callable[[], None]:
+    """A patch that sends this process a signal in the course of a step."""
+
+    def patch() -> None:
+        real, done = loop.states.seed_step, 0
+
+        def seed(*args: int) -> None:
+            nonlocal done
+            done += 1
+            if done == steps:
+                os.kill(os.getpid(), number)
+            real(*args)
+
+        loop.states.seed_step = seed
+
+    return patch
+
+
 def watch(out: Path) -> None:
     """Write down, beside the run folder, which samples the loss saw in which step."""
     log = os.open(f"{out}.order", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

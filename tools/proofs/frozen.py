@@ -93,9 +93,9 @@ def _fresh_sums(recipe: Path, overrides: tuple[str, ...]) -> dict[str, str]:
 
 
 def _kill_after(steps: int) -> Callable[[], None]:
-    from .resume import _stop_after
+    from ._stage import signalled
 
-    return _stop_after(steps, signal.SIGKILL)
+    return signalled(steps, signal.SIGKILL)
 
 
 def _moved(verdict: Verdict, part: str, after: int, swapped: bool = False) -> None:

@@ -64,6 +64,7 @@ def prove(short: bool) -> Verdict:
     verdict = Verdict("ranks", "runs of two ranks that are equal to one rank, or end soon and name who is to blame")
     _equal(verdict, short)
     _text_only(verdict)
+    _switched(verdict, short)
     dies = ("data", "sum of gradients") if short else tuple(POINTS)
     for point in dies:
         _lost(verdict, point, "dies", 1)
@@ -77,11 +78,13 @@ def prove(short: bool) -> Verdict:
 # ---------------------------------------------------------------------------------------------------------- equal runs
 
 
-def _train(recipe: Path, out: Path, *changes: str) -> Callable[[], dict[str, Any]]:
-    """A run that tells what it held and what it was shown."""
+def _train(recipe: Path, out: Path, *changes: str, stop: tuple[int, int] | None = None) -> Callable[[], dict[str, Any]]:
+    """A run that tells what it held and what it was shown; with `stop`, (step, signal), it is signalled there."""
 
     def work() -> dict[str, Any]:
         torch.set_num_threads(1)
+        if stop:
+            _stage.signalled(*stop)()
         told: dict[str, Any] = {"media": [], "held": [], "made": 0}
         real_renew, real_forward, real_make = Runtime.renew, MultimodalModel.forward, Loader.make
 
@@ -212,6 +215,45 @@ def _text_only(verdict: Verdict) -> None:
     verdict.notes.append(f"steps with text only on one rank {alone}/{len(shown)}")
 
 
+def _switched(verdict: Verdict, short: bool) -> None:
+    """Killed or stopped in the middle on one number of ranks and taken up on another: the numbers of one rank."""
+    recipe, worst = _stage.recipe_file(), 0.0
+    plain, told = _alone(recipe, NO_DROPOUT)
+    cases = [(2, "replicate", 1, "replicate", signal.SIGKILL), (1, "replicate", 2, "shard_all", signal.SIGTERM)]
+    if not short:
+        cases += [
+            (1, "replicate", 2, "replicate", signal.SIGKILL),
+            (2, "shard_all", 1, "replicate", signal.SIGTERM),
+            (2, "shard_all", 2, "replicate", signal.SIGKILL),
+            (2, "replicate", 2, "shard", signal.SIGTERM),
+        ]
+    for before, first, after, second, number in cases:
+        name = f"{before} {first}, {number.name}, then {after} {second}"
+        out = _stage.fresh("switched")
+        ended = _of(before, _train(recipe, out, NO_DROPOUT, f"run.strategy={first}", stop=(5, number)))
+        killed = number == signal.SIGKILL
+        saved = sorted(path.name for path in out.glob("state/step-????????"))
+        fired = all(bool(one.code) == killed for one in ended) and bool(saved) and saved[-1] < "step-00000008"
+        verdict.need(fired, f"{name}: did not fire: {[one.code for one in ended]} {saved} {ended[0].said[-1500:]}")
+        ended = _of(after, _train(recipe, out, NO_DROPOUT, f"run.strategy={second}"))
+        codes = [one.code for one in ended]
+        if not verdict.check(_fork.all_fine(ended), f"{name}: ended with {codes}: {ended[0].said[-2000:]}"):
+            continue
+        verdict.need("going on after step" in ended[0].said, f"{name}: it began anew")
+        distance, where = far(plain, out)
+        worst = max(worst, distance)
+        verdict.check(distance <= NEAR, f"{name}: {distance:.2g} from one rank at {where}")
+        held = ended[0].value["held"]
+        verdict.check(held == told["held"][-len(held) :], f"{name}: other samples in the steps than with one rank")
+        same = (out / "skipped.jsonl").read_text() == (plain / "skipped.jsonl").read_text()
+        verdict.check(same, f"{name}: another ledger than with one rank")
+    verdict.notes.append(f"largest difference with ranks switched {worst:.1e}")
+
+
+def _of(count: int, work: Callable[[], Any]) -> list[_fork.Ended]:
+    return [_fork.run(work)] if count == 1 else _fork.ranks(work, count)
+
+
 # ------------------------------------------------------------------------------------------------- lost and hanging
 
 
@@ -251,6 +293,8 @@ def _lost(verdict: Verdict, point: str, how: str, who: int) -> None:
     word = f"rank {who} hangs" if how == "hangs" else f"rank {who} (process"
     # the first rank takes the store with it, and what it said last may not have been read
     stage = "" if who == 0 else STAGES.get(point, point)
+    if how == "hangs" and point in ("forward and backward", "sum of gradients"):
+        stage = "forward and backward with samples part-"  # which it was at, to look at
     named = [line for line in said.splitlines() if word in line and stage in line]
     verdict.check(bool(named), f"{name}: the other one named nobody: {said[-1500:]}")
     verdict.check(not alive, f"{name}: processes {alive} were left behind")

@@ -8,6 +8,7 @@ nothing else; what changed is refused, each kind of change by name.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import signal
@@ -20,7 +21,7 @@ from mmtune.train import resume as states
 from . import _fork
 from ._base import Guard, Verdict
 from ._shim import Shim, lose
-from ._stage import STEPS, clear, compare, finish, fresh, order, recipe_file, straight, train
+from ._stage import STEPS, clear, compare, finish, fresh, order, recipe_file, signalled, straight, train
 
 
 def prove(short: bool) -> Verdict:
@@ -48,10 +49,12 @@ def prove(short: bool) -> Verdict:
     cuts = _spread(calls, 5)[1:4] if short else [*start, *saves[-2]]
     lost = sum(_killed_at(verdict, number, calls[number - 1], wanted, power=True) for number in cuts)
     verdict.need(lost > 0, "no power cut lost anything")
+    again = _cut_again(verdict, wanted, 3 if short else 99)
     hit = _at_random(verdict, 1 if short else 50, seconds, wanted)
     verdict.notes = [
         f"kills at {len(few)} of {len(calls)} disk calls ({', '.join(f'{name} {n}' for name, n in saw.items())})",
         f"power cuts at {len(cuts)} ({lost} things lost)",
+        f"power cuts after a resume {again}",
         f"random kills {hit}",
         f"chains of resumes {parts}",
         f"full disks {full}",
@@ -106,6 +109,49 @@ def _killed_at(verdict: Verdict, number: int, call: str, wanted: dict[str, str],
     return lost
 
 
+def _cut_again(verdict: Verdict, wanted: dict[str, str], most: int) -> int:
+    """Killed after a sample was skipped, taken up, and then the power goes: at each call up to the first save's end.
+
+    Taking up drops lines of the ledger, and what is saved counts on the others.
+    """
+    recipe, lines = recipe_file(), Path(straight()[0] / "skipped.jsonl").read_text().splitlines()
+    step = max(json.loads(line)["step"] for line in lines if json.loads(line)["step"] < STEPS - 2)
+
+    def first(out: Path, journal: Path | None) -> int:
+        """Returns the step of the newest state."""
+        _fork.run(
+            lambda: train(recipe, out, shim=Shim(out, journal=journal), patch=signalled(step + 2, signal.SIGKILL))
+        )
+        saved = states.load(out / "state", lambda text: None)
+        return saved.step if saved else 0
+
+    out = fresh("twice")
+    sealed = first(out, None)
+    before = Path(out / "skipped.jsonl").read_text().count("\n")
+    calls = _fork.run(lambda: train(recipe, out, shim=Shim(out))).value["calls"]
+    verdict.need(sealed > 0 and before > 1, f"killed in step {step}, with {before} lines: nothing to lose")
+    dropped = [number for number, call in enumerate(calls, 1) if call == "replace skipped.jsonl.part"]
+    verdict.need(bool(dropped), f"no line was dropped: {calls[:20]}")
+    clear(out)
+    end = next((number for number, call in enumerate(calls, 1) if call.startswith("rename state/.step-")), 0) + 2
+    numbers = range(1, end) if most > end else [dropped[0] + more for more in range(most)]
+    for number in numbers:
+        out, journals = fresh("twice"), [fresh("journal"), fresh("journal")]
+        where = f"power cut at call {number} after a resume, {calls[number - 1]}"
+        sealed = first(out, journals[0])
+        ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, kill=number, journal=journals[1])))  # noqa: B023
+        verdict.need(ended.code == -signal.SIGKILL, f"{where}: did not fire: {ended.code} {ended.said[-300:]}")
+        lose(out, *[journal for journal in journals if journal.exists()])
+        ended = finish(recipe, out)
+        wrong = [f"ended with {ended.code}: {ended.said[-400:]}"] if ended.code else compare(out, wanted)
+        went = re.search(r"going on after step (\d+)", ended.said)
+        if sealed and (went is None or int(went[1]) < sealed):
+            wrong.append(f"began after step {went[1] if went else 0}, although step {sealed} was sealed")
+        verdict.check(not wrong, f"{where}: {'; '.join(wrong)}")
+        clear(out)
+    return len(numbers)
+
+
 def _at_random(verdict: Verdict, count: int, seconds: float, wanted: dict[str, str]) -> str:
     draw, hit = random.Random(7), 0
     for number in range(count):
@@ -128,7 +174,7 @@ def _many_times(verdict: Verdict, wanted: dict[str, str], lengths: tuple[int, ..
         for part in range(40):
             workers = f"run.workers={(0, 2, 1, 4)[part % 4]}"
             how = signal.SIGKILL if part % 3 == 2 else signal.SIGTERM
-            ended = _fork.run(lambda: train(recipe, out, workers, patch=_stop_after(length, how)))  # noqa: B023
+            ended = _fork.run(lambda: train(recipe, out, workers, patch=signalled(length, how)))  # noqa: B023
             if ended.code == 0 and ended.value["finished"]:
                 break
         verdict.need(part > 0, f"a chain of {length} steps each was not interrupted")
@@ -140,34 +186,12 @@ def _many_times(verdict: Verdict, wanted: dict[str, str], lengths: tuple[int, ..
     return len(lengths)
 
 
-def _stop_after(steps: int, number: int) -> Callable[[], None]:
-    """A patch that sends this process a signal in the course of a step."""
-
-    def patch() -> None:
-        import os
-
-        from mmtune.train import loop
-
-        real, done = loop.states.seed_step, 0
-
-        def seed(*args: int) -> None:
-            nonlocal done
-            done += 1
-            if done == steps:
-                os.kill(os.getpid(), number)
-            real(*args)
-
-        loop.states.seed_step = seed
-
-    return patch
-
-
 def _by_signal(verdict: Verdict, wanted: dict[str, str], numbers: list[signal.Signals]) -> None:
     """A signal ends the step, saves, and gives its own exit code."""
     for number in numbers:
         recipe, out = recipe_file(), fresh("signal")
         slow = Shim(out, slow=0.02)  # the write of the step before is still going on
-        ended = _fork.run(lambda: train(recipe, out, shim=slow, patch=_stop_after(3, number)))  # noqa: B023
+        ended = _fork.run(lambda: train(recipe, out, shim=slow, patch=signalled(3, number)))  # noqa: B023
         saved = states.load(out / "state", lambda text: None)
         told = ended.value or {}
         verdict.need(told.get("step") == 3, f"{number.name}: did not fire in step 3: {told} {ended.said[-300:]}")
@@ -207,7 +231,7 @@ def _slow_disk(verdict: Verdict) -> None:
     for step in (STEPS - 2, STEPS):
         # the same step saved by a run that does nothing else, and waits
         alone = fresh("alone")
-        _fork.run(lambda: train(recipe, alone, patch=_stop_after(step, signal.SIGTERM)))  # noqa: B023
+        _fork.run(lambda: train(recipe, alone, patch=signalled(step, signal.SIGTERM)))  # noqa: B023
         wrong = [
             path.name
             for path in sorted((alone / f"state/step-{step:08d}").glob("*"))
@@ -273,7 +297,6 @@ def _full_disk(verdict: Verdict, wanted: dict[str, str], calls: list[str], numbe
 
 def _edits(verdict: Verdict, most: int) -> int:
     """What a run is made of is changed between a stop and a resume: refused by name, and taken when allowed."""
-    import json
     import shutil
 
     from mmtune.train import keeper
@@ -348,7 +371,7 @@ def _edits(verdict: Verdict, most: int) -> int:
         text = (world / "recipe.yaml").read_text().replace(str(recipe_file().parent), str(world))
         (world / "recipe.yaml").write_text(text)
         recipe = world / "recipe.yaml"
-        _fork.run(lambda: train(recipe, out, patch=_stop_after(7, signal.SIGTERM)))  # noqa: B023
+        _fork.run(lambda: train(recipe, out, patch=signalled(7, signal.SIGTERM)))  # noqa: B023
         more = edit(world, out)
         refused = _fork.run(lambda: train(recipe, out, *more, patch=patch))  # noqa: B023
         named = "has changed since it was saved" in refused.said and f"--allow {kind}" in refused.said
@@ -419,7 +442,7 @@ GUARDS = (
         "a failed write ends the run",
         "mmtune.train.saver",
         "Saver._run",
-        "                self._error = error\n",
+        "                self._error = error  # first: saying it may fail\n",
         "                pass\n",
     ),
     Guard(
@@ -476,6 +499,13 @@ GUARDS = (
             ("the prompt", 'stream.processor.template.model_dump(mode="json")', "None"),
             ("the version", 'if name != "git"}', "if False}"),
         )
+    ),
+    Guard(
+        "what replaces the ledger is flushed before",
+        "mmtune.data.ledger",
+        "Ledger.rewind",
+        "            _flush(part)\n",
+        "",
     ),
     Guard(
         "lost lines of the ledger are seen",
