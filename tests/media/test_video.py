@@ -1,12 +1,14 @@
 """Video: the right frames at the right times, the same from every backend, damage and excess refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from mmtune.errors import MediaError, Reason
 from mmtune.media import _backends, _plan, video
-from mmtune.media._container import opened
+from mmtune.media._container import opened, promised_seconds
 from mmtune.media.base import Limits, Sampling, load, moments
 from mmtune.types import MediaRef
 from tests.media import make
@@ -338,6 +340,16 @@ def test_absurd_durations_are_refused():
     assert error.reason in (Reason.video_limits, Reason.short_video)
     still = make.get("video", make.rewrite(data, b"stts", 12, 1), frames=4)  # eight frames in less than a millisecond
     assert still.data.shape[0] == 4 and still.times[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("00:01:02.500", 62.5), ("00:00:nan", 2.0), ("00:00:inf", 2.0), ("-1:00:00", 2.0), ("00:00:00", 2.0), ("x", 2.0)],
+)
+def test_a_length_that_says_nothing_is_no_promise(written, seconds):
+    stream = SimpleNamespace(duration=None, metadata={"DURATION": written})
+    container = SimpleNamespace(duration=2_000_000, streams=[stream])  # in microseconds
+    assert promised_seconds(container, stream) == seconds
 
 
 def test_available_names_each_backend_with_a_reason():

@@ -59,6 +59,24 @@ def test_a_broken_tracker_costs_metrics_only(tmp_path, capsys):
     assert capsys.readouterr().err.count("training goes on") == 1
 
 
+def test_a_board_that_fails_costs_metrics_only(tmp_path, capsys):
+    class Broken:
+        def add_scalar(self, *_):
+            raise RuntimeError("no server")
+
+        def close(self):
+            raise OSError("no disk")
+
+    metrics = Metrics(tmp_path, tensorboard=False)
+    metrics._board = Broken()
+    for step in (1, 2, 3):
+        metrics.write(step, {"loss": 1.0})
+    metrics.close()
+    assert metrics.lost == 4 and [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert said.count("training goes on") == 1 and "were not closed: no disk" in said
+
+
 def test_a_warning_that_nobody_can_hear_stops_nothing(tmp_path, monkeypatch):
     class Deaf:
         def write(self, text):
