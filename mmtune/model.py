@@ -63,7 +63,7 @@ class Branch(nn.Module):
                 weight = next(encoder.parameters())
                 frames = torch.ones(1, 1, dtype=torch.bool, device=weight.device)
                 with torch.no_grad():
-                    item = encoder(item[None].to(weight.device), frames).tokens[0].cpu()
+                    item = encoder(item[None].to(weight.device), frames).tokens[0].cpu().half()  # as they are stored
             self._nothing[self.cached] = item
         return self._nothing[self.cached]
 

@@ -404,7 +404,11 @@ def _prompts(recipe: Recipe) -> Problems:
     if recipe.chat.prompt is None and len(set(named.values())) != 1:
         problems.append(config.problem("chat.prompt", "missing; the streams do not settle it"))
     known = list(config.shipped("prompts"))
+    files = {prompt: prompt.replace("\\", "/").rpartition("/")[2] for prompt in named.values()}
     for path, prompt in named.items():
+        if twin := next((other for other in files if other != prompt and files[other] == files[prompt]), None):
+            # a run keeps a copy of each by its file name
+            problems.append(config.problem(path, f"{prompt} and {twin} have the same file name; rename one"))
         # A path may point at a file of the machine that trained; only whoever uses it has to find it.
         if re.fullmatch(r"[\w-]+", prompt) and prompt not in known:
             problems.append(config.problem(path, f"no prompt {prompt}; {_known(prompt, known)}"))

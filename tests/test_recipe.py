@@ -129,6 +129,15 @@ def test_values_that_are_refused(override: str) -> None:
     assert len(mistakes(override)) == 1
 
 
+def test_two_prompts_with_one_file_name() -> None:
+    other = {**TREE["streams"]["talk"], "prompt": "b/mine.yaml"}
+    with pytest.raises(ConfigError, match="a/mine.yaml and b/mine.yaml have the same file name"):
+        made = tree("streams.talk.prompt=a/mine.yaml", "chat.prompt=a/mine.yaml")
+        made["streams"]["more"] = other
+        made["groups"]["sight"]["streams"] = ["talk", "more"]
+        config.validate(Recipe, made)
+
+
 def test_devices() -> None:
     for device in ("auto", "cpu", "cuda", "cuda:1", "mps"):
         assert recipe(f"run.device={device}").run.device == device

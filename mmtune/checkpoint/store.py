@@ -328,6 +328,9 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int,
         )
     state = model.state_dict(keep_vars=True)
     wanted = {name: state[name] for name in found if name in state}
+    for name, tensor in wanted.items():
+        if tensor.requires_grad and found[name].dtype == torch.float32:
+            tensor.data = tensor.data.float()  # it will train in it, and starts from all of it
     copy_into({str(path): wanted}, {str(path): found})
     return len(found), [n for n, p in model.named_parameters() if p.requires_grad and n not in found]
 
@@ -344,8 +347,10 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
         wrong += [f"missing: {name} ({file})" for name in sorted(set(want) - set(have))]
         wrong += [f"unexpected: {name} ({file})" for name in sorted(set(have) - set(want))]
         for name in sorted(set(want) & set(have)):
-            if want[name].shape != have[name].shape or want[name].dtype != have[name].dtype:
-                ours, theirs = want[name], have[name]
+            ours, theirs = want[name], have[name]
+            # one floating point type goes into another: what was trained in float32 may be used in bfloat16
+            fits = ours.dtype == theirs.dtype or (ours.is_floating_point() and theirs.is_floating_point())
+            if ours.shape != theirs.shape or not fits:
                 wrong.append(
                     f"misshapen: {name} ({file}) is {theirs.dtype} {list(theirs.shape)}, "
                     f"the model has {ours.dtype} {list(ours.shape)}"

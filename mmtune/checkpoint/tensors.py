@@ -41,14 +41,19 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor, mesh, other.placements, src_data_rank=None).to(other.device)
 
 
-def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def snapshot(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Copies in main memory, which nothing that trains can reach.
 
     A tensor that is sharded over ranks is put together here, so every rank has to call this with the same names.
+
+    Args:
+        keep: false on a rank that only lends its part: it copies nothing.
     """
     copies = {}
     for name, tensor in tensors.items():
-        copies[name] = whole(tensor.detach()).to("cpu", copy=True).contiguous()
+        together = whole(tensor.detach())
+        if keep:
+            copies[name] = together.to("cpu", copy=True).contiguous()
     return copies
 
 

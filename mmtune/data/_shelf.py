@@ -56,6 +56,7 @@ class Shelf:
             seen = f"{self.folder} holds features of {found.get('tokens')} x {found.get('width')}"
             raise DataError(Reason.digest_mismatch, seen, f"{self.tokens} x {self.width}", "delete this folder")
         length = self._bin.stat().st_size // 2 if self._bin.exists() else 0
+        whole = True
         lines = self._index.read_text(encoding="utf-8").splitlines() if self._index.exists() else []
         for line in lines:
             try:
@@ -68,6 +69,10 @@ class Shelf:
                 self.faults[row["key"]] = row["reason"], row["detail"]
             elif row["at"] + row["frames"] * self.tokens * self.width <= length:
                 self.places[row["key"]] = row["at"], row["frames"]
+            else:
+                whole = False  # of a file that was cut
+        if not whole:
+            self.marks.clear()
         if length:
             self._map = np.memmap(self._bin, dtype=np.float16, mode="r", shape=(length,))
 
@@ -85,7 +90,9 @@ class Shelf:
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (self.folder / "about.json").exists():
-                (self.folder / "about.json").write_text(json.dumps(self._about, indent=1), encoding="utf-8")
+                part = self.folder / ".about.json.part"
+                part.write_text(json.dumps(self._about, indent=1), encoding="utf-8")
+                part.replace(self.folder / "about.json")
             self.load()
             writer = Writer(self)
             try:

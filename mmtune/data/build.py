@@ -36,7 +36,8 @@ def streams_of(
         config = section.format
         spelled = registry.find("data/formats", config.name)(config)
         source = Source(section.patterns(), spelled)
-        streams.append(Stream(name, [source], processors[name], section.share, say=say))
+        # encoders that draw nothing ask the generator for nothing
+        streams.append(Stream(name, [source], processors[name], section.share, augment=True, say=say))
     return streams
 
 

@@ -49,7 +49,12 @@ class FeatureCache:
     def __init__(self, root: str | Path, branches: Mapping[str, BranchLike]) -> None:
         self.root = Path(root)
         self.branches = dict(branches.items())
-        self.shelves = {name: self._shelf(branch.encoder) for name, branch in self.branches.items()}
+        self.shelves: dict[str, Shelf] = {}
+        for name, branch in self.branches.items():
+            shelf = self._shelf(branch.encoder)
+            # branches with the same encoder have one between them
+            known = (other for other in self.shelves.values() if other.folder == shelf.folder)
+            self.shelves[name] = next(known, shelf)
         self.kinds = {kind: name for name, branch in self.branches.items() for kind in branch.kinds}
 
     def _shelf(self, encoder: Any) -> Shelf:
@@ -79,8 +84,9 @@ class FeatureCache:
         if _device(encoder).type != "cpu":
             raise UsageError(
                 seen=f"{ref.origin} has no kept features for branch {branch}",
-                expected="a cache that was filled before",
-                hint="call warm first",
+                expected="features kept before the first step",
+                hint="--resume looks for what is missing; if that does not help, delete "
+                f"{shelf.folder} and it is made anew",
             )
         return torch.from_numpy(_encode(encoder, _prepare(encoder, ref)[None])[0].astype(np.float16))
 
@@ -112,17 +118,21 @@ class FeatureCache:
         if not streams or not self.shelves:
             return counts
         with ExitStack() as stack:
-            writers = {name: stack.enter_context(shelf.writing()) for name, shelf in self.shelves.items()}
-            filling = _Filling(self, writers, batch, counts)
+            opened = {id(shelf): stack.enter_context(shelf.writing()) for shelf in _once(self.shelves.values())}
+            writers = {name: opened[id(shelf)] for name, shelf in self.shelves.items()}
+            filling, unread = _Filling(self, writers, batch, counts), set()
             for number, head, example in _walk(self, streams, workers):
                 filling.take(head, example)
                 done += 1
+                if head["unread"]:
+                    unread.add(number)
                 if progress:
                     progress(done, total)
                 if done == sum(len(stream.corpus) for stream in streams[: number + 1]):
                     filling.flush()
                     for name, writer in writers.items():
-                        writer.mark(self._mark(streams[number], name))
+                        if number not in unread:
+                            writer.mark(self._mark(streams[number], name))
             filling.flush()
         return counts
 
@@ -137,13 +147,14 @@ class FeatureCache:
 
     def gather(self, stream: Stream, key: SampleKey) -> tuple[dict[str, Any], Example]:
         """What a sample lacks: keys and prepared items by branch, and items that cannot be decoded."""
-        head: dict[str, Any] = {"keys": {}, "faults": [], "kept": 0}
+        head: dict[str, Any] = {"keys": {}, "faults": [], "kept": 0, "unread": False}
         items: dict[str, list[Tensor]] = {}
         empty = torch.empty(0, dtype=torch.int64)
         try:
             refs = stream.sample(key).media
-        except (DataError, MediaError):  # the ledger of the run names it
+        except (DataError, MediaError) as error:  # the ledger of the run names it
             refs = ()
+            head["unread"] = error.reason == Reason.truncated_shard  # a disk that is away may come back
         for ref in refs:
             branch = self.kinds.get(ref.kind)
             if branch is None:
@@ -159,6 +170,10 @@ class FeatureCache:
                 head["faults"].append([branch, name, str(error.reason), error.seen.removeprefix(f"{ref.origin}: ")])
         items = {branch: held for branch, held in items.items() if held}
         return head, Example(stream.corpus.id(key), empty, empty, (), items)
+
+
+def _once(shelves: Iterable[Shelf]) -> list[Shelf]:
+    return list({id(shelf): shelf for shelf in shelves}.values())
 
 
 class _Filling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
@@ -13,6 +14,7 @@ from mmtune.errors import DataError, Reason, UsageError
 
 MOST = 1_000_000
 """Most files of one pattern."""
+_OTHERS = (".json", ".jsonl", ".part")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -24,10 +26,11 @@ def expand(patterns: Iterable[str | Path | Remote] | str | Path) -> list[Path | 
         UsageError: an address of a kind that is not read.
         MmtuneError: an address that has to be listed and cannot be reached.
     """
-    found: dict[Path | Remote, None] = {}
+    found: dict[str | Remote, Path | Remote] = {}
     for pattern in [patterns] if isinstance(patterns, (str, Path)) else patterns:
-        found.update(dict.fromkeys([pattern] if isinstance(pattern, Remote) else _files(str(pattern))))
-    return list(found)
+        for one in [pattern] if isinstance(pattern, Remote) else _files(str(pattern)):
+            found.setdefault(one if isinstance(one, Remote) else os.path.abspath(one), one)  # in any spelling
+    return list(found.values())
 
 
 def _files(pattern: str) -> list[Path | Remote]:
@@ -39,8 +42,9 @@ def _files(pattern: str) -> list[Path | Remote]:
         path = Path(name).expanduser()
         if path.is_dir():
             paths += sorted(path.glob("*.tar"))
-        elif has_magic(name):
-            paths += sorted(Path(match) for match in glob(str(path)))
+        elif has_magic(name) and not path.is_file():
+            # beside shards lie their indexes and a manifest, which `*` matches, too
+            paths += sorted(Path(match) for match in glob(str(path)) if not match.endswith(_OTHERS))
         else:
             paths.append(path)
         if len(paths) > MOST:

@@ -215,7 +215,8 @@ class Cache:
                 total -= length
 
     def _place(self, remote: Remote) -> Path:
-        return self.folder / hashlib.sha256(remote.url.encode()).hexdigest()[:24] / remote.name
+        name = f"{remote.name.removesuffix('.tar')}.tar"  # by which the limit finds it
+        return self.folder / hashlib.sha256(remote.url.encode()).hexdigest()[:24] / name
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:

@@ -12,6 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from mmtune.data.formats.base import Record
 from mmtune.data.index import Group, ShardIndex
 from mmtune.data.patterns import expand
 from mmtune.data.remote import Remote
-from mmtune.errors import DataError, Reason
+from mmtune.errors import ConfigError, DataError, Reason
 
 WINDOW = 8
 """Shards whose samples are mixed with each other."""
@@ -258,7 +259,11 @@ class Corpus:
         """What happened to a shard since it was indexed."""
         size = path.stat().st_size
         if size == index.bytes:
+            self._say(f"{path} was touched since it was indexed: comparing its content")
             if indexes.sum_file(path) == index.sha256:
+                index.mtime_ns = path.stat().st_mtime_ns
+                with suppress(OSError):  # a folder that is only read is compared each time
+                    indexes._write(indexes.beside(path), index.dump())
                 return []
             return ["its content is not what was indexed; each sample is judged by its digest"]
         if size < index.bytes and self._begins_as(number, index, size):
@@ -342,6 +347,12 @@ def _labels(paths: Sequence[Path | Remote]) -> list[str]:
     parts = [path.parts if isinstance(path, Remote) else path.absolute().parts for path in paths]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
+        if depth > max(map(len, parts)):  # addresses may differ in what is no part of a path
+            alike = [str(path) for part, path in zip(parts, paths, strict=True) if parts.count(part) > 1]
+            raise ConfigError(
+                f"shards whose names do not tell them apart: {', '.join(alike[:4])}",
+                "another file or folder name for each",
+            )
         depth += 1
     return ["/".join(part[-depth:]).removesuffix(".tar") for part in parts]
 

@@ -186,6 +186,10 @@ class ImageEncoder(TowerEncoder):
             return Sampling(frames=1, side=config.decode_side)
         return Sampling(frames=config.frames, rule=config.rule, fps=config.fps, side=config.decode_side)
 
+    @property
+    def draws(self) -> bool:
+        return super().draws or self.config.random_crop is not None
+
     def prepare(self, media: Media, rng: np.random.Generator | None = None) -> Tensor:
         """uint8 [F,3,height,width] -> float32 [F,3,size,size], resized and normalised. Random only with `rng`.
 

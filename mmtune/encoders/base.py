@@ -75,6 +75,11 @@ class Encoder(nn.Module):
         """What `mmtune.media.load` is asked for: how many frames, by what rule, at what rate."""
         raise NotImplementedError
 
+    @property
+    def draws(self) -> bool:
+        """Whether training sees an item otherwise each time: random frames, or what `prepare` does with `rng`."""
+        return any(self.sampling(kind).draws for kind in self.kinds)
+
     @abstractmethod
     def prepare(self, media: Media, rng: np.random.Generator | None = None) -> Tensor:
         """Decoded media to the encoder's input, [F,...]. Runs on CPU in a worker; deterministic without `rng`.

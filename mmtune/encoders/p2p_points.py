@@ -142,6 +142,10 @@ class P2PPoints(Encoder):
         self._refuse(kind, "")
         return Sampling()
 
+    @property
+    def draws(self) -> bool:
+        return self.config.train_views is not None
+
     def prepare(self, media: Media, rng: np.random.Generator | None = None) -> Tensor:
         """float32 [points,3+extra] -> learned: float32 [F,P,6], each point as it is and as the view sees it; plain:
         pictures float32 [F,3,size,size], normalised. Random only with `rng`, and `train_views` set.

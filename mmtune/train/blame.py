@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmtune.train.cut import padding, singles
@@ -51,15 +51,28 @@ def alone(model: MultimodalModel, batch: Batch, team: Team, runtime: Runtime) ->
 
 
 def guilty(model: MultimodalModel, batches: Sequence[Batch], team: Team, runtime: Runtime) -> list[str]:
-    """Samples of all ranks whose loss or gradient alone is not finite. Every rank calls this."""
+    """Samples of all ranks whose loss or gradient alone is not finite. Every rank calls this.
+
+    Where what trains is cut over ranks, its gradient is a sum over them: one rank at a time tries its samples then,
+    and the others lend their parts.
+    """
     ones = [one for batch in batches for one in singles(batch)]
     most = max(runtime.total([len(ones) if rank == runtime.rank else 0 for rank in range(runtime.world)]))
     found = []
-    for place in range(int(most)):
-        # as many passes on every rank, for other ranks may wait for this one's modules
-        trial = alone(model, ones[place] if place < len(ones) else padding(batches[0]), team, runtime)
-        if trial.id and not trial.finite:
-            found.append(trial.id)
+    apart = runtime.world > 1 and runtime.strategy == "shard_all"
+    for turn in range(runtime.world if apart else 1):
+        for place in range(int(most)):
+            # as many passes on every rank, for other ranks may wait for this one's modules
+            mine = ones[place] if place < len(ones) and (not apart or turn == runtime.rank) else None
+            batch = padding(batches[0]) if mine is None else mine
+            if apart:
+                streams = runtime.gather([] if mine is None else [mine.stream])
+                if not streams:
+                    break
+                batch = replace(batch, stream=streams[0])
+            trial = alone(model, batch, team, runtime)
+            if mine is not None and not trial.finite:
+                found.append(trial.id)
     return runtime.gather(found)
 
 

@@ -94,15 +94,13 @@ class Runtime:
     # ------------------------------------------------------------------------------------------------------ the model
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device, cut as the strategy says; frozen floating point weights take the precision of
-        the run. What is cut has new parameters under the same names, see `renew`.
+        """Move the model to the device, cut as the strategy says. With bf16, frozen floating point weights are held in
+        it, but for those that a run itself keeps (connectors, fusion); what trains is float32, whatever it was loaded
+        as. What is cut has new parameters under the same names, see `renew`.
 
-        Raises ConfigError where there is nothing to cut.
+        Raises ConfigError where there is nothing to cut, or where bfloat16 would train without bf16.
         """
-        if self.precision == "bf16":
-            for parameter in model.parameters():
-                if not parameter.requires_grad and parameter.is_floating_point():
-                    parameter.data = parameter.data.to(torch.bfloat16)
+        self._set_precision(model)
         if self.strategy != "replicate" and self.world > 1:
             # layer by layer from the main memory, so that the whole model need not fit the device at any moment
             self._cut(model.llm)
@@ -111,6 +109,23 @@ class Runtime:
             for layer in model.llm.layers():
                 layer.compile(dynamic=True)  # in place: names and classes stay
         return model
+
+    def _set_precision(self, model: nn.Module) -> None:
+        short = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+        if short and self.precision != "bf16":
+            raise ConfigError(
+                f"{short[0]} and {len(short) - 1} more would train in bfloat16, where small steps are rounded away",
+                "weights that train in float32",
+                "run.precision=bf16 keeps what trains in float32; or llm.dtype: float32",
+            )
+        if self.precision == "bf16":
+            for name, parameter in model.named_parameters():
+                if not parameter.is_floating_point():
+                    continue
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+                elif not (name.startswith("fusion.") or ".connector." in name):
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
     def _cut(self, llm: LLM) -> None:
         from torch.distributed.device_mesh import init_device_mesh

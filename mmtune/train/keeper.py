@@ -129,9 +129,10 @@ class Keeper:
 
         Raises what the write before it raised, on the first rank.
         """
-        files = {file: tensors.snapshot(held) for file, held in store.trained_tensors(self.model, self.groups).items()}
-        moments = {name: tensors.snapshot(holder.state()) for name, holder in self._holders().items()}
-        if not self.runtime.main:
+        main, trained = self.runtime.main, store.trained_tensors(self.model, self.groups)
+        files = {file: tensors.snapshot(held, keep=main) for file, held in trained.items()}
+        moments = {name: tensors.snapshot(holder.state(), keep=main) for name, holder in self._holders().items()}
+        if not main:
             return
         info = {
             "facts": self.facts(),
@@ -221,6 +222,7 @@ class Keeper:
                 state = states.load(folder, self._say)
             except (MmtuneError, OSError) as caught:
                 error = caught
+        self.runtime.barrier()  # reading all of it takes as long as it takes
         self._together(error)
         step = int(self.runtime.total([state.step if state else 0])[0])
         if step and not self.runtime.main:

@@ -144,6 +144,7 @@ class _Run:
         self.step, self.bad, self.recent = 0, 0, _Recent()
         torch.manual_seed(recipe.run.seed)
         self.model = models.build(recipe.model, weights=True)
+        runtime.barrier()  # a rank whose disk is slow is waited for
         self.groups = store.groups_of(self.model, recipe)
         if recipe.run.start:
             taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
@@ -222,7 +223,8 @@ class _Run:
             self.voice.stop()
             with self.runtime.patient("waiting for the disk"):
                 saver.wait()
-            self._check_frozen()
+            if self.step >= steps:  # who asked a run to stop may not give it the time; `_save` has a quick look
+                self._check_frozen()
             self._save(last=True)
             saver.wait()
         if metrics:
@@ -348,6 +350,7 @@ class _Run:
         self._check_still()
         with self.runtime.patient(f"step {self.step}: saving"):
             self.keeper.save(self._progress(), last)
+            self.runtime.barrier()  # the first rank may have had to wait for the save before
 
     def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
         """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""
@@ -361,7 +364,12 @@ class _Run:
         """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""
         branches = self.model.branches.items()
         frozen = {n: b for n, b in branches if not any(p.requires_grad for p in b.encoder.parameters())}
-        if self.recipe.run.feature_cache is None or not frozen:
+        if self.recipe.run.feature_cache is None:
+            return
+        for name in [name for name, branch in frozen.items() if branch.encoder.draws]:
+            self.voice.line(f"features of {name} are not kept: its encoder draws views, crops or frames anew each time")
+            del frozen[name]
+        if not frozen:
             return
         cache = FeatureCache(self.recipe.run.feature_cache, frozen)
         streams = list(self.loader.streams.values())

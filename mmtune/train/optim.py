@@ -91,6 +91,11 @@ class GroupOptimizer:
             parameter.grad = grad
         self._held = {}
 
+    @property
+    def unreached(self) -> bool:
+        """Whether no parameter has a gradient, not even one of zeros."""
+        return all(parameter.grad is None for parameter in self.parameters)
+
     def silent(self) -> list[str]:
         """Names of parameters without a gradient, or with one of zeros."""
         grads = {name: parameter.grad for name, parameter in self.named}
@@ -108,15 +113,17 @@ class GroupOptimizer:
         cut = [norm for norm in norms if hasattr(norm, "full_tensor")]
         if not cut:
             return torch.linalg.vector_norm(torch.stack(norms))
-        sums = [norm for norm in norms if not hasattr(norm, "full_tensor")]
-        return torch.linalg.vector_norm(torch.stack([whole(torch.linalg.vector_norm(torch.stack(cut))), *sums]))
+        joint = whole(torch.linalg.vector_norm(torch.stack(cut)))
+        # with offload, what is cut lies in the main memory and the rest on the device
+        rest = [norm.to(joint.device) for norm in norms if not hasattr(norm, "full_tensor")]
+        return torch.linalg.vector_norm(torch.stack([joint, *rest]))
 
     def step(self, norm: Tensor, lr_factor: float) -> None:
         """Clip to the group's limit and take one step with the learning rate times `lr_factor`."""
         if self.clip > 0 and norm > self.clip:
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self.clip / norm)
+                    parameter.grad.mul_((self.clip / norm).to(parameter.grad.device))
         for half in self.adamw.param_groups:
             half["lr"] = self.lr * lr_factor
         self.adamw.step()

@@ -113,7 +113,13 @@ def load(folder: Path, say: Callable[[str], None] = print, step: int | None = No
                 return state
         damaged.append(path.name)
         say(f"warning: {path.name} is damaged and is not used: {'; '.join(faults)}")
-    if damaged or step is not None:
+    if step is not None and not damaged:
+        raise CheckpointError(
+            seen=f"no saved state of step {step} in {folder}, where the first rank found one",
+            expected="one run folder for all ranks",
+            hint="put it on a disk that every machine mounts at the same path",
+        )
+    if damaged:
         raise CheckpointError(
             seen=f"{len(damaged)} saved states in {folder}, all of them damaged",
             expected="at least one whole state",

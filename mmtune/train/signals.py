@@ -6,11 +6,15 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 128 + signal.SIGUSR1}
 """Exit codes by the shell's custom: 128 and the number of the signal. Batch systems send SIGUSR1 before time is up."""
+
+TWICE = 1.0
+"""Seconds in which a signal that comes again is the same wish: batch systems and launchers each pass it on."""
 
 
 class Stop:
@@ -20,7 +24,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.code = 0
+        self.code, self._first = 0, 0.0
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -38,9 +42,11 @@ class Stop:
         if os.getpid() != self._process:
             return  # a forked worker gets Ctrl-C of the terminal too; its parent tells it when to end
         if self.code:
+            if time.monotonic() - self._first < TWICE:
+                return
             _say(b"\nleaving at once; the last saved state stands\n")
             os._exit(CODES[signal.Signals(number)])
-        self.code = CODES[signal.Signals(number)]
+        self.code, self._first = CODES[signal.Signals(number)], time.monotonic()
         _say(b"\nfinishing this step, then saving; once more leaves at once\n")
 
 

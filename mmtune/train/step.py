@@ -42,6 +42,9 @@ class Outcome:
     """Mean over supervised tokens, by stream."""
     silent: dict[str, list[str]] = field(default_factory=dict)
     """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
+    unreached: frozenset[str] = frozenset()
+    """Groups in whose formula no parameter stands: none has a gradient, not even of zeros. As far as one rank can tell,
+    for sums over ranks are zeros there."""
 
 
 class OutOfMemory(Exception):
@@ -114,10 +117,13 @@ def take_step(
         finite = all(tally.finite for tally in tallies.values())
         norms: dict[str, float] = {}
         silent: dict[str, list[str]] = {}
+        unreached: frozenset[str] = frozenset()
         if finite:
             for name in moving:
                 optimizers[name].give()
-            silent = {name: optimizers[name].silent() for name in moving} if look else {}
+            if look:
+                silent = {name: optimizers[name].silent() for name in moving}
+                unreached = frozenset(name for name in moving if optimizers[name].unreached)
             for attendant in attendants:
                 if (penalty := attendant.penalty()) is not None:
                     penalty.backward()  # behind the sum, so that it counts once, whatever the number of ranks
@@ -142,6 +148,7 @@ def take_step(
         updated=finite,
         losses={name: tally.loss / tally.count if tally.count else math.nan for name, tally in tallies.items()},
         silent=silent,
+        unreached=unreached,
     )
 
 

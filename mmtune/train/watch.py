@@ -6,6 +6,7 @@ makes the model a little worse. So it is looked for where it costs nothing, once
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from mmtune.checkpoint.store import digest
@@ -15,6 +16,8 @@ from mmtune.train.team import Team
 
 SHOWN = 6
 """Names listed of each mistake."""
+PATIENCE = 5
+"""Steps in which the gradient of a group may be zero before that is a mistake."""
 
 
 class Watch:
@@ -25,6 +28,7 @@ class Watch:
         self._unseen = set(team.owners)
         self._mute = {name for names in team.owners.values() for name in names}
         """Groups that no gradient has reached yet."""
+        self._zeros: Counter[str] = Counter()
         self._before: dict[str, str] = {}
 
     def wants(self, streams: Collection[str]) -> bool:
@@ -44,7 +48,8 @@ class Watch:
 
         Raises:
             ModelError: a group of these streams got no gradient at all, or a tensor of another group moved; by name. A
-                group of connectors or fusion alone is waited for until a step has media for it.
+                group of connectors or fusion alone is waited for until a step has media for it, and one whose gradient
+                is zero for `PATIENCE` steps: behind a gate or a factor that begins at zero it is, at first.
         """
         if not outcome.updated:
             return
@@ -54,8 +59,12 @@ class Watch:
             for name, names in named.items()
             if name in self._mute and len(outcome.silent.get(name, ())) == len(names)
         ]
+        lacking = [name for name in mute if not _waits(named[name], media)]
+        self._zeros.update(lacking)
         wrong = [
-            f"no gradient reached group {name}: {_some(named[name])}" for name in mute if not _waits(named[name], media)
+            f"no gradient reached group {name}: {_some(named[name])}"
+            for name in lacking
+            if name in outcome.unreached or self._zeros[name] >= PATIENCE
         ]
         self._mute -= set(named) - set(mute)
         if self._unseen.intersection(streams):
@@ -65,8 +74,10 @@ class Watch:
             if moved:
                 wrong.append(f"moved, although {' and '.join(streams)} train it not: {_some(moved)}")
         if wrong:
+            times = max((self._zeros[name] for name in lacking), default=1)
+            first = "the first step" if times == 1 else f"the first {times} steps"
             raise ModelError(
-                seen=f"the first step of {' and '.join(streams)}:\n  " + "\n  ".join(wrong),
+                seen=f"{first} of {' and '.join(streams)}:\n  " + "\n  ".join(wrong),
                 expected="a gradient for every group of a stream, and no change anywhere else",
                 hint="mmtune show RECIPE --groups says who trains what; a group that nothing reaches is to be left out",
             )

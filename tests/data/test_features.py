@@ -8,7 +8,7 @@ from mmtune import registry
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader, Source, Stream
 from mmtune.data.pack import Plan
-from mmtune.errors import MediaError, Reason, UsageError
+from mmtune.errors import DataError, MediaError, Reason, UsageError
 from mmtune.media import Sampling
 from mmtune.types import Features, MediaRef
 from tests.data import tars
@@ -101,6 +101,39 @@ def test_warm_encodes_each_item_once_and_lookups_decode_nothing(stream, tmp_path
         assert torch.allclose(found.float(), direct(x[None], torch.ones(1, 1).bool()).tokens[0], atol=1e-3)
     assert branch.encoder.prepared == 0 and branch.encoder.encoded == 4
     assert cache.get("sound", refs(stream)[0]) is None
+
+
+def test_branches_with_the_same_encoder_share_what_is_kept(stream, tmp_path):
+    """One folder, so one lock: two would wait for each other."""
+    films = Branch()
+    films.kinds = ("video",)
+    cache = FeatureCache(tmp_path / "cache", {"picture": Branch(), "film": films})
+    assert cache.shelves["picture"] is cache.shelves["film"]
+    assert cache.warm([stream], batch=3)["encoded"] == 4
+    assert cache.warm([stream]) == {"encoded": 0, "kept": 0, "failed": 0}, "both are marked"
+
+
+def test_a_corpus_that_could_not_be_read_whole_is_walked_again(stream, tmp_path, monkeypatch):
+    real, away = stream.corpus.record, [True]
+
+    def record(key, *rest):
+        if away and key.place < 4:
+            raise DataError(Reason.truncated_shard, "the disk is away")
+        return real(key, *rest)
+
+    monkeypatch.setattr(stream.corpus, "record", record)
+    cache = FeatureCache(tmp_path / "cache", {"sight": Branch()})
+    assert cache.warm([stream])["encoded"] == 4  # the colours come again further on
+    away.clear()
+    assert cache.warm([stream])["kept"] == 12
+    assert cache.warm([stream])["kept"] == 0
+
+
+def test_kept_features_that_were_cut_are_made_again(stream, tmp_path):
+    FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])
+    (file,) = tmp_path.glob("cache/*/features.bin")
+    file.write_bytes(file.read_bytes()[:-4])
+    assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])["encoded"] == 1
 
 
 def test_a_second_run_reads_what_the_first_wrote(stream, tmp_path):

@@ -297,6 +297,7 @@ def test_a_worker_that_stands_still_is_named_and_ends_with_the_loader(capsys):
 
 def test_signals_that_end_a_run_do_not_end_its_workers_before_it():
     pool = Pool(lambda number: str(number).encode(), 2)
+    assert [pool.get(pool.put(piece)) for piece in (4, 5)] == [b"4", b"5"]  # both have begun
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         for process in pool._processes:
             os.kill(process.pid, number)

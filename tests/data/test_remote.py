@@ -223,6 +223,17 @@ def test_a_corpus_larger_than_the_cache(cache, memory, shards):
         contents(corpus)
 
 
+def test_the_limit_holds_for_addresses_without_the_ending(cache, memory, shards):
+    size = shards[0].stat().st_size
+    cache.limit = size
+    for number, path in enumerate(shards):
+        for end in ("", ".index.json"):
+            memory.pipe_file(f"/bucket/{number}/content{end}", Path(f"{path}{end}").read_bytes())
+        source = Remote(f"memory://bucket/{number}/content")
+        os.close(cache.open(source, cache.index(source)))
+    assert sum(path.stat().st_size for path in cache.folder.rglob("content*") if path.suffix == ".tar") == size
+
+
 def test_what_a_killed_process_left_goes_first(cache, memory, shards):
     source = Remote("memory://bucket/00000.tar")
     found = cache.index(source)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.data import shards
+from mmtune.data.remote import Remote
 from mmtune.data.shards import Corpus
-from mmtune.errors import DataError, Reason
+from mmtune.errors import ConfigError, DataError, Reason
 from tests.data import tars
 
 
@@ -121,7 +122,8 @@ def test_a_copied_shard_is_the_same_and_another_is_refused(tmp_path):
     first = Corpus(tmp_path).fingerprint()
     os.utime(path, (1, 1))
     said = []
-    assert Corpus(tmp_path, said.append).fingerprint() == first and not said
+    assert Corpus(tmp_path, said.append).fingerprint() == first and len(said) == 1 and "was touched" in said[0]
+    assert Corpus(tmp_path, said.append).fingerprint() == first and len(said) == 1, "compared once"
     tars.shards(tmp_path, 1, 60)
     with pytest.raises(DataError, match="when it was indexed"):
         Corpus(tmp_path)
@@ -198,6 +200,31 @@ def test_a_disk_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         corpus.record(first).files["png"]
     assert caught.value.reason == Reason.truncated_shard
     assert all(corpus.record(key).files["png"] == tars.PNG for key in others)
+
+
+def test_one_shard_in_two_spellings_is_one(tmp_path, monkeypatch):
+    tars.shards(tmp_path / "in" / "shards", 2, 3)
+    monkeypatch.chdir(tmp_path / "in")
+    patterns = ["shards/*.tar", tmp_path / "in" / "shards", "shards/../shards/00000.tar", "./shards/0000[01].tar"]
+    assert len(Corpus(patterns)) == 6
+
+
+def test_a_star_passes_over_what_lies_beside_shards(tmp_path):
+    tars.shards(tmp_path, 2, 3)
+    first = Corpus(str(tmp_path / "*")).fingerprint()
+    assert list(tmp_path.glob("*.json")), "indexes were written"
+    assert Corpus(str(tmp_path / "*")).fingerprint() == first == Corpus(str(tmp_path / "0*")).fingerprint()
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    (path,) = tars.shards(tmp_path, 1, 3)
+    path.rename(tmp_path / "a[1].tar")
+    assert len(Corpus(str(tmp_path / "a[1].tar"))) == 3
+
+
+def test_addresses_that_differ_in_no_name_are_refused():
+    with pytest.raises(ConfigError, match="do not tell them apart: https://host/get, https://host/get"):
+        shards._labels([Remote("https://host/get?file=1.tar"), Remote("https://host/get?file=2.tar")])
 
 
 def test_same_names_in_two_folders_are_told_apart(tmp_path):

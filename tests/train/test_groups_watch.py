@@ -11,7 +11,7 @@ from mmtune.recipe import Recipe
 from mmtune.train import loop
 from mmtune.train.optim import GroupOptimizer
 from mmtune.train.step import Outcome
-from mmtune.train.watch import Watch
+from mmtune.train.watch import PATIENCE, Watch
 from tests.train import world
 
 
@@ -95,8 +95,38 @@ class Team:
         return [group for stream in streams for group in self.owners[stream]]
 
 
-def outcome(silent, updated=True):
-    return Outcome(1.0, 1, 1, 1, {}, updated, silent=silent)
+def outcome(silent, updated=True, unreached=("one",)):
+    return Outcome(1.0, 1, 1, 1, {}, updated, silent=silent, unreached=frozenset(unreached))
+
+
+def test_a_gradient_of_zeros_is_waited_for_but_not_for_ever():
+    """As behind a gate that begins at zero, or the second factor of LoRA."""
+    team = Team("llm.lora_A")
+    silent, loud = {"one": ["llm.lora_A"]}, {"one": []}
+    for speaks in (True, False):
+        watch = Watch(team)
+        watch.before(["a"])
+        for _ in range(PATIENCE - 1):
+            watch.after(outcome(silent, unreached=()), ["a"], {"sight"})
+        assert watch.wants(["a"])
+        if speaks:
+            watch.after(outcome(loud, unreached=()), ["a"], {"sight"})
+            assert not watch.wants(["a"])
+        else:
+            with pytest.raises(ModelError, match=rf"the first {PATIENCE} steps of a:\s+no gradient reached group one"):
+                watch.after(outcome(silent, unreached=()), ["a"], {"sight"})
+
+
+def test_factors_of_lora_with_rates_of_their_own_train(tree, tmp_path):
+    lora = {"name": "hf_peft", "method": "lora", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    groups = {
+        "first": {"match": ["*.lora_A.*"], "lr": 1e-3, "streams": ["words"]},
+        "second": {"match": ["*.lora_B.*"], "lr": 1.6e-2, "streams": ["words"]},
+        "speech": None,
+    }
+    made = config.merge(tree, {"model": {"tuners": [lora]}, "groups": groups})
+    made["groups"] = {name: group for name, group in made["groups"].items() if group is not None}
+    assert loop.train(config.validate(Recipe, made), tmp_path / "run", progress="off").finished
 
 
 def test_each_stream_is_looked_at_once_and_a_silent_group_until_it_speaks():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import time
 
 import pytest
 import torch
+from PIL import Image
 
 from mmtune import config, train
 from mmtune.data import ledger
-from mmtune.errors import CheckpointError, DataError, ModelError, UsageError
+from mmtune.errors import CheckpointError, ConfigError, DataError, ModelError, UsageError
 from mmtune.recipe import Recipe
 from mmtune.train import loop
 from mmtune.train import resume as states
@@ -243,6 +245,29 @@ def test_kept_features_are_used(recipe, tmp_path, capsys, monkeypatch):
     assert weights[0] == weights[1]
 
 
+def test_random_crops_are_drawn_anew_in_each_epoch_and_alike_everywhere(tmp_path, monkeypatch, capsys):
+    def slope(colour, shade=0):
+        data = io.BytesIO()
+        Image.linear_gradient("L").resize((24, 24)).rotate(shade * 20).convert("RGB").save(data, "PNG")
+        return data.getvalue()
+
+    monkeypatch.setattr(world, "png", slope)  # in one colour all crops are alike
+    cropping = changed(world.recipe(tmp_path), "model.branches.sight.encoder.random_crop=[0.2, 0.5]")
+
+    def crops(epoch, workers=0):
+        made = changed(cropping, f"run.workers={workers}")
+        run = loop.assemble(made, tmp_path, loop.Runtime("cpu"), loop.Voice("off"))
+        stream = run.loader.streams["pictures"]
+        return [run.loader.prepare("pictures", key, epoch).media["sight"][0] for key in stream.corpus.samples()]
+
+    first, again, second = crops(0), crops(0, workers=2), crops(1)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    keeping = changed(cropping, f"run.feature_cache={tmp_path / 'kept'}")
+    train(keeping, tmp_path / "run", progress="lines")
+    assert "features of sight are not kept" in capsys.readouterr().out and not (tmp_path / "kept").exists()
+
+
 def test_half_precision_keeps_what_trains_whole(recipe, tmp_path):
     from safetensors.torch import load_file
 
@@ -255,6 +280,37 @@ def test_half_precision_keeps_what_trains_whole(recipe, tmp_path):
     stored = load_file(tmp_path / "run/weights/sight.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
     load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_that_came_in_bfloat16_train_in_float32_and_can_be_used(recipe, tmp_path, frozen):
+    """The language model is loaded in bfloat16; small steps would be rounded away there."""
+    from safetensors.torch import load_file
+
+    from mmtune.checkpoint.store import load_run
+
+    lora = "{name: hf_peft, method: lora, r: 2, lora_alpha: 4, target_modules: [q_proj]}"
+    changes = [f"model.tuners=[{lora}]", "model.llm.dtype=bfloat16", "schedule.kind=constant", "schedule.warmup=0"]
+    changes += ["groups.speech={match: ['@hf_peft'], lr: 1e-6, streams: [words]}", "schedule.steps=4"]
+    if frozen:  # what a run keeps without training it is kept as exactly
+        changes += ["groups.sight=null", "model.freeze=['branches.sight.connector.*']", "streams.pictures=null"]
+    tree = recipe.model_dump(mode="json")
+    for text in changes:
+        tree = config.override(tree, text)
+    for section in ("groups", "streams"):
+        tree[section] = {name: one for name, one in tree[section].items() if one is not None}
+    with pytest.raises(ConfigError, match="would train in bfloat16"):
+        train(config.validate(Recipe, tree), tmp_path / "short", progress="off")
+    run = tmp_path / "run"
+    assert train(config.validate(Recipe, config.override(tree, "run.precision=bf16")), run, progress="off").finished
+    held = {name: t for file in (run / "weights").glob("*.safetensors") for name, t in load_file(file).items()}
+    assert {tensor.dtype for tensor in held.values()} == {torch.float32}
+    seconds = [tensor for name, tensor in held.items() if ".lora_B." in name]
+    assert seconds and all(0 < float(tensor.abs().max()) < 1e-5 for tensor in seconds), "steps of a millionth add up"
+    model = load_run(run)[0]
+    assert any(name.endswith("lora_B.default.weight") or ".lora_B." in name for name, _ in model.named_parameters())
+    start = config.override(config.override(tree, "run.precision=bf16"), f"run.start={run}")
+    assert train(config.validate(Recipe, start), tmp_path / "next", progress="off").finished
 
 
 RANK = """

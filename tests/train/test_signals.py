@@ -27,8 +27,9 @@ def test_second_leaves_at_once(number, code):
     text = (
         "import os, sys, time\nfrom mmtune.train.signals import Stop\n"
         "with Stop() as stop:\n    os.kill(os.getpid(), int(sys.argv[1]))\n    print('still here', flush=True)\n"
+        "    os.kill(os.getpid(), int(sys.argv[1]))\n    time.sleep(1.2)\n    print('here, too', flush=True)\n"
         "    os.kill(os.getpid(), int(sys.argv[1]))\n    time.sleep(300)\n    print('too long')\n"
     )
     done = subprocess.run([sys.executable, "-c", text, str(int(number))], capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout) == (code, "still here\n")
+    assert (done.returncode, done.stdout) == (code, "still here\nhere, too\n")
     assert "finishing this step" in done.stderr and "leaving at once" in done.stderr
