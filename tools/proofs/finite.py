@@ -41,7 +41,7 @@ class _Spoil(torch.autograd.Function):
         return grad * ctx.value, None
 
 
-def _poison(kind: str, victim: str) -> Callable[[], None]:
+def _poison(kind: str, victim: str, stream: str = STREAM) -> Callable[[], None]:
     """A patch: the loss of any batch that holds the victim has the fault."""
     value = math.nan if "NaN" in kind else math.inf
 
@@ -50,7 +50,7 @@ def _poison(kind: str, victim: str) -> Callable[[], None]:
 
         def loss(self: MultimodalModel, batch: Any, *rest: Any, **more: Any) -> Any:
             total, count = real(self, batch, *rest, **more)
-            if victim in batch.ids and batch.stream == STREAM:
+            if victim in batch.ids and batch.stream == stream:
                 print(f"poisoned on rank {_rank()}", flush=True)
                 total = total + value if "loss" in kind else _Spoil.apply(total, value)
             return total, count
@@ -104,7 +104,24 @@ def prove(short: bool) -> Verdict:
     cases = [("gradient is NaN", 1)] if short else [(kind, rank) for kind in KINDS for rank in (0, 1)]
     for kind, rank in cases:
         _one(verdict, kind, rank)
+    _cut(verdict)
     return verdict
+
+
+def _cut(verdict: Verdict) -> None:
+    """What trains is cut over the ranks, so that its gradient is a sum over them: one sample is guilty, not two."""
+    recipe, plain, out = recipe_file(), fresh("straight"), fresh("cut")
+    _fork.run(lambda: train(recipe, plain))
+    ids = next(ids for ((stream, ids),) in order(plain).values() if stream == "words" and len(ids) > 1)
+    poison = _poison("gradient is NaN", ids[-1], "words")
+    ended = _fork.ranks(lambda: train(recipe, out, "run.strategy=shard_all", patch=poison))
+    fired = [one.said.count("poisoned on rank") for one in ended]
+    verdict.need(sum(bool(count) for count in fired) == 1, f"shard_all: did not fire on one rank alone: {fired}")
+    rows = [row for row in ledgers.read(out / "skipped.jsonl") if row["reason"] == "non_finite"]
+    guilty = {row["id"] for row in rows if row.get("guilty")}
+    fine = _fork.all_fine(ended) and guilty == {ids[-1]} and len({row["id"] for row in rows}) > 1
+    verdict.check(fine, f"shard_all: guilty {sorted(guilty)}, it was {ids[-1]}: {ended[0].said[-300:]}")
+    clear(plain), clear(out)
 
 
 def _one(verdict: Verdict, kind: str, rank: int) -> None:
