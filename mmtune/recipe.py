@@ -240,8 +240,8 @@ class RunSection(Config):
     failed_save: Literal["stop", "go_on"] = "stop"
     """What a save that could not be written does: stop the run, or warn, count it and try again at the next one."""
     feature_cache: str | None = None
-    """Folder in which features of frozen encoders are kept; none encodes anew each time. Encoders that draw crops, views
-    or frames at random are asked each time all the same."""
+    """Folder in which features of frozen encoders are kept; none encodes anew each time. Encoders that draw crops,
+    views or frames at random are asked each time all the same."""
     stop_after_minutes: Annotated[float, Field(gt=0)] | None = None
     """Save and stop in good order after this much wall clock, minutes; none never does."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.25

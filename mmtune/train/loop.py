@@ -103,7 +103,7 @@ def train(
                 fault = _fault(out, resume) if runtime.main else None
                 if runtime.any(fault is not None):
                     raise fault or UsageError(f"{out} is refused by the first rank", "a folder that it can train in")
-                return _Run(recipe, out, runtime, voice).go(resume, allow)
+                return _Run(recipe, out, runtime, voice, resume).go(resume, allow)
     finally:
         voice.stop()
 
@@ -139,14 +139,15 @@ def assemble(recipe: Recipe, out: Path, runtime: Runtime, voice: Voice) -> _Run:
 class _Run:
     """Everything that one call of `train` holds."""
 
-    def __init__(self, recipe: Recipe, out: Path | None, runtime: Runtime, voice: Voice) -> None:
+    def __init__(self, recipe: Recipe, out: Path | None, runtime: Runtime, voice: Voice, resume: bool = False) -> None:
         self.recipe, self.out, self.runtime, self.voice = recipe, out, runtime, voice
         self.step, self.bad, self.recent = 0, 0, _Recent()
         torch.manual_seed(recipe.run.seed)
         self.model = models.build(recipe.model, weights=True)
         runtime.barrier()  # a rank whose disk is slow is waited for
         self.groups = store.groups_of(self.model, recipe)
-        if recipe.run.start:
+        # a saved state has all that came from there, and the folder may be gone by now
+        if recipe.run.start and not (resume and states.exists(out / "state")):
             taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
             voice.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
         voice.line(params.table(self.model, self.groups, recipe.groups))

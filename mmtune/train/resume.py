@@ -88,6 +88,11 @@ def _states(folder: Path) -> Iterator[Path]:
         yield from sorted((p for p in folder.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)), reverse=True)
 
 
+def exists(folder: Path) -> bool:
+    """Whether a state was ever saved here, whole or not."""
+    return any(True for _ in _states(folder))
+
+
 def load(folder: Path, say: Callable[[str], None] = print, step: int | None = None) -> State | None:
     """The newest whole state, or none when nothing was ever saved. Damaged ones are named, then passed over.
 

@@ -283,6 +283,26 @@ def test_half_precision_keeps_what_trains_whole(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
+def test_a_run_that_began_with_weights_of_another_goes_on_without_it(recipe, tmp_path, monkeypatch, frozen):
+    """Stopped and taken up, it is the straight run, also with a connector that came from there and does not train."""
+    train(recipe, tmp_path / "first", progress="off")
+    tree = changed(recipe, f"run.start={tmp_path / 'first'}").model_dump(mode="json")
+    if frozen:
+        tree = config.override(tree, "model.freeze=['branches.sight.connector.*']")
+        del tree["groups"]["sight"], tree["streams"]["pictures"]
+        tree["streams"]["words"]["share"] = 1
+    second = config.validate(Recipe, tree)
+    train(second, tmp_path / "straight", progress="off")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stop, "code", property(lambda self: 143, lambda self, value: None), raising=False)
+        assert not train(second, tmp_path / "stopped", progress="off").finished
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert train(second, tmp_path / "stopped", resume=True, progress="off").finished
+    for file in sorted((tmp_path / "straight" / "weights").glob("*.safetensors")):
+        assert file.read_bytes() == (tmp_path / "stopped" / "weights" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
 def test_weights_that_came_in_bfloat16_train_in_float32_and_can_be_used(recipe, tmp_path, frozen):
     """The language model is loaded in bfloat16; small steps would be rounded away there."""
     from safetensors.torch import load_file
