@@ -348,8 +348,8 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
         wrong += [f"unexpected: {name} ({file})" for name in sorted(set(have) - set(want))]
         for name in sorted(set(want) & set(have)):
             ours, theirs = want[name], have[name]
-            # one floating point type goes into another: what was trained in float32 may be used in bfloat16
-            fits = ours.dtype == theirs.dtype or (ours.is_floating_point() and theirs.is_floating_point())
+            # what was trained in float32 may be used in bfloat16, as the recipe loads it; any other type is a mistake
+            fits = ours.dtype == theirs.dtype or {ours.dtype, theirs.dtype} == {torch.float32, torch.bfloat16}
             if ours.shape != theirs.shape or not fits:
                 wrong.append(
                     f"misshapen: {name} ({file}) is {theirs.dtype} {list(theirs.shape)}, "
