@@ -66,8 +66,8 @@ class Config(EncoderConfig):
     """Views of a cloud, each a frame: the 8 or 40 published ones, `front` (x to the right, y up), or a list of [theta,
     phi] in units of pi."""
     train_views: int | None = Field(default=None, ge=1)
-    """In training, draw so many views at random (published: 1), and with them points and distortions as below. Not for
-    runs that keep features on disk. Null shows the same as ever."""
+    """In training, draw so many views at random (published: 1), and with them points and distortions as below;
+    features are not kept on disk then. Null shows the same as ever."""
     theta: Range = (0.04, 1.94)
     """Range of theta for random views, units of pi."""
     phi: Range = (-0.4, -0.2)
