@@ -302,8 +302,11 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
     copy_into(trained_tensors(model, groups), found)
 
 
-def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int, list[str]]:
+def start_from(path: Path | str, model: nn.Module, groups: Groups, widen: bool = False) -> tuple[int, list[str]]:
     """Copy the trained weights of another run into a model, whatever groups either of them has.
+
+    Args:
+        widen: what comes in float32 is held in float32 from now on, as in a run with bf16.
 
     Returns:
         Number of tensors taken, and names of trainable parameters that the other run has no weights for.
@@ -329,8 +332,8 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int,
     state = model.state_dict(keep_vars=True)
     wanted = {name: state[name] for name in found if name in state}
     for name, tensor in wanted.items():
-        if tensor.requires_grad and found[name].dtype == torch.float32:
-            tensor.data = tensor.data.float()  # it will train in it, and starts from all of it
+        if widen and found[name].dtype == torch.float32:
+            tensor.data = tensor.data.float()  # it trains, or a run keeps it: in either case all of it
     copy_into({str(path): wanted}, {str(path): found})
     return len(found), [n for n, p in model.named_parameters() if p.requires_grad and n not in found]
 

@@ -39,6 +39,7 @@ class Shelf:
         """Key to reason and detail."""
         self.marks: set[str] = set()
         """Corpora that are in here whole."""
+        self._cut = False
         self.load()
 
     def __contains__(self, key: str) -> bool:
@@ -71,7 +72,8 @@ class Shelf:
                 self.places[row["key"]] = row["at"], row["frames"]
             else:
                 whole = False  # of a file that was cut
-        if not whole:
+        self._cut = not whole
+        if self._cut:
             self.marks.clear()
         if length:
             self._map = np.memmap(self._bin, dtype=np.float16, mode="r", shape=(length,))
@@ -94,12 +96,26 @@ class Shelf:
                 part.write_text(json.dumps(self._about, indent=1), encoding="utf-8")
                 part.replace(self.folder / "about.json")
             self.load()
+            if self._cut:
+                self._forget()
             writer = Writer(self)
             try:
                 yield writer
             finally:
                 writer.close()
                 self.load()
+
+    def _forget(self) -> None:
+        """Leave out the lines whose arrays are not there: others will lie in their places."""
+        rows = [{"key": key, "at": at, "frames": frames} for key, (at, frames) in self.places.items()]
+        rows += [{"key": key, "reason": why, "detail": detail} for key, (why, detail) in self.faults.items()]
+        part = self._index.with_name(".index.jsonl.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._index)
+        self._cut = False
 
     @property
     def _bin(self) -> Path:
@@ -140,7 +156,8 @@ class Writer:
             half = array.astype(np.float16)
         if not np.isfinite(half).all():
             raise ModelError(
-                f"features of {key} reach {np.abs(array).max():g}", "finite numbers below 65504, which float16 holds",
+                f"features of {key} reach {np.abs(array).max():g}",
+                "finite numbers below 65504, which float16 holds",
                 "leave out run.feature_cache for this encoder",
             )
         self._bin.write(half.tobytes())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from mmtune.errors import MmtuneError, UsageError
+from mmtune.reader import Reader
 
 Task = tuple[Any, ...]
 
@@ -53,7 +53,7 @@ class Pool:
                 seen=f"{count} data workers", expected="0 on this system, which cannot fork", hint="run.workers=0"
             )
         context = multiprocessing.get_context("fork")
-        self._name, self._patience = name, patience
+        self._name, self._patience, self._errors = name, patience, Reader("stderr")
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._tasks: dict[int, Task] = {}
@@ -94,9 +94,12 @@ class Pool:
             MmtuneError: the worker died, or the work raised something that is not for this program to expect.
         """
         worker = number % len(self._pipes)
+        while True:
+            with self._change:
+                if self._change.wait_for(lambda: number in self._results or worker in self._dead, self._patience):
+                    break
+            self._say_waiting(worker, number)
         with self._change:
-            while not self._change.wait_for(lambda: number in self._results or worker in self._dead, self._patience):
-                self._say_waiting(worker, number)
             task = self._tasks.pop(number)
             if number not in self._results:
                 raise MmtuneError(
@@ -112,9 +115,8 @@ class Pool:
     def _say_waiting(self, worker: int, number: int) -> None:
         """Long work and work that hangs look the same from here: training waits for either, but not in silence."""
         who = f"data worker {worker} (process {self._processes[worker].pid})"
-        with suppress(OSError, ValueError, AttributeError):  # nobody has to be listening
-            what = f"for more than {self._patience:g} s; it has {self._name(self._tasks[number])}"
-            print(f"mmtune: waiting for {who} {what}", file=sys.stderr, flush=True)
+        what = f"for more than {self._patience:g} s; it has {self._name(self._tasks[number])}"
+        self._errors.say(f"mmtune: waiting for {who} {what}")
 
     def _read(self) -> None:
         """Take results off the pipes as they come, so that no worker waits for the main process."""

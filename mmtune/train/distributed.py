@@ -95,8 +95,8 @@ class Runtime:
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move the model to the device, cut as the strategy says. With bf16, frozen floating point weights are held in
-        it, but for those that a run itself keeps (connectors, fusion); what trains is float32, whatever it was loaded
-        as. What is cut has new parameters under the same names, see `renew`.
+        it, but for those that a run itself keeps (connectors, fusion, what tuners added); what trains is float32,
+        whatever it was loaded as. What is cut has new parameters under the same names, see `renew`.
 
         Raises ConfigError where there is nothing to cut, or where bfloat16 would train without bf16.
         """
@@ -111,6 +111,7 @@ class Runtime:
         return model
 
     def _set_precision(self, model: nn.Module) -> None:
+        own = {name for names in getattr(model, "tuned", {}).values() for name in names}
         short = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
         if short and self.precision != "bf16":
             raise ConfigError(
@@ -124,7 +125,7 @@ class Runtime:
                     continue
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-                elif not (name.startswith("fusion.") or ".connector." in name):
+                elif not (name in own or name.startswith("fusion.") or ".connector." in name):
                     parameter.data = parameter.data.to(torch.bfloat16)
 
     def _cut(self, llm: LLM) -> None:

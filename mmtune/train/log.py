@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmtune.checkpoint import seal
-from mmtune.train.reader import Reader
+from mmtune.reader import Reader
 
 _errors = Reader("stderr")
 

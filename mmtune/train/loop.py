@@ -148,7 +148,8 @@ class _Run:
         self.groups = store.groups_of(self.model, recipe)
         # a saved state has all that came from there, and the folder may be gone by now
         if recipe.run.start and not (resume and states.exists(out / "state")):
-            taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
+            widen = recipe.run.precision == "bf16"
+            taken, fresh = store.start_from(recipe.run.start, self.model, self.groups, widen)
             voice.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
         voice.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)

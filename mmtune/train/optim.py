@@ -161,6 +161,8 @@ class GroupOptimizer:
             # the step count stays on the CPU unless the fused code wants it beside the weights
             beside = self.adamw.param_groups[0]["fused"]
             held = like(value, parameter) if key != "step" else value.to(parameter.device) if beside else value
+            if key != "step":
+                held = held.to(parameter.dtype)  # where another version kept them shorter
             self.adamw.state[parameter][key] = held.clone()
         if wrong:
             raise CheckpointError(

@@ -1,4 +1,5 @@
-"""The first step of every stream is looked at: its groups have to get a gradient, and no other group may move.
+"""The first step of every stream is looked at: its groups have to get a gradient, and no other group may move. A
+gradient that is zero is waited for, a few steps.
 
 A mistake in the groups shows in no loss: a connector that nobody reaches, or one that another stream drags along, only
 makes the model a little worse. So it is looked for where it costs nothing, once for each stream of a run.

@@ -136,6 +136,25 @@ def test_kept_features_that_were_cut_are_made_again(stream, tmp_path):
     assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])["encoded"] == 1
 
 
+def test_what_was_cut_off_is_never_taken_for_what_comes_to_lie_there(stream, tmp_path):
+    cache = FeatureCache(tmp_path / "cache", {"sight": Branch()})
+    cache.warm([stream])
+    shelf = cache.shelves["sight"]
+    held = {key: shelf.read(key) for key in sorted(shelf.places, key=shelf.places.get)}
+    first, _, third, fourth = held
+    size = held[first].nbytes
+    (file,) = tmp_path.glob("cache/*/features.bin")
+    file.write_bytes(file.read_bytes()[: 2 * size - 4])  # the second is cut, third and fourth are gone
+    shelf.load()
+    assert set(shelf.places) == {first}
+    with shelf.writing() as writer:
+        writer.put(fourth, held[fourth])
+        writer.put(third, held[third])
+    assert set(shelf.places) == {first, third, fourth}
+    assert all(np.array_equal(shelf.read(key), held[key]) for key in shelf.places)
+    assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])["encoded"] == 1
+
+
 def test_a_second_run_reads_what_the_first_wrote(stream, tmp_path):
     FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])
     branch = Branch()

@@ -329,8 +329,19 @@ def test_weights_that_came_in_bfloat16_train_in_float32_and_can_be_used(recipe, 
     assert seconds and all(0 < float(tensor.abs().max()) < 1e-5 for tensor in seconds), "steps of a millionth add up"
     model = load_run(run)[0]
     assert any(name.endswith("lora_B.default.weight") or ".lora_B." in name for name, _ in model.named_parameters())
-    start = config.override(config.override(tree, "run.precision=bf16"), f"run.start={run}")
-    assert train(config.validate(Recipe, start), tmp_path / "next", progress="off").finished
+    begun = config.override(tree, f"run.start={run}")
+    with pytest.raises(ConfigError, match="would train in bfloat16"):  # whatever it starts from: it could not go on
+        train(config.validate(Recipe, begun), tmp_path / "short", progress="off")
+    begun = config.override(config.override(begun, "run.precision=bf16"), "run.save_every=2")
+    assert train(config.validate(Recipe, begun), tmp_path / "next", progress="off").finished
+    longer = config.validate(Recipe, config.override(begun, "schedule.steps=6"))
+    assert train(longer, tmp_path / "next", resume=True, progress="off", allow=["recipe"]).step == 6
+    if frozen:  # what came with the run it began with stays as it was, tuners' part too
+        still = config.override(begun, "model.freeze=['branches.sight.connector.*', 'llm.*lora_A*']")
+        still = config.override(still, "groups.speech.match=['*.lora_B.*']")
+        train(config.validate(Recipe, still), tmp_path / "still", progress="off")
+        kept = {n: t for file in (tmp_path / "still/weights").glob("*.safetensors") for n, t in load_file(file).items()}
+        assert all(torch.equal(kept[name], held[name]) for name in held if ".lora_B." not in name)
 
 
 RANK = """

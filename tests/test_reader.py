@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mmtune.train.reader import Reader
+from mmtune.reader import Reader
 
 
 class Pipe:
