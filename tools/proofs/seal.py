@@ -203,7 +203,7 @@ GUARDS = (
         '                    str(f"falling back',
     ),
     Guard(
-        "nothing whole is an error", _STATES, "load", "    if damaged or step is not None:", "    if step is not None:"
+        "nothing whole is an error", _STATES, "load", "    if damaged:\n        raise", "    if False:\n        raise"
     ),
     Guard(
         "damaged states are put aside",
