@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmtune import config as configs
+from mmtune import disk, places, registry
 from mmtune import model as models
-from mmtune import places, registry
-from mmtune.checkpoint import seal, store
+from mmtune.checkpoint import store
 from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Source, is_file_name, submodule
 from mmtune.checkpoint.given import Given, state_of
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
@@ -145,7 +145,7 @@ def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
         if out.exists():
             out.rmdir()
         os.rename(draft, out)
-        seal.flush(out.parent)
+        disk.flush(out.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(draft, ignore_errors=True)
@@ -190,10 +190,10 @@ def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: 
     given.compare(*state_of(submodule(built, inside), name))
     _write_tensors(draft / "model.safetensors", given.part(name), part)
     _entry(room, {**entry, place: str(draft)}).load_weights()
-    seal.write_file(draft / f"{kind}.yaml", configs.dump({kind: {**entry, place: "FOLDER"}}))
+    disk.write_file(draft / f"{kind}.yaml", configs.dump({kind: {**entry, place: "FOLDER"}}))
     lines = [f"# {entry['name']}: a part for mmtune", "", *(f"- {key}: {value}" for key, value in facts.items())]
     lines += ["", f"Use it as in {kind}.yaml, with this folder in place of FOLDER."]
-    seal.write_file(draft / "card.md", "\n".join(lines) + "\n")
+    disk.write_file(draft / "card.md", "\n".join(lines) + "\n")
 
 
 class _Holder(configs.Config):

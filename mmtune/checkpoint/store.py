@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
-from mmtune import params, places
+from mmtune import disk, params, places
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
 from mmtune.errors import CheckpointError
@@ -151,15 +151,15 @@ def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _copy_prompts(out, recipe)
     write_recipe(out, recipe, base)
-    seal.write_file(out / "card.md", _card(recipe, places.to_here(dict(base), out), {}))
+    disk.write_file(out / "card.md", _card(recipe, places.to_here(dict(base), out), {}))
 
 
 def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
     """Write base.yaml, then recipe.yaml, whose presence says that there is a run."""
     made = versions()
     head = f"# resolved by mmtune {made['mmtune']}; versions are in base.yaml\n"
-    seal.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": places.to_here(dict(base), out)}))
-    seal.write_file(out / "recipe.yaml", head + configs.dump(places.to_here(recipe.model_dump(mode="json"), out)))
+    disk.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": places.to_here(dict(base), out)}))
+    disk.write_file(out / "recipe.yaml", head + configs.dump(places.to_here(recipe.model_dump(mode="json"), out)))
 
 
 def _copy_prompts(out: Path, recipe: Recipe) -> None:
@@ -168,7 +168,7 @@ def _copy_prompts(out: Path, recipe: Recipe) -> None:
     for name in {recipe.chat.prompt, *(stream.prompt for stream in recipe.streams.values())} - set(known):
         source = configs.locate(name, "prompts")
         (out / "prompts").mkdir(exist_ok=True)
-        seal.write_file(out / "prompts" / source.name, source.read_text(encoding="utf-8"))
+        disk.write_file(out / "prompts" / source.name, source.read_text(encoding="utf-8"))
 
 
 def save_weights(
@@ -194,7 +194,7 @@ def write_weights(
     try:
         seal.write(out / "weights", fill)
         base = _read_base(out)
-        seal.write_file(out / "card.md", _card(recipe, base, facts or {}))
+        disk.write_file(out / "card.md", _card(recipe, base, facts or {}))
     except OSError as error:
         raise CheckpointError(
             seen=f"weights could not be written: {error}",

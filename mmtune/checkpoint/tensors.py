@@ -1,4 +1,4 @@
-"""Tensors to a safetensors file, piece by piece: no second copy in memory, and every write goes through `seal.put`.
+"""Tensors to a safetensors file, piece by piece: no second copy in memory, and every write goes through `disk.put`.
 
 Layout: eight bytes with the length of the header (little endian), a JSON header of name to type, shape and place, then
 the values, as the format's own description says. Reading is left to the safetensors package.
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtune.checkpoint import seal
+from mmtune import disk
 
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -81,7 +81,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             if flat.numel():
                 yield flat.view(torch.uint8).numpy().data
 
-    seal.put(path, chunks())
+    disk.put(path, chunks())
 
 
 def mark(tensors: Mapping[str, Tensor]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmtune import disk
 from mmtune.errors import DataError, ModelError, Reason
 
 
@@ -92,9 +93,7 @@ class Shelf:
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (self.folder / "about.json").exists():
-                part = self.folder / ".about.json.part"
-                part.write_text(json.dumps(self._about, indent=1), encoding="utf-8")
-                part.replace(self.folder / "about.json")
+                disk.write_file(self.folder / "about.json", json.dumps(self._about, indent=1))
             self.load()
             if self._cut:
                 self._forget()
@@ -109,12 +108,7 @@ class Shelf:
         """Leave out the lines whose arrays are not there: others will lie in their places."""
         rows = [{"key": key, "at": at, "frames": frames} for key, (at, frames) in self.places.items()]
         rows += [{"key": key, "reason": why, "detail": detail} for key, (why, detail) in self.faults.items()]
-        part = self._index.with_name(".index.jsonl.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._index)
+        disk.write_file(self._index, "".join(json.dumps(row) + "\n" for row in rows))
         self._cut = False
 
     @property

@@ -118,8 +118,10 @@ class FeatureCache:
         if not streams or not self.shelves:
             return counts
         with ExitStack() as stack:
-            opened = {id(shelf): stack.enter_context(shelf.writing()) for shelf in _once(self.shelves.values())}
-            writers = {name: opened[id(shelf)] for name, shelf in self.shelves.items()}
+            # locks in one order, whatever the recipe: two runs that share folders do not wait for each other
+            shelves = sorted(set(self.shelves.values()), key=lambda shelf: shelf.folder)
+            opened = {shelf: stack.enter_context(shelf.writing()) for shelf in shelves}
+            writers = {name: opened[shelf] for name, shelf in self.shelves.items()}
             filling, unread = _Filling(self, writers, batch, counts), set()
             for number, head, example in _walk(self, streams, workers):
                 filling.take(head, example)
@@ -170,10 +172,6 @@ class FeatureCache:
                 head["faults"].append([branch, name, str(error.reason), error.seen.removeprefix(f"{ref.origin}: ")])
         items = {branch: held for branch, held in items.items() if held}
         return head, Example(stream.corpus.id(key), empty, empty, (), items)
-
-
-def _once(shelves: Iterable[Shelf]) -> list[Shelf]:
-    return list({id(shelf): shelf for shelf in shelves}.values())
 
 
 class _Filling:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmtune import disk
 from mmtune.errors import CheckpointError, DataError, Reason
 
 
@@ -85,7 +85,7 @@ class Ledger:
     def flush(self) -> None:
         """Bring the lines to the disk. Raises OSError."""
         if self.path is not None and self.path.exists():
-            _flush(self.path)
+            disk.flush(self.path)
 
     def rewind(self, step: int) -> None:
         """Drop the lines of this and later steps, and count those that stay."""
@@ -93,12 +93,8 @@ class Ledger:
         kept = [row for row in rows if row["step"] < step]
         self.counts = Counter(row["reason"] for row in kept)
         if self.path is not None and len(kept) < _lines(self.path):
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            # what it replaces is on the disk already, and a saved state counts on its lines
-            _flush(part)
-            part.replace(self.path)
-            _flush(self.path.parent)
+            # flushed, as what it replaces is: a saved state counts on its lines
+            disk.write_file(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._sum = None
 
     def take(self, count: int = 1) -> None:
@@ -162,14 +158,6 @@ class Ledger:
     def summary(self) -> str:
         """Counts by reason, the most first; "nothing skipped" when there are none."""
         return ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common()) or "nothing skipped"
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

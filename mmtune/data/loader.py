@@ -13,7 +13,6 @@ steps of a run are the same for any number of ranks and workers. Ranks that know
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from mmtune.data.collate import collate
 from mmtune.data.formats.base import Format
 from mmtune.data.ledger import Ledger
 from mmtune.data.pack import Packer, Plan
-from mmtune.data.patterns import expand
+from mmtune.data.patterns import expand, place
 from mmtune.data.pool import Pool
 from mmtune.data.remote import Remote
 from mmtune.data.shards import Corpus, SampleKey, _hash
@@ -77,8 +76,8 @@ class Stream:
         paths: list[Path | Remote] = []
         for source in sources:
             found = expand(source.patterns)
-            known = {_place(path) for path in paths}
-            if twice := {path for path in found if _place(path) in known}:
+            known = {place(path) for path in paths}
+            if twice := {path for path in found if place(path) in known}:
                 raise ConfigError(
                     f"stream {name}: {min(twice)} in two places of its data", "each shard once", "make a second stream"
                 )
@@ -367,11 +366,6 @@ class _SharedFeed(Shared):
     def _fetch(self, asked: int) -> Example | dict[str, Any]:
         made = self._loader.make(self.name, asked) if self._pool is None else _made(self._pool.get(asked))
         return vars(made) if isinstance(made, Skip) else made
-
-
-def _place(path: Path | Remote) -> str:
-    """The same for every spelling of a path."""
-    return path.url if isinstance(path, Remote) else os.path.abspath(path)
 
 
 def _made(message: bytes) -> Example | Skip:

@@ -26,11 +26,16 @@ def expand(patterns: Iterable[str | Path | Remote] | str | Path) -> list[Path | 
         UsageError: an address of a kind that is not read.
         MmtuneError: an address that has to be listed and cannot be reached.
     """
-    found: dict[str | Remote, Path | Remote] = {}
+    found: dict[str, Path | Remote] = {}
     for pattern in [patterns] if isinstance(patterns, (str, Path)) else patterns:
         for one in [pattern] if isinstance(pattern, Remote) else _files(str(pattern)):
-            found.setdefault(one if isinstance(one, Remote) else os.path.abspath(one), one)  # in any spelling
+            found.setdefault(place(one), one)
     return list(found.values())
+
+
+def place(path: Path | Remote) -> str:
+    """The same for every spelling of a path."""
+    return path.url if isinstance(path, Remote) else os.path.abspath(path)
 
 
 def _files(pattern: str) -> list[Path | Remote]:

@@ -103,7 +103,8 @@ class Keeper:
         recipe = self.recipe.model_dump(mode="json")
         for section, keys in HARMLESS.items():
             recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
-        self._versions = self._versions or store.versions()
+        # once: what is imported stays as it is, whatever becomes of its file
+        self._versions = self._versions or {**store.versions(), **registry.outside(recipe)}
         return {
             "recipe": recipe,
             "base": {part: entry["sha256"] for part, entry in self.base.items()},
@@ -113,10 +114,7 @@ class Keeper:
                 name: stream.processor.template.model_dump(mode="json") for name, stream in self.loader.streams.items()
             },
             # another commit of the same version is for whoever made it to judge
-            "code": {
-                **{name: version for name, version in self._versions.items() if name != "git"},
-                **registry.outside(recipe),
-            },
+            "code": {name: version for name, version in self._versions.items() if name != "git"},
         }
 
     # ------------------------------------------------------------------------------------------------------- saving

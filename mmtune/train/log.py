@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from mmtune.checkpoint import seal
+from mmtune import disk
 from mmtune.reader import Reader
 
 _errors = Reader("stderr")
@@ -93,7 +93,7 @@ def _drop_after(path: Path, start: int) -> None:
         if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start:
             kept.append(line + "\n")
     if "".join(kept) != text:
-        seal.write_file(path, "".join(kept))  # in one step: a kill or a full disk costs no rows
+        disk.write_file(path, "".join(kept))  # in one step: a kill or a full disk costs no rows
 
 
 class Voice:

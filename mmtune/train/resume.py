@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmtune import disk
 from mmtune.checkpoint import seal, tensors
 from mmtune.errors import CheckpointError
 
@@ -63,7 +64,7 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
         for group, moments in state.optimizers.items():
             tensors.write(draft / f"optimizer.{group}.safetensors", moments)
         info = {"step": state.step, "groups": list(state.optimizers), **state.info}
-        seal.put(draft / "run.json", [json.dumps(info, indent=1).encode()])
+        disk.put(draft / "run.json", [json.dumps(info, indent=1).encode()])
 
     try:
         seal.write(target, fill)

@@ -7,12 +7,13 @@ looked at after every step, and `wait` raises.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
+
+from mmtune.reader import Reader
 
 OnFailure = Literal["stop", "go_on"]
 
@@ -87,5 +88,4 @@ class Saver:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody has to be listening
-                print(f"a save failed too: {self._error}", file=sys.stderr, flush=True)
+            Reader("stderr").say(f"a save failed too: {self._error}")

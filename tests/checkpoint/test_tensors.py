@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mmtune.checkpoint import seal, tensors
+from mmtune import disk
+from mmtune.checkpoint import tensors
 
 
 def some() -> dict[str, torch.Tensor]:
@@ -40,7 +41,7 @@ def test_nothing_at_all(tmp_path) -> None:
 
 def test_in_small_pieces(tmp_path, monkeypatch) -> None:
     tensors.write(tmp_path / "a", some())
-    monkeypatch.setattr(seal, "PIECE", 7)
+    monkeypatch.setattr(disk, "PIECE", 7)
     tensors.write(tmp_path / "b", some())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 

@@ -43,7 +43,7 @@ def test_rows_are_put_in_order_in_one_step(tmp_path, monkeypatch, capsys):
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.seal, "write_file", full)
+    monkeypatch.setattr(log.disk, "write_file", full)
     assert Metrics(tmp_path, start=3, tensorboard=False).lost == 0  # nothing to drop, nothing to write
     again = Metrics(tmp_path, start=2, tensorboard=False)
     assert again.lost == 1 and "training goes on" in capsys.readouterr().err
