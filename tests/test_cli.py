@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmtune import cli
+from mmtune.cli import process, talk
 from mmtune.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,7 @@ def test_a_terminal_that_left_changes_no_code() -> None:
         "from mmtune.train.log import Voice\n"
         "sys.stdin.readline()\n"
         "Voice('lines').line('a line of a run')\n"
-        "mmtune.cli._leave(0)\n"
+        "mmtune.cli.process._leave(0)\n"
     )
     words = [sys.executable, "-c", code]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE, cwd=ROOT)
@@ -120,7 +121,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, act) -> int:
     def app(**_):
         return act()
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(process, "app", app)
     with pytest.raises(SystemExit) as leave:
         cli.main()
     return leave.value.code
@@ -180,7 +181,7 @@ def test_a_folder_with_a_recipe_is_the_run(tmp_path: Path, words: list[str], run
     (tmp_path / "run" / "recipe.yaml").touch()
     words = [str(tmp_path / "run") if word == "RUN" else word for word in words]
     expected = tmp_path / "run" if run else None
-    assert cli._run_and_question(words) == (expected, question)
+    assert talk._run_and_question(words) == (expected, question)
 
 
 @pytest.mark.parametrize("words", [["RUN", "what", "is"], ["EMPTY"], ["EMPTY", "what?"], ["what", "is"], ["runs/none"]])
@@ -190,7 +191,7 @@ def test_words_that_are_neither_run_nor_question(tmp_path: Path, words: list[str
     (tmp_path / "empty").mkdir()
     places = {"RUN": str(tmp_path / "run"), "EMPTY": str(tmp_path / "empty")}
     with pytest.raises(UsageError):
-        cli._run_and_question([places.get(word, word) for word in words])
+        talk._run_and_question([places.get(word, word) for word in words])
 
 
 def test_the_record_of_an_answer_is_plain_data() -> None:

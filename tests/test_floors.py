@@ -58,7 +58,7 @@ BORDERS = {
     "gradio": ("serve/",),
     "rapidocr": ("experts/",),
     "onnxruntime": ("experts/",),
-    "typer": ("cli.py", "commands/"),
+    "typer": ("cli/", "commands/"),
     "huggingface_hub": ("llm/", "encoders/", "checkpoint/"),
 }
 """Package to the files that may import it; a name that ends in a slash is a room."""

@@ -78,7 +78,7 @@ def start(runs: int, cold: bool, against: Path | None) -> None:
     """Measure and print the table of `tools/bench start`."""
     checkouts = {"here": ROOT} | ({"there": against.resolve()} if against else {})
     for name, path in checkouts.items():
-        if not (path / "mmtune" / "cli.py").is_file():
+        if not (path / "mmtune" / "__main__.py").is_file():
             raise SystemExit(f"{name}: {path} is not a checkout of mmtune")
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,55 @@
+"""`mmtune import` and `export`: published checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmtune.cli.words import app, overrides_of
+from mmtune.errors import UsageError
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.")] = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="Published files or folders, in the order of the list or as ROLE=PATH."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder to write.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An oddity of the published weights, by its name.")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the recipe of the run.")
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="The kinds, what each takes, and their options.")] = False,
+) -> None:
+    """Make a run of a published checkpoint, to chat with, train on or export."""
+    from mmtune.commands import import_ as command
+
+    if show_list:
+        command.show()
+        return
+    if kind is None or not paths or out is None:
+        raise UsageError(
+            seen="mmtune import without " + ("a kind" if kind is None else "paths" if not paths else "--out"),
+            expected="mmtune import KIND PATH... --out RUN",
+            hint="mmtune import --list shows the kinds and what each takes",
+        )
+    command.run(kind, paths, out, option or [], overrides_of(change))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    kind: Annotated[str, typer.Option(help="A name from `mmtune import --list`.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the published layout.")],
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind.")] = None,
+) -> None:
+    """Write a run in a published layout, for the programs that read that."""
+    from mmtune.commands import export as command
+
+    command.run(run, kind, out, option or [])

@@ -1,0 +1,138 @@
+"""`mmtune chat` and `eval`: a trained model answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmtune.cli.words import Run, app
+from mmtune.errors import UsageError
+
+
+@app.command()
+def chat(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN] [QUESTION]", help="A run folder, then a question.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="PATH", help="An image; `-` reads a pipe.")] = None,
+    video: Annotated[list[str] | None, typer.Option(metavar="PATH", help="A video; `-` reads a pipe.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(metavar="PATH", help="A sound; `-` reads a pipe.")] = None,
+    points: Annotated[list[str] | None, typer.Option(metavar="PATH", help="A point cloud; `-` reads a pipe.")] = None,
+    attach: Annotated[
+        list[str] | None,
+        typer.Option("-a", "--attach", metavar="PATH", help="Any of these, told by its content, in the order given."),
+    ] = None,
+    expert: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:K=V]", help="Who else looks at the media, as ocr; see `mmtune list experts`."),
+    ] = None,
+    no_experts: Annotated[bool, typer.Option("--no-experts", help="Without the experts of the recipe.")] = False,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="Text of a system turn.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0: the likeliest token each time.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Makes a drawn answer repeatable.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON record: answer, tokens, times, media.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Numbers on stderr after the answer.")] = False,
+) -> None:
+    """Talk with a model: one answer when a question is given or piped in, else a conversation.
+
+    Without RUN it takes the small model inside the package. Media stand before the question: images first, then
+    videos, sounds, points, and what -a names.
+    """
+    run, question = _run_and_question(words or [])
+    named = {"image": image, "video": video, "audio": audio, "points": points, None: attach}
+    media = [(kind, path) for kind, paths in named.items() for path in paths or []]
+    if sum(path == "-" for _, path in media) > 1:
+        raise UsageError(seen="`-` more than once", expected="at most one medium from standard input")
+
+    from mmtune.serve.chat import Options, command
+
+    options = Options(
+        run=run,
+        question=question,
+        media=media,  # type: ignore[arg-type]
+        experts=expert or [],
+        no_experts=no_experts,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        device=device,
+        stream=not no_stream,
+        json=as_json,
+        verbose=verbose,
+    )
+    if code := command(options):
+        raise SystemExit(code)
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    task: Annotated[str, typer.Option(help="A name from `mmtune list eval/tasks`.")],
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Shards, as 'data/*.tar'; else those of the recipe.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples to ask about.")] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Control: no media features.")] = False,
+    frames: Annotated[str | None, typer.Option(metavar="shuffled|reversed", help="Control: order of frames.")] = None,
+    other_media: Annotated[bool, typer.Option("--other-media", help="Control: media of another sample.")] = False,
+    all_controls: Annotated[bool, typer.Option("--all-controls", help="The plain run and every control.")] = False,
+    expert: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:K=V]", help="Ask without and with what it finds, as ocr.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="Only questions of this type, as text.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Ask a model a benchmark's questions and score the answers."""
+    if frames not in (None, "shuffled", "reversed"):
+        raise UsageError(seen=f"--frames {frames}", expected="shuffled or reversed")
+    chosen = ["blind"] * blind + [frames] * bool(frames) + ["other_media"] * other_media
+
+    from mmtune.commands import evaluate as command
+
+    command.run(run, task, data or [], limit, [c for c in chosen if c], all_controls, json_file, device, expert, kind)
+
+
+def _run_and_question(words: list[str]) -> tuple[Path | None, str | None]:
+    """The first word is the run if it is a folder with a recipe, else the question."""
+    run: Path | None = None
+    if words:
+        first = Path(words[0])
+        if words[0] and _is_run(first):
+            run, words = first, words[1:]
+        elif len(words) > 1 or (words[0] and _looks_like_path(words[0])):
+            raise UsageError(
+                seen=f"{words[0]} is not the folder of a run" + (": it has no recipe.yaml" if first.is_dir() else ""),
+                expected="mmtune chat [RUN] [QUESTION], with one question",
+                hint="put a question of several words in quotes",
+            )
+    if len(words) > 1:
+        raise UsageError(
+            seen=f"{len(words)} words after the run",
+            expected="one question",
+            hint=f'quotes around it: "{" ".join(words)}"',
+        )
+    return run, words[0] if words else None
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "recipe.yaml").is_file()
+    except OSError:  # a question longer than a file name may be
+        return False
+
+
+def _looks_like_path(word: str) -> bool:
+    """A folder by its look: nothing that a person would ask."""
+    try:
+        return Path(word).is_dir() or ("/" in word and not any(c.isspace() for c in word))
+    except OSError:
+        return False

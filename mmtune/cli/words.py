@@ -1,0 +1,37 @@
+"""The app, and what several commands read in the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmtune.errors import UsageError
+
+app = typer.Typer(
+    name="mmtune",
+    help="Add sight and sound to a language model, tune it, and talk with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Make, index and check shards of training data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `mmtune list recipes`.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, as schedule.steps=100.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `mmtune train` writes it.")]
+
+
+def overrides_of(words: list[str] | None) -> list[str]:
+    """The words behind a recipe. Raises UsageError for one that is no KEY=VALUE."""
+    wrong = [word for word in words or [] if "=" not in word]
+    if wrong:
+        raise UsageError(
+            seen=" ".join(wrong), expected="changes as KEY=VALUE after the recipe", hint="schedule.steps=100"
+        )
+    return words or []
