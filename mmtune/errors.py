@@ -30,6 +30,7 @@ class Reason(StrEnum):
     audio_limits = "audio_limits"
     unreadable_points = "unreadable_points"
     points_limits = "points_limits"
+    bad_range = "bad_range"
     bad_text = "bad_text"
     bad_json = "bad_json"
     empty_target = "empty_target"

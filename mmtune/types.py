@@ -11,6 +11,7 @@ look at ranks, sizes and dtypes only, never at values, so they cost nothing on a
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -62,6 +63,10 @@ class MediaRef:
     """Encoded file bytes, or where the file lies."""
     origin: str
     """For messages: "shard.tar/000012.mp4" or the path."""
+    start: float | None = None
+    """Video and audio only: seconds into the item at which the clip begins; none is its beginning."""
+    end: float | None = None
+    """Video and audio only: seconds into the item at which the clip ends; none is its end."""
 
     def __post_init__(self) -> None:
         _kind(self.kind, f"the reference to {self.origin or 'unnamed media'}")
@@ -69,6 +74,19 @@ class MediaRef:
             raise ShapeError(
                 f"the source of {self.origin} is a {type(self.source).__name__}", "bytes or a pathlib.Path"
             )
+        if self.start is not None or self.end is not None:
+            self._check_range()
+
+    def _check_range(self) -> None:
+        what = f"{self.origin} from {self.start} to {self.end}"
+        if self.kind not in ("video", "audio"):
+            raise ShapeError(f"{what}: {self.kind}", "a video or a sound; only these have a start and an end")
+        for value in (self.start, self.end):
+            plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (plain and math.isfinite(value) and value >= 0):
+                raise ShapeError(what, "start and end in seconds, 0 or more")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise ShapeError(what, "an end behind the start")
 
     def read(self) -> bytes:
         """The encoded bytes. Raises MediaError when the file cannot be read."""
@@ -87,9 +105,19 @@ class MediaRef:
         """sha256 of the encoded bytes, in hex."""
         return hashlib.sha256(self.read()).hexdigest()
 
+    @property
+    def range(self) -> str:
+        """The clip range as text, such as "@10.0-20.5" or "@10.0-"; empty for the whole item.
+
+        Whatever is stored by the content of an item is stored by `digest` and `range`.
+        """
+        if self.start is None and self.end is None:
+            return ""
+        return f"@{float(self.start or 0)!r}-{'' if self.end is None else repr(float(self.end))}"
+
     def __repr__(self) -> str:
         where = f"{len(self.source)} bytes" if isinstance(self.source, bytes) else str(self.source)
-        return f"MediaRef({self.kind}, {self.origin!r}, {where})"
+        return f"MediaRef({self.kind}, {self.origin!r}, {where}{', ' + self.range if self.range else ''})"
 
 
 @dataclass(frozen=True, slots=True)

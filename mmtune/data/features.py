@@ -1,8 +1,9 @@
 """Features of frozen encoders, kept on disk: each item is decoded and encoded once, not once an epoch.
 
-The key is the digest of the encoded bytes, the kind, and the encoder's fingerprint (its config and its weights), so a
-changed picture, another number of frames or other weights never meet old features. Numbers are float16. `warm` fills
-what is missing, before training; items that cannot be decoded are kept as such, and refused again without a try.
+The key is the digest of the encoded bytes, the clip range, the kind, and the encoder's fingerprint (its config and its
+weights), so a changed picture, another number of frames or other weights never meet old features. Numbers are float16.
+`warm` fills what is missing, before training; items that cannot be decoded are kept as such, and refused again without
+a try.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def _walk(cache: FeatureCache, streams: list[Stream], workers: int) -> Any:
 
 
 def _key(ref: MediaRef) -> str:
-    return f"{ref.kind}:{ref.digest}"
+    return f"{ref.kind}:{ref.digest}{ref.range}"
 
 
 def _device(encoder: Any) -> torch.device:

@@ -148,7 +148,9 @@ class Runner:
                 if self._process is None:
                     setup = {"config": self.config.model_dump(mode="json"), "network": self.config.network}
                     self._process = Process(setup)
-                facts = {"kind": ref.kind, "origin": ref.origin, "question": question}
+                facts = {
+                    "kind": ref.kind, "origin": ref.origin, "start": ref.start, "end": ref.end, "question": question,
+                }  # fmt: skip
                 result = _wire.unpack(self._ask(facts, data, until))
             except (Failure, _wire.WireError, OSError) as error:
                 if not isinstance(error, _wire.Told):
@@ -177,7 +179,7 @@ class Runner:
                 "version": str(self._expert.version),
                 "options": self.config.model_dump(mode="json", exclude=set(AFTERWARDS)),
                 "kind": ref.kind,
-                "content": hashlib.sha256(data).hexdigest(),
+                "content": hashlib.sha256(data).hexdigest() + ref.range,
                 "question": question,
             }
         )

@@ -107,7 +107,7 @@ def pick(container: InputContainer, kind: str, origin: str) -> Any:
     """
     streams = [s for s in container.streams if s.type == kind]
     if kind == "video":
-        streams = [s for s in streams if not _is_cover(s)]
+        streams = [s for s in streams if not is_cover(s)]
     if not streams:
         others = ", ".join(sorted({s.type or "unknown" for s in container.streams})) or "nothing"
         raise MediaError(
@@ -147,6 +147,6 @@ def promised_seconds(container: InputContainer, stream: Any) -> float | None:
     return None
 
 
-def _is_cover(stream: Any) -> bool:
+def is_cover(stream: Any) -> bool:
     """True for a picture attached to a sound or film."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)

@@ -6,7 +6,7 @@ Every video backend is given the indices that come out of here; none of them cho
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +15,9 @@ from math import ceil
 
 from mmtune.media import _pllava
 from mmtune.media.base import Sampling
+
+SLACK = 1.0
+"""Seconds by which the end of a clip may be behind that of the item: ranges are often written in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,45 @@ def timeline(stamps: list[int], durations: list[int], unit: Fraction) -> Timelin
     return Timeline(order, order[-1] + last, unit)
 
 
-def choose(line: Timeline, sampling: Sampling) -> list[int]:
-    """The indices of the frames to show, F of them and never falling; see `Sampling.rule`.
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A piece of a timeline: frames `low` up to `high`, on screen from `begin` to `end` in units of the timeline."""
 
-    The frame on screen at time t is the last one that came at or before t.
+    low: int
+    high: int
+    begin: int
+    end: int
+
+
+def clip(line: Timeline, start: float | None, end: float | None) -> Clip:
+    """The frames that are on screen from `start` to `end`, seconds from the first frame.
+
+    An end that is behind the last frame's by no more than `SLACK` seconds is that of the last frame.
+
+    Raises ValueError: the timeline is shorter.
     """
     first = line.stamps[0]
-    offsets = [stamp - first for stamp in line.stamps]
-    span = line.end - first
+    begin = first + round(Fraction(start or 0) / line.unit)
+    stop = line.end if end is None else first + round(Fraction(end) / line.unit)
+    if begin >= line.end or stop - line.end > SLACK / line.unit:
+        raise ValueError("the clip ends behind the last frame")
+    begin, stop = min(begin, line.end - 1), max(min(stop, line.end), begin + 1)
+    return Clip(bisect_right(line.stamps, begin) - 1, bisect_left(line.stamps, stop), begin, stop)
+
+
+def choose(line: Timeline, sampling: Sampling, part: Clip | None = None) -> list[int]:
+    """The indices of the frames to show, F of them and never falling; see `Sampling.rule`.
+
+    The frame on screen at time t is the last one that came at or before t. Of a part, the frames in it are all that
+    there are: rules count them, and times run from its beginning to its end.
+    """
+    part = part or Clip(0, len(line.stamps), line.stamps[0], line.end)
+    return [part.low + index for index in _choose(line, sampling, part)]
+
+
+def _choose(line: Timeline, sampling: Sampling, part: Clip) -> list[int]:
+    offsets = [stamp - part.begin for stamp in line.stamps[part.low : part.high]]
+    span = part.end - part.begin
     if sampling.seconds is not None:
         span = max(1, min(span, int(Fraction(sampling.seconds) / line.unit)))
         offsets = offsets[: max(1, bisect_right(offsets, span - 1))]

@@ -17,6 +17,8 @@ from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.media import _formats
 from mmtune.types import Kind, Media, MediaRef
 
+Span = tuple[float | None, float | None]
+"""Start and end of a clip in an item, seconds; none is the item's own."""
 Rule = Literal["uniform", "middle", "first", "fps", "video_llama", "pllava", "pllava_benchmark", "pllava_train"]
 
 
@@ -134,10 +136,14 @@ def sniff(data: bytes) -> Kind:
 def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> Media:
     """Decode one item.
 
+    A clip range of the reference counts seconds from the first frame of a video, and for a sound from the same moment:
+    the first frame beside it, or the beginning of a file without pictures. Of a clip, frames are chosen as if it were
+    the whole, and `times` go on counting from the beginning of the file.
+
     Returns:
         image: uint8 [1,3,height,width]; video: uint8 [F,3,height,width] with `times`, seconds of each frame from the
-        first one; audio: float32 [channels,samples] in -1..1 at `sampling.rate`; points: float32 [points,3+extra] with
-        `columns`. On the CPU, contiguous.
+        file's first one; audio: float32 [channels,samples] in -1..1 at `sampling.rate`; points: float32
+        [points,3+extra] with `columns`. On the CPU, contiguous.
 
     Raises:
         MediaError: with the Reason; the message names the item and what was wrong.
@@ -152,18 +158,33 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
         from mmtune.media.points import decode
     else:
         from mmtune.media.audio import decode
+    if ref.kind in ("video", "audio"):
+        return decode(data, name, sampling, limits, origin, span=(ref.start, ref.end))
     return decode(data, name, sampling, limits, origin)
 
 
 def moments(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> list[float]:
-    """When the frames that `load` would show of a video come on screen, seconds from the first one. Decodes nothing.
+    """When the frames that `load` would show of a video come on screen, seconds from the file's first one.
+
+    Decodes nothing.
 
     Raises MediaError as `load` does, but for what only decoding brings to light.
     """
     from mmtune.media.video import moments
 
     sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
-    return moments(*_declared(ref, limits, origin), sampling, limits, origin)
+    return moments(*_declared(ref, limits, origin), sampling, limits, origin, (ref.start, ref.end))
+
+
+def outside(origin: str, span: Span, seconds: float) -> MediaError:
+    """The error for a clip range that is not inside an item of so many seconds: `raise outside(...)`."""
+    end = "the end" if span[1] is None else f"{span[1]:g}"
+    return MediaError(
+        Reason.bad_range,
+        f"{origin}: a clip from {span[0] or 0:g} to {end} in {seconds:.2f} seconds",
+        "a start and an end inside the item, in seconds",
+        "correct start and end of the record",
+    )
 
 
 def _declared(ref: MediaRef, limits: Limits, origin: str) -> tuple[bytes, str]:

@@ -24,11 +24,11 @@ import av
 import torch
 
 from mmtune.errors import MediaError, Reason
-from mmtune.media import _backends, _plan
+from mmtune.media import _backends, _frames, _plan
 from mmtune.media._container import opened, pick, promised_seconds
-from mmtune.media._frames import choose, timeline
+from mmtune.media._frames import Timeline, choose, timeline
 from mmtune.media._paint import Painter, display_matrix
-from mmtune.media.base import Limits, Sampling, refusing
+from mmtune.media.base import Limits, Sampling, Span, outside, refusing
 from mmtune.types import Media
 
 BACKENDS = ("pyav", "torchcodec", "decord")
@@ -41,20 +41,27 @@ log = logging.getLogger(__name__)
 
 
 def decode(
-    data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, backend: str | None = None
+    data: bytes,
+    name: str,
+    sampling: Sampling,
+    limits: Limits,
+    origin: str,
+    backend: str | None = None,
+    span: Span = (None, None),
 ) -> Media:
-    """`data` of format `name` to Media; `times` are those of the frames shown, seconds from the first frame.
+    """`data` of format `name` to Media; `times` are those of the frames shown, seconds from the file's first frame.
 
     Args:
         backend: one of BACKENDS and no other; none tries them in order.
+        span: the part to choose frames from, seconds from the file's first frame.
 
     Raises:
-        MediaError: no_video_stream, short_video, video_limits, or unreadable_video for everything else.
+        MediaError: no_video_stream, short_video, video_limits, bad_range, or unreadable_video for everything else.
     """
     with refusing(Reason.unreadable_video, origin), opened(data, name) as container:
         stream = pick(container, "video", origin)
         clip = _Clip(container, stream, name, limits, origin, data)
-        chosen = choose(clip.line, sampling)
+        chosen = _chosen(clip.line, sampling, span, origin)
         clip.check_cost(len(chosen))
         used, pixels, chosen = _first_that_opens(clip, chosen, sampling, backend)
         log.debug("%s: %d frames by %s", origin, len(chosen), used)
@@ -62,11 +69,23 @@ def decode(
         return Media("video", pixels, times=times, origin=origin)
 
 
-def moments(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> list[float]:
-    """Seconds from the first frame to each frame that `decode` would show. Raises MediaError as it does."""
+def moments(
+    data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, span: Span = (None, None)
+) -> list[float]:
+    """Seconds from the file's first frame to each frame that `decode` would show. Raises MediaError as it does."""
     with refusing(Reason.unreadable_video, origin), opened(data, name) as container:
         clip = _Clip(container, pick(container, "video", origin), name, limits, origin, data)
-        return [clip.line.at(index) for index in choose(clip.line, sampling)]
+        return [clip.line.at(index) for index in _chosen(clip.line, sampling, span, origin)]
+
+
+def _chosen(line: Timeline, sampling: Sampling, span: Span, origin: str) -> list[int]:
+    """Indices of the frames to show of a part of a clip. Raises MediaError: bad_range."""
+    if span == (None, None):
+        return choose(line, sampling)
+    try:
+        return choose(line, sampling, _frames.clip(line, *span))
+    except ValueError as error:
+        raise outside(origin, span, line.seconds) from error
 
 
 def available() -> dict[str, str]:

@@ -322,7 +322,8 @@ class Conversation:
 def _plain(part: Part) -> dict[str, str]:
     match part:
         case MediaRef():
-            return {"kind": part.kind, "origin": part.origin, "sha256": part.digest}
+            clip = {"range": part.range} if part.range else {}
+            return {"kind": part.kind, "origin": part.origin, "sha256": part.digest, **clip}
         case Quote():
             return {"kind": "quote", "source": part.source, "text": part.text}
         case _:

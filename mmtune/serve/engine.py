@@ -1,7 +1,7 @@
 """A loaded run that answers: what every face of a conversation stands on.
 
-An item is decoded, prepared and encoded once per engine; the key is the digest of its bytes, so the same picture under
-two names is one.
+An item is decoded, prepared and encoded once per engine; the key is the digest of its bytes with the clip range,
+so the same picture under two names is one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class MediaUse:
             "kind": self.ref.kind,
             "origin": self.ref.origin,
             "sha256": self.digest,
+            **({"range": self.ref.range} if self.ref.range else {}),
             "branch": self.branch,
             "frames": self.frames,
             "tokens": self.places,
@@ -57,7 +58,7 @@ class MediaUse:
         """One line for people."""
         frames = f"{self.frames} frames, " if self.frames > 1 else ""
         taken = f"{self.seconds:.2f} s" if self.seconds else "kept from before"
-        return f"{self.ref.kind} {self.ref.origin}: {frames}{self.places} tokens, {taken}"
+        return f"{self.ref.kind} {self.ref.origin}{self.ref.range}: {frames}{self.places} tokens, {taken}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class _Features:
 
     def find(self, branch: str, ref: MediaRef) -> tuple[Tensor, bool]:
         """Features [F,N,E], and whether they had to be computed."""
-        key = (branch, ref.kind, self.digest(ref))
+        key = (branch, ref.kind, self.digest(ref) + ref.range)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key], False

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmtune import registry
+from mmtune.data import features
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader, Source, Stream
 from mmtune.data.pack import Plan
@@ -238,3 +239,23 @@ def test_loading_from_a_cache_is_the_same_with_workers(stream, tmp_path):
     for one, two in zip(*batches, strict=True):
         assert one.ids == two.ids and torch.equal(one.media["sight"], two.media["sight"])
         assert one.media["sight"].dtype == torch.float16
+
+
+def test_two_clips_of_one_file_are_two_items(tmp_path):
+    from tests.media import make as made
+
+    class Films(Mean):
+        kinds = ("video",)
+
+    branch = Branch()
+    branch.encoder, branch.kinds = Films(), ("video",)
+    cache, film = FeatureCache(tmp_path / "cache", {"sight": branch}), made.video(16, rate=8)
+    parts = [
+        MediaRef("video", film, "film"),
+        MediaRef("video", film, "film", 0.0, 1.0),
+        MediaRef("video", film, "film", 1.0),
+    ]
+    with cache.shelves["sight"].writing() as writer:
+        for number, ref in enumerate(parts):
+            writer.put(features._key(ref), np.full((8, 2, 3), number, np.float16))
+    assert [float(cache.get("sight", ref)[0, 0, 0]) for ref in parts] == [0, 1, 2]

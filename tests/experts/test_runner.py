@@ -266,8 +266,9 @@ def test_what_a_result_depends_on() -> None:
         name(picture("say"), text="else"),
         name(picture("say"), frames=2),
         name(picture("say"), question="why?"),
+        name(MediaRef("video", b"say", "sign.png", 1.0, 2.0)),
     ]
-    assert len({plain, *others}) == 6
+    assert len({plain, *others}) == 7
 
 
 def test_a_new_version_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""Blocks of decoded sound on one timeline: silence where nothing was sent, and no more than a window of it is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LATE = 0.04
+"""Seconds by which a block may come late before there is a gap in front of it. Live recorders stamp their blocks some
+milliseconds off; what is not filled adds up, so times are never off by more."""
+
+
+class Full(Exception):
+    """More samples than may be kept."""
+
+
+class Track:
+    """Samples in the order in which they are put, from `begin` up to `end`.
+
+    Args:
+        rate: samples per second.
+        channels: of every block.
+        begin, end: the samples to keep, counted from the zero of the timeline; none for no bound.
+        most: samples that may be kept; silence counts as much as sound.
+
+    Attributes:
+        head: where the next sample comes, counted from the zero of the timeline.
+        silent: samples of silence put in.
+    """
+
+    def __init__(self, rate: int, channels: int, begin: int | None, end: int | None, most: int) -> None:
+        self.rate, self.channels, self.most = rate, channels, most
+        self.begin, self.end = begin, end
+        self.head, self.silent, self.kept = 0, 0, 0
+        self._loose = True  # the next block lies where its time says, and not behind another
+        self._blocks: list[np.ndarray] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is wanted."""
+        return self.end is not None and self.head >= self.end
+
+    def put(self, block: np.ndarray, at: int | None) -> None:
+        """A block [channels,samples] whose first sample is number `at`; none for right behind the last block.
+
+        Raises Full.
+        """
+        if at is not None:
+            if self._loose and (self.head or at < -LATE * self.rate):
+                self.head = at
+            self._loose = False
+            if at - self.head > LATE * self.rate:
+                self._silence(at - self.head)
+        self._keep(block)
+
+    def skip(self, head: int) -> None:
+        """Go on to sample `head` without any sound, which must be in front of the window."""
+        self.head, self._loose = max(head, self.head), True
+
+    def stack(self) -> np.ndarray:
+        """float32 [channels,samples]"""
+        return np.concatenate(self._blocks, axis=1) if self._blocks else np.zeros((self.channels, 0), np.float32)
+
+    def _silence(self, length: int) -> None:
+        low, high = self._window(length)
+        self._count(high - low)
+        self.silent += high - low
+        if high > low:
+            self._blocks.append(np.zeros((self.channels, high - low), np.float32))
+        self.head += length
+
+    def _keep(self, block: np.ndarray) -> None:
+        low, high = self._window(block.shape[1])
+        self._count(high - low)
+        if high > low:
+            self._blocks.append(block[:, low:high])
+        self.head += block.shape[1]
+
+    def _window(self, length: int) -> tuple[int, int]:
+        """Which of the next `length` samples are wanted."""
+        low = 0 if self.begin is None else min(max(0, self.begin - self.head), length)
+        high = length if self.end is None else max(low, min(length, self.end - self.head))
+        return low, high
+
+    def _count(self, more: int) -> None:
+        self.kept += more
+        if self.kept > self.most:
+            raise Full
