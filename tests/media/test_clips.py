@@ -106,7 +106,9 @@ def test_a_range_late_in_a_coded_sound_is_where_it_belongs(codec, form, sample):
     whole = clip("audio", data, rate=rate).data
     part = clip("audio", data, 4.0, 5.0, rate=rate).data
     assert part.shape[1] == rate
-    rounding = range(-rate // 1000, rate // 1000 + 1) if form in ("webm", "matroska") else (0,)  # its times are whole milliseconds
+    rounding = (
+        range(-rate // 1000, rate // 1000 + 1) if form in ("webm", "matroska") else (0,)
+    )  # its times are whole milliseconds
     apart = [(part - whole[:, 4 * rate + shift : 5 * rate + shift]).abs().max() for shift in rounding]
     assert min(apart) < 0.02
 
