@@ -2,21 +2,31 @@
 
 `tarfile` stops without a word at a hole of zeros, at a bad checksum and at the end of a file that was cut between two
 members. Here each of these is a `Damage`, the walk goes on at the next header that is whole, and only two blocks of
-zeros with nothing behind them count as the end. Layout: POSIX.1-2017, pax "ustar Interchange Format" and "pax Extended
-Header Records"; GNU long names ("L").
+zeros with nothing behind them count as the end. What headers claim is not believed: a member whose size is no number
+or reaches beyond the file, or whose name has no end, is one `Damage`, and those behind it are read. Layout:
+POSIX.1-2017, pax "ustar Interchange Format" and "pax Extended Header Records"; GNU long names ("L"), sparse files.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from mmtune.data._names import printable
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
 """Most bytes of an extended header (a long name)."""
+MAX_NAME = 4096
+"""Most characters of a name; file systems have no longer ones."""
+SHOWN = 200
+"""Most characters of a name in a message."""
 _CHUNK = 1 << 20
 _ZERO = bytes(BLOCK)
+_OCTAL = re.compile(rb"[0-7]*")
+_SIZE = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +36,7 @@ class Member:
     name: str
     """As written; undecodable bytes come as lone surrogates."""
     type: str
-    """Type flag of the header: "0" is a plain file."""
+    """Type flag of the header: "0" is a plain file, "S" one with holes, in whichever of the four ways."""
     offset: int
     """First byte of the content."""
     size: int
@@ -45,63 +55,106 @@ class Damage:
 def walk(file: int) -> Iterator[Member | Damage]:
     """Members and damages of an open tar file (a descriptor) in their order. Never raises for bad content."""
     length = os.fstat(file).st_size
-    position, name, size = 0, None, None  # name and size that an extended header gave for the next member
+    position, given = 0, _Given()
     while True:
         block = os.pread(file, BLOCK, position)
         if len(block) < BLOCK:
             what = "the file ends inside a header" if block else "the file ends without an end mark"
             yield Damage(position, length, what)
             return
-        if block == _ZERO:
-            more = _nonzero(file, position)
-            if more is None:
-                if length - position < 2 * BLOCK:
-                    yield Damage(position, length, "the end mark is cut")
-                return
-            found = _resync(file, more)
-            yield Damage(position, found or length, "a hole of zeros")
-            if found is None:
-                return
-            position, name, size = found, None, None
-            continue
-        header = _header(block)
+        zeros = block == _ZERO
+        header = None if zeros else _header(block)
         if header is None:
-            found = _resync(file, position + BLOCK)
-            yield Damage(position, found or length, "a header with a wrong checksum")
+            start = position + BLOCK
+            if zeros:
+                more = _nonzero(file, position)
+                if more is None:
+                    if length - position < 2 * BLOCK:
+                        yield Damage(position, length, "the end mark is cut")
+                    return
+                start = more
+            found = _resync(file, start)
+            yield Damage(position, found or length, "a hole of zeros" if zeros else "a header with a wrong checksum")
             if found is None:
                 return
-            position, name, size = found, None, None
+            position, given = found, _Given()
             continue
-        here, kind, bytes_ = header
+        name, kind, size = header
         content = position + BLOCK
         if kind in "xgLK":
-            end = content + _padded(bytes_)
-            if bytes_ > MAX_EXTENDED or end > length:
-                found = None if end > length else _resync(file, content)
+            end = content + _padded(size)
+            if size > MAX_EXTENDED or end > length:
+                found = _resync(file, content)
                 yield Damage(position, found or length, "an extended header that is cut or too long")
                 if found is None:
                     return
-                position, name, size = found, None, None
+                position, given = found, _Given()
                 continue
-            text = os.pread(file, bytes_, content)
-            if kind == "L":
-                name = _text(text.split(b"\0", 1)[0])
-            elif kind == "x":
-                fields = _pax(text)
-                name = fields.get("path", name)
-                size = int(fields["size"]) if fields.get("size", "").isdigit() else size
+            given.take(kind, os.pread(file, size, content))
             position = end
             continue
-        here, bytes_ = name if name is not None else here, size if size is not None else bytes_
-        name = size = None
-        if kind not in "0\0" and kind not in "7S":
-            bytes_ = 0  # links, devices and folders have no content, whatever the size field says
-        end = content + _padded(bytes_)
-        if content + bytes_ > length:
-            yield Damage(position, length, f"the file ends inside {here}")
-            return
-        yield Member(here, "0" if kind == "\0" else kind, content, bytes_)
+        name = given.name if given.name is not None else name
+        size = given.size if given.size is not None else size
+        if kind == "S":
+            content = _behind_map(file, block, content)
+        kind = "S" if given.sparse else "0" if kind in "\x007" else kind
+        if kind not in "0S":
+            size = 0  # links, devices and folders have no content, whatever the size field says
+        fault, given = given.fault or _fault(name), _Given()
+        end = content + _padded(size)
+        if content + size > length:
+            # a size that was made up must not take the rest of the shard with it
+            found = _resync(file, content)
+            yield Damage(position, found or length, f"the file ends inside {_short(name)}")
+            if found is None:
+                return
+            position = found
+            continue
+        yield Damage(position, end, f"{_short(name)}: {fault}") if fault else Member(name, kind, content, size)
         position = end
+
+
+@dataclass
+class _Given:
+    """What extended headers say of the next member."""
+
+    name: str | None = None
+    size: int | None = None
+    sparse: bool = False
+    """Whether the content is a map of holes and what lies between them."""
+    fault: str = ""
+    """Why the member cannot be read."""
+
+    def take(self, kind: str, text: bytes) -> None:
+        if kind == "L":
+            self.name = _text(text.split(b"\0", 1)[0])
+        elif kind == "x":
+            fields = _pax(text)
+            self.name = fields.get("GNU.sparse.name", fields.get("path", self.name))
+            self.sparse = self.sparse or any(key.startswith("GNU.sparse.") for key in fields)
+            if "size" in fields:
+                if _SIZE.fullmatch(fields["size"]):
+                    self.size = int(fields["size"])
+                else:
+                    self.fault = f"an extended header with size {_short(fields['size'])}"
+
+
+def _fault(name: str) -> str:
+    """What makes a name unusable, or nothing."""
+    return f"a name of {len(name)} characters" if len(name) > MAX_NAME else ""
+
+
+def _short(text: str) -> str:
+    """Text of a header for a message: one line, and not long."""
+    return printable(text[:SHOWN]) + (f"... ({len(text)} characters)" if len(text) > SHOWN else "")
+
+
+def _behind_map(file: int, block: bytes, content: int) -> int:
+    """Where the content of an old GNU sparse member begins: behind the blocks that go on with its map of holes."""
+    more = block[482]
+    while more and len(block := os.pread(file, BLOCK, content)) == BLOCK:
+        content, more = content + BLOCK, block[504]
+    return content
 
 
 def _padded(size: int) -> int:
@@ -117,17 +170,14 @@ def _number(field: bytes) -> int | None:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
-    try:
-        return int(digits, 8) if digits else 0
-    except ValueError:
-        return None
+    return int(digits or b"0", 8) if _OCTAL.fullmatch(digits) else None
 
 
 def _header(block: bytes) -> tuple[str, str, int] | None:
     """Name, type flag and size of a header block, or none when the checksum or a number is wrong."""
     wanted, size = _number(block[148:156]), _number(block[124:136])
     rest = block[:148] + b" " * 8 + block[156:]
-    if wanted is None or size is None or size < 0:
+    if wanted is None or size is None:
         return None
     if wanted != sum(rest) and wanted != sum(byte - 256 if byte > 127 else byte for byte in rest):
         return None
@@ -163,13 +213,12 @@ def _resync(file: int, position: int) -> int | None:
 def _pax(text: bytes) -> dict[str, str]:
     """Records of the form "LENGTH KEY=VALUE\\n"; what is not of this form ends the reading."""
     fields: dict[str, str] = {}
-    while text:
-        digits, space, _ = text.partition(b" ")
-        if not space or not digits.isdigit() or len(digits) > 8:
-            break
-        record, text = text[: int(digits)], text[int(digits) :]
-        key, sign, value = record[len(digits) + 1 :].rstrip(b"\n").partition(b"=")
+    place = 0
+    while (space := text.find(b" ", place, place + 9)) > place and text[place:space].isdigit():
+        end = place + int(text[place:space])
+        key, sign, value = text[space + 1 : end].rstrip(b"\n").partition(b"=")
         if not sign:
             break
         fields[_text(key)] = _text(value)
+        place = end
     return fields

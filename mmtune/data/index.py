@@ -34,6 +34,12 @@ from mmtune.errors import DataError, Reason, UsageError
 VERSION = 1
 LISTED = 20
 """Most names listed of members that are passed over."""
+DAMAGES = 1000
+"""Most damaged stretches listed."""
+_OTHER = {
+    "1": "a hard link", "2": "a symbolic link", "3": "a device", "4": "a device", "6": "a pipe",
+    "S": "a sparse file, whose bytes do not lie as they are (tar without --sparse)",
+}  # fmt: skip
 
 
 @dataclass
@@ -165,7 +171,10 @@ def _scan(path: Path, file: int) -> ShardIndex:
     whole = hashlib.sha256()
     for item in walk(file):
         if isinstance(item, Damage):
-            index.damage.append(f"bytes {item.offset} to {item.end}: {item.what}")
+            if len(index.damage) < DAMAGES:
+                index.damage.append(f"bytes {item.offset} to {item.end}: {item.what}")
+            elif len(index.damage) == DAMAGES:
+                index.damage.append(f"more from byte {item.offset} on, which is not listed")
             edges += runs[-1:]
             broken = True
             continue
@@ -197,8 +206,7 @@ def _add(index: ShardIndex, group: Group, suffix: str, item: Member, file: int) 
     shown = printable(item.name)
     parts = suffix.split(".")
     if item.type != "0":
-        kinds = {"1": "a hard link", "2": "a symbolic link", "3": "a device", "4": "a device", "6": "a pipe"}
-        group.refuse(Reason.unsafe_member, f"{shown} is {kinds.get(item.type, f'of type {item.type!r}')}")
+        group.refuse(Reason.unsafe_member, f"{shown} is {_OTHER.get(item.type, f'of type {item.type!r}')}")
     elif not safe(item.name):
         group.refuse(Reason.unsafe_member, f"{shown} is not a plain relative name")
     elif bad := UNSAFE.intersection(parts):

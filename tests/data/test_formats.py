@@ -41,6 +41,16 @@ def talk(human, gpt="yes", **more):
     return {"conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}], **more}
 
 
+UNREAD = {
+    "nan": b'"score": NaN',
+    "infinity": b'"a": -Infinity',
+    "huge float": b'"a": 1e999',
+    "long int": b'"a": ' + b"9" * 5000,
+    "long negative int": b'"a": [-' + b"9" * 5000 + b"]",
+    "surrogate": b'"a": "\\ud800"',
+}
+
+
 class TestCaption:
     def test_img2dataset(self):
         one = record({"key": "0001", "status": "success", "caption": "a dog"}, jpg=JPG, txt=b"a dog")
@@ -70,6 +80,16 @@ class TestCaption:
         assert set(said) == {"one", "two", "three"} and said[:3] == said[3:]
         first = [shown(make("caption", choice="first").sample(record(facts, draw=d, jpg=JPG)))[1][1] for d in range(6)]
         assert set(first) == {"one"}
+
+    @pytest.mark.parametrize("more", UNREAD.values(), ids=UNREAD.keys())
+    def test_what_nobody_reads_is_not_checked(self, more):
+        one = record(b'{"caption": "a dog", "status": "success", ' + more + b"}", jpg=JPG, txt=b"a dog")
+        assert shown(make("caption").sample(one)) == [("user", "image:jpg"), ("assistant", "a dog")]
+
+    def test_a_caption_that_a_table_left_out(self):
+        one = record(b'{"caption": NaN, "status": NaN, "image": NaN, "video": NaN}', jpg=JPG, txt=b"a dog")
+        assert shown(make("caption").sample(one)) == [("user", "image:jpg"), ("assistant", "a dog")]
+        assert refused(make("caption"), record(b'{"caption": Infinity}', jpg=JPG)) == Reason.bad_json
 
     def test_other_field(self):
         one = record({"captions": ["a"], "caption": "b"}, jpg=JPG)
@@ -105,14 +125,10 @@ class TestCaption:
 
 
 BAD_JSON = {
-    "nan": b'{"score": NaN}',
-    "infinity": b'{"a": -Infinity}',
-    "huge float": b'{"a": 1e999}',
     "twice": b'{"a": 1, "a": 2}',
     "twice inside": b'{"b": [{"a": 1, "a": 2}]}',
     "depth": b"[" * 100_000 + b"]" * 100_000,
     "depth 70": b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}",
-    "long int": b'{"a": ' + b"9" * 5000 + b"}",
     "cut": b'{"a": ',
     "list": b"[]",
     "empty": b"",
@@ -128,6 +144,15 @@ class TestLlava:
         mixed = good[:-1] + b", " + raw[1:] if raw.startswith(b"{") and raw.endswith(b"}") and raw != b"{} {}" else raw
         make("llava").sample(record(good))
         assert refused(make("llava"), record(mixed)) == Reason.bad_json
+
+    @pytest.mark.parametrize("more", UNREAD.values(), ids=UNREAD.keys())
+    def test_what_nobody_reads_is_not_checked(self, more):
+        one = record(json.dumps(talk("Hi", "Hello")).encode()[:-1] + b", " + more + b"}")
+        assert shown(make("llava").sample(one)) == [("user", "Hi"), ("assistant", "Hello")]
+
+    def test_media_that_a_table_left_out(self):
+        facts = json.dumps(talk("<image> What?", image="0001.jpg")).encode()[:-1] + b', "video": NaN, "audio": null}'
+        assert shown(make("llava").sample(record(facts, jpg=JPG)))[0] == ("user", "image:jpg", " What?")
 
     def test_many_brackets_in_text_are_no_depth(self):
         make("llava").sample(record(talk("[" * 500, "{" * 500)))

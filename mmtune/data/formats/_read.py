@@ -1,22 +1,16 @@
-"""Bytes of a record to text and JSON, strictly; and members to media references."""
+"""Bytes of a record to text, strictly; and members to media references."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from mmtune.data._json import MAX_BYTES
 from mmtune.data._names import SUFFIXES
 from mmtune.data.formats.base import Record
 from mmtune.errors import DataError, Reason
 from mmtune.types import Kind, MediaRef
 
-MAX_BYTES = 16 << 20
-"""Largest JSON or text member read."""
-MAX_DEPTH = 64
-"""Deepest nesting of a JSON member."""
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
@@ -46,58 +40,6 @@ def check(value: str, origin: str, most: int) -> str:
             Reason.bad_text, f"{origin}: character U+{ord(found[0]):04X} at place {found.start()}", "printable text"
         )
     return value
-
-
-def tree(raw: bytes, origin: str) -> dict[str, Any]:
-    """A JSON object, strictly: no NaN or infinity, no key twice, not too deep.
-
-    Raises DataError bad_json, or bad_text where it is not UTF-8.
-    """
-    if len(raw) > MAX_BYTES:
-        raise DataError(Reason.bad_json, f"{origin}: {len(raw)} bytes of JSON", f"at most {MAX_BYTES}")
-    try:
-        source = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(Reason.bad_text, f"{origin}: byte {error.start} is not UTF-8", "UTF-8 text") from error
-    try:
-        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
-        value = json.loads(source, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
-    except (ValueError, RecursionError) as error:
-        raise DataError(Reason.bad_json, f"{origin}: {error}", "a JSON object") from error
-    if not isinstance(value, dict):
-        raise DataError(Reason.bad_json, f"{origin} holds a {type(value).__name__}", "a JSON object")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
-    return value
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _float(digits: str) -> float:
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{digits[:20]} is too large")
-    return value
-
-
-def _depth(raw: bytes) -> int:
-    depth = most = 0
-    for token in _STRUCTURE.findall(raw):
-        if token in (b"[", b"{"):
-            depth += 1
-            most = max(most, depth)
-        elif token in (b"]", b"}"):
-            depth -= 1
-    return most
 
 
 # ------------------------------------------------------------------------------------------------------------- media

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmtune.data import _json
 from mmtune.data.formats import _read
 from mmtune.data.formats.base import Format, FormatConfig, Record
 from mmtune.errors import DataError, Reason
@@ -42,7 +43,7 @@ class Alpaca(Format):
         """Raises DataError: missing_key, bad_json, bad_text, empty_target."""
         if "json" not in record.files:
             raise _read.missing(record, ".json")
-        facts = _read.tree(record.files["json"], f"{record.id}.json")
+        facts = _json.tree(record.files["json"], f"{record.id}.json")
         instruction, given, output = (self._text(record, facts, key) for key in ("instruction", "input", "output"))
         if not output.strip():
             raise DataError(Reason.empty_target, f"{record.id}: a blank output", "text")

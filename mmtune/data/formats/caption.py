@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmtune.data import _json
 from mmtune.data.formats import _read
 from mmtune.data.formats.base import Format, FormatConfig, Record
 from mmtune.errors import DataError, Reason
@@ -40,9 +41,9 @@ class Caption(Format):
 
     def sample(self, record: Record) -> Sample:
         """Raises DataError: download_failed, missing_key, bad_text, bad_json, empty_target."""
-        facts = _read.tree(record.files["json"], f"{record.id}.json") if "json" in record.files else {}
+        facts = _json.tree(record.files["json"], f"{record.id}.json") if "json" in record.files else {}
         status = facts.get("status")
-        if status is not None and status != "success":
+        if not _json.absent(status) and status != "success":
             detail = str(facts.get("error_message") or "")[:200]
             seen = f"{record.id}: status {status!r} {detail}".strip()
             raise DataError(Reason.download_failed, seen, "status success")
@@ -60,7 +61,7 @@ class Caption(Format):
     def _caption(self, record: Record, facts: dict[str, object]) -> str:
         config, most = self.config, self.config.max_chars
         value = facts.get(config.field)
-        if config.text != "txt" and value is not None:
+        if config.text != "txt" and not _json.absent(value):
             where = f"{config.field} of {record.id}.json"
             texts = value if isinstance(value, list) else [value]
             if not texts or not all(isinstance(one, str) for one in texts):

@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from mmtune.data import _json
 from mmtune.data.formats import _read
 from mmtune.data.formats.base import Format, FormatConfig, Record
 from mmtune.errors import DataError, Reason
@@ -58,7 +59,7 @@ class Llava(Format):
         """Raises DataError: missing_key, bad_json, bad_text, empty_target, placeholder_mismatch, wrong_media_type."""
         if "json" not in record.files:
             raise _read.missing(record, ".json")
-        facts = _read.tree(record.files["json"], f"{record.id}.json")
+        facts = _json.tree(record.files["json"], f"{record.id}.json")
         status = facts.get("status")
         if isinstance(status, str) and status != "success":
             raise DataError(Reason.download_failed, f"{record.id}: status {status!r}", "status success")
@@ -123,7 +124,7 @@ class Llava(Format):
         """Media of the record by kind."""
         for field, kind in FIELDS.items():
             value = facts.get(field)
-            if value is None or kind in names:
+            if _json.absent(value) or kind in names:
                 continue
             listed = value if isinstance(value, list) else [value]
             if not all(isinstance(name, str) for name in listed):
