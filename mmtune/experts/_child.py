@@ -36,7 +36,7 @@ def main() -> None:
         facts, data = calls.get()
         try:
             expert = expert or _start(setup["config"])
-            ref = MediaRef(facts["kind"], data, facts["origin"], facts["start"], facts["end"])
+            ref = MediaRef(facts["kind"], data, facts["origin"], facts.get("start"), facts.get("end"))
             reply = _wire.pack(*_wire.gather(expert.look(ref, facts["question"])))
         except MmtuneError as error:
             reply = _error("; ".join(str(error).splitlines()))
