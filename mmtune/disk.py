@@ -1,8 +1,14 @@
-"""Small things done to a disk the careful way: whole, flushed, and in one step."""
+"""Small things done to a disk the careful way: whole, flushed, in one step, and through no link.
+
+A folder that somebody hands over may hold links; what is written into it must not arrive elsewhere. So every file that
+the program writes into a run folder is opened here.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,9 +25,48 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def open_plain(path: Path, flags: int) -> int:
+    """A descriptor of a plain file, made where there is none; children of the process do not inherit it.
+
+    Raises OSError: a link (`ELOOP`), which is not followed, or anything else that is no plain file.
+    """
+    # a pipe of that name would wait for a reader
+    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        handle = os.open(path, flags | os.O_CREAT | extra, 0o644)
+    except OSError as error:
+        if path.is_symlink():
+            raise _link(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return handle
+
+
+def folder(path: Path) -> Path:
+    """A folder of ours, made where there is none. Raises OSError: a link, or a file of that name."""
+    path.mkdir(exist_ok=True)
+    if path.is_symlink():
+        raise _link(path)
+    return path
+
+
+def _link(path: Path) -> OSError:
+    return OSError(errno.ELOOP, "a link, and nothing is written through links", str(path))
+
+
 def put(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write a file from pieces, without flushing it. Raises OSError."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    _write(open_plain(path, os.O_WRONLY | os.O_TRUNC), chunks)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write behind what a file holds. Raises OSError."""
+    _write(open_plain(path, os.O_WRONLY | os.O_APPEND), [data])
+
+
+def _write(handle: int, chunks: Iterable[bytes | memoryview]) -> None:
     try:
         for chunk in chunks:
             rest = memoryview(chunk).cast("B")

@@ -167,8 +167,8 @@ def _copy_prompts(out: Path, recipe: Recipe) -> None:
     known = configs.shipped("prompts")
     for name in {recipe.chat.prompt, *(stream.prompt for stream in recipe.streams.values())} - set(known):
         source = configs.locate(name, "prompts")
-        (out / "prompts").mkdir(exist_ok=True)
-        disk.write_file(out / "prompts" / source.name, source.read_text(encoding="utf-8"))
+        copies = disk.folder(out / "prompts")
+        disk.write_file(copies / source.name, source.read_text(encoding="utf-8"))
 
 
 def save_weights(

@@ -63,7 +63,8 @@ def data_check(
 
     from mmtune.commands import check as command
 
-    command.run(patterns, recipe, stream, limit, samples, changes)
+    if code := command.run(patterns, recipe, stream, limit, samples, changes):
+        raise SystemExit(code)
 
 
 def _looks_like_change(word: str) -> bool:

@@ -56,8 +56,11 @@ def run(
     limit: int,
     samples: int,
     overrides: Sequence[str] = (),
-) -> None:
+) -> int:
     """Look at the first `limit` records and print what was found.
+
+    Returns:
+        Exit code: 1 when not one record can be used, else 0.
 
     Raises:
         UsageError: no such stream, or several and none named.
@@ -84,6 +87,7 @@ def run(
     print("\n".join(report(found, len(corpus), processor.tokenizer)))
     for reason, count in corpus.refused.items():
         print(f"{count} refused when the shards were indexed: {reason}")
+    return 0 if found.lengths else 1
 
 
 def look(loads: Iterable[Callable[[], Any]], reader: Any, processor: Any, samples: int) -> Findings:

@@ -21,13 +21,17 @@ def plan_of(recipe: Recipe) -> Plan:
 
 
 def streams_of(
-    recipe: Recipe, processors: Mapping[str, ProcessorLike], say: Callable[[str], None] | None = None
+    recipe: Recipe,
+    processors: Mapping[str, ProcessorLike],
+    say: Callable[[str], None] | None = None,
+    write: bool = True,
 ) -> list[Stream]:
     """The streams of a recipe, their shards indexed.
 
     Args:
         processors: by stream; they differ in the prompt.
         say: told of indexes being made and of damaged shards.
+        write: lay indexes that are made now beside their shards.
 
     Raises ConfigError and DataError.
     """
@@ -37,7 +41,7 @@ def streams_of(
         spelled = registry.find("data/formats", config.name)(config)
         source = Source(section.patterns(), spelled)
         # encoders that draw nothing ask the generator for nothing
-        streams.append(Stream(name, [source], processors[name], section.share, augment=True, say=say))
+        streams.append(Stream(name, [source], processors[name], section.share, augment=True, say=say, write=write))
     return streams
 
 
@@ -50,6 +54,7 @@ def loader_of(
     pad: int = 0,
     say: Callable[[str], None] | None = None,
     peers: Peers | None = None,
+    write: bool = True,
 ) -> Loader:
     """The loader of a recipe.
 
@@ -57,13 +62,14 @@ def loader_of(
         processors: by stream.
         out: run folder; `skipped.jsonl` comes to lie in it, written by the first rank. None keeps counts only.
         peers: the other ranks, where there are any, to share the preparing with.
+        write: lay indexes that are made now beside their shards.
 
     Raises ConfigError and DataError.
     """
     run = recipe.run
     path = out / "skipped.jsonl" if out is not None and rank == 0 else None
     ledger = Ledger(path, max_bad_fraction=run.max_bad_fraction, max_in_a_row=run.max_bad_in_a_row)
-    streams = streams_of(recipe, processors, say)
+    streams = streams_of(recipe, processors, say, write)
     return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe), peers)
 
 

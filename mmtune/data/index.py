@@ -327,7 +327,9 @@ def _write(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def fetch(path: Path, say: Callable[[str], None] | None = None, rebuild: bool = False) -> tuple[ShardIndex, bool]:
+def fetch(
+    path: Path, say: Callable[[str], None] | None = None, rebuild: bool = False, write: bool = True
+) -> tuple[ShardIndex, bool]:
     """The index of a shard as it lies beside it, made now when there is none; and whether it was made now.
 
     An index is kept although its shard has changed since: it names what was there. `shards.Corpus` judges that.
@@ -335,6 +337,7 @@ def fetch(path: Path, say: Callable[[str], None] | None = None, rebuild: bool = 
 
     Args:
         rebuild: make it anew unless size, time and digest of the shard are as when it was made.
+        write: lay one that is made now beside its shard; otherwise it serves this process only, which is not said.
     """
     where = beside(path)
     if where.exists():
@@ -344,6 +347,8 @@ def fetch(path: Path, say: Callable[[str], None] | None = None, rebuild: bool = 
     if say:
         say(f"indexing {path} ({path.stat().st_size / 1e6:.0f} MB), once")
     index = scan(path)
+    if not write:
+        return index, True
     try:
         store(path, index)
     except OSError as error:

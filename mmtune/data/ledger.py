@@ -127,8 +127,7 @@ class Ledger:
         if self.path is not None:
             line = (json.dumps({**row, **more}) + "\n").encode()
             try:
-                with self.path.open("ab") as file:
-                    file.write(line)
+                disk.append(self.path, line)
             except OSError as error:
                 raise CheckpointError(
                     f"{self.path} cannot be written: {error.strerror}; {id} was skipped as {reason}",

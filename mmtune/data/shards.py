@@ -53,6 +53,7 @@ class Corpus:
         without: ids of samples to leave out, as if they were in no shard.
         strict: refuse damaged shards instead of using what is whole.
         verify: compare each member that is read with its digest.
+        write: lay an index that is made now beside its shard, for the next time.
 
     Raises:
         DataError: no shards, a shard that is not the one that was indexed, or damage where `strict`.
@@ -66,10 +67,11 @@ class Corpus:
         without: Collection[str] = (),
         strict: bool = False,
         verify: bool = True,
+        write: bool = True,
     ) -> None:
         self.paths = expand(patterns)
         self.window = window
-        self.verify = verify
+        self.verify, self._write = verify, write
         self._say = say or (lambda text: None)
         self._without = frozenset(without)
         self._labels = _labels(self.paths)
@@ -241,7 +243,7 @@ class Corpus:
             index = remote.cache().index(path, self._say)  # the shard is compared with it when it comes
             faults = list(index.damage)
         else:
-            index, new = indexes.fetch(path, self._say)
+            index, new = indexes.fetch(path, self._say, write=self._write)
             faults = list(index.damage)
             if not new and not indexes.unchanged(path, index):
                 faults += self._changed(number, path, index)
@@ -262,8 +264,9 @@ class Corpus:
             self._say(f"{path} was touched since it was indexed: comparing its content")
             if indexes.sum_file(path) == index.sha256:
                 index.mtime_ns = path.stat().st_mtime_ns
-                with suppress(OSError):  # a folder that is only read is compared each time
-                    indexes._write(indexes.beside(path), index.dump())
+                if self._write:
+                    with suppress(OSError):  # a folder that is only read is compared each time
+                        indexes._write(indexes.beside(path), index.dump())
                 return []
             return ["its content is not what was indexed; each sample is judged by its digest"]
         if size < index.bytes and self._begins_as(number, index, size):

@@ -64,12 +64,14 @@ class Runtime:
         from accelerate import PartialState
 
         limit = self._limit = timedelta(seconds=deadline + SPARE)
-        if offload and device != "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        on_cpu = device == "cpu" or (device == "auto" and _best().type == "cpu")
+        if offload and not on_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             # what lies in the main memory is gathered there, for which accelerate's own choice has no backend
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=limit)
         # Only the process group is accelerate's: its device and precision are settled once for a whole process, and
         # a process may train twice.
-        self._state = PartialState(cpu=device == "cpu", timeout=limit)
+        # Without an accelerator it forms no group at all unless it is told that the processor is meant.
+        self._state = PartialState(cpu=on_cpu, timeout=limit)
         self.rank: int = self._state.process_index
         self.world: int = self._state.num_processes
         self.precision, self.strategy, self.offload, self.compile = precision, strategy, offload, compile

@@ -1,8 +1,9 @@
 """One process trains in a folder at a time.
 
-The system's own file lock decides, because it goes away with the process that held it, however that ended. What is
-written inside says who holds it: process, boot of the machine, machine. It decides where the file system has no locks,
-and it tells a run that is killed, whose data workers are still leaving, from one that lives.
+The system's own file lock decides, because it goes away with the process that held it, however that ended. Children of
+that process give up their part in it as soon as they are forked, so a data worker that was stopped and outlives its run
+holds nothing. What is written inside says who holds the lock: process, boot of the machine, machine. It decides where
+the file system has no locks.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from mmtune import disk
 from mmtune.errors import UsageError
 
 PATIENCE = 10.0
-"""Seconds that the workers of a killed run get to leave."""
+"""Seconds that what a killed run left behind gets to leave."""
+MOST = 4096
+"""Bytes read of what a holder wrote."""
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -37,20 +43,34 @@ def lock(out: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock_file = (out / ".lock").open("a+", encoding="utf-8")
+        file = disk.open_plain(out / ".lock", os.O_RDWR)
     except OSError as error:
         raise UsageError(
-            seen=f"the run folder {out} cannot be used: {error.strerror}",
+            seen=f"the run folder {out} cannot be used: {error.filename or out}: {error.strerror}",
             expected="a folder that is new or may be written",
             hint="give another one with --out",
         ) from error
-    with lock_file as file:
+    try:
+        _held.add(file)  # before the lock is there: a fork in between must not have it
         _take(out, file, say)
         _write(file, me())
         try:
             yield
         finally:
             _write(file, None)
+    finally:
+        _held.discard(file)
+        os.close(file)
+
+
+def _let_go() -> None:
+    """In a child: close what it has of its parent's locks, which stay locked."""
+    while _held:
+        with suppress(OSError):
+            os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def me() -> dict[str, Any]:
@@ -68,7 +88,7 @@ def alive(holder: dict[str, Any]) -> bool:
     return started is not None and holder.get("started") in (None, started)
 
 
-def _take(out: Path, file: TextIO, say: Callable[[str], None]) -> None:
+def _take(out: Path, file: int, say: Callable[[str], None]) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         # the holder is read after the lock was asked for: it wrote its name as soon as it had it
@@ -79,16 +99,26 @@ def _take(out: Path, file: TextIO, say: Callable[[str], None]) -> None:
                 say(f"{_name(holder)} left {out} without a word, as a killed one does; its lock is taken over")
             return
         if holder is None or alive(holder) or time.monotonic() > deadline:
-            raise UsageError(
-                seen=f"{out} is in use by another run ({_name(holder)})",
-                expected="one run in a folder at a time",
-                hint="wait for it, or give another folder"
-                + (f"; if it is gone, delete {out / '.lock'}" if held is None else ""),
-            )
+            raise _in_use(out, held, holder)
         time.sleep(0.05)
 
 
-def _flock(file: TextIO) -> bool | None:
+def _in_use(out: Path, held: bool | None, holder: dict[str, Any] | None) -> UsageError:
+    if held is False and holder is not None and not alive(holder):
+        return UsageError(
+            seen=f"{_name(holder)}, which trained in {out}, is gone, but a process that it left behind holds its lock",
+            expected="one run in a folder at a time",
+            hint=f"find it with: fuser {out / '.lock'}; end it, and try again",
+        )
+    return UsageError(
+        seen=f"{out} is in use by another run ({_name(holder)})",
+        expected="one run in a folder at a time",
+        hint="wait for it, or give another folder"
+        + (f"; if it is gone, delete {out / '.lock'}" if held is None else ""),
+    )
+
+
+def _flock(file: int) -> bool | None:
     """Whether the system's lock could be had; none where the file system knows no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,20 +127,17 @@ def _flock(file: TextIO) -> bool | None:
     return True
 
 
-def _read(file: TextIO) -> dict[str, Any] | None:
-    file.seek(0)
+def _read(file: int) -> dict[str, Any] | None:
     try:
-        holder = json.loads(file.read())
+        holder = json.loads(os.pread(file, MOST, 0))
     except ValueError:
         return None
     return holder if isinstance(holder, dict) and isinstance(holder.get("process"), int) else None
 
 
-def _write(file: TextIO, holder: dict[str, Any] | None) -> None:
-    file.seek(0)
-    file.truncate(0)
-    file.write(json.dumps(holder) if holder else "")
-    file.flush()
+def _write(file: int, holder: dict[str, Any] | None) -> None:
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(holder).encode() if holder else b"", 0)
 
 
 def _name(holder: dict[str, Any] | None) -> str:

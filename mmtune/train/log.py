@@ -44,7 +44,8 @@ class Metrics:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+                events = disk.folder(folder / "tensorboard")
+                self._board = SummaryWriter(str(events), purge_step=start or None)
             except Exception as error:  # any fault of a tracker is only a fault of the tracker
                 _errors.say(f"note: no TensorBoard files: {error}")
 
@@ -52,8 +53,7 @@ class Metrics:
         """One row. Values that are not numbers go to the JSON line only."""
         row = {"step": step, **{k: _finite(v) for k, v in values.items()}}
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            disk.append(self.path, (json.dumps(row) + "\n").encode())
             if self._board is not None:
                 for name, value in values.items():
                     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -20,12 +20,13 @@ from mmtune import config as configs
 from mmtune import model as models
 from mmtune import params
 from mmtune.checkpoint import store
+from mmtune.data import remote
 from mmtune.data.build import loader_of
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
 from mmtune.recipe import Recipe
-from mmtune.train import blame
+from mmtune.train import blame, folder
 from mmtune.train import resume as states
 from mmtune.train.cut import cut
 from mmtune.train.distributed import Runtime
@@ -100,31 +101,12 @@ def train(
                 return _Run(recipe, None, runtime, voice).rehearse()
             with lock(out, voice.line) if runtime.main else nullcontext():
                 # asked of all ranks before one of them writes the first file
-                fault = _fault(out, resume) if runtime.main else None
+                fault = folder.fault(out, resume) if runtime.main else None
                 if runtime.any(fault is not None):
                     raise fault or UsageError(f"{out} is refused by the first rank", "a folder that it can train in")
                 return _Run(recipe, out, runtime, voice, resume).go(resume, allow)
     finally:
         voice.stop()
-
-
-def _fault(out: Path, resume: bool) -> UsageError | None:
-    """Why a folder cannot be trained in."""
-    if not resume and (out / "recipe.yaml").exists():
-        return UsageError(
-            seen=f"{out} holds a run already",
-            expected="an empty or new folder",
-            hint=f"mmtune train --resume {out}, or another --out",
-        )
-    for name in ("state", "weights"):
-        path = out / name
-        if (path.exists() or path.is_symlink()) and not path.is_dir():
-            return UsageError(
-                seen=f"{path} is no folder, and what is saved goes there",
-                expected="a folder, or nothing of that name",
-                hint="move it away, or train into another folder with --out",
-            )
-    return None
 
 
 def _count(names: list[str]) -> str:
@@ -183,7 +165,8 @@ class _Run:
             for name, stream in recipe.streams.items()
         }
         pad = self.model.llm.tokenizer.pad
-        return loader_of(recipe, processors, self.out, runtime.rank, runtime.world, pad, self.voice.line, runtime)
+        rest = (runtime.rank, runtime.world, pad, self.voice.line, runtime)
+        return loader_of(recipe, processors, self.out, *rest, write=self.out is not None)
 
     def _estimate(self) -> Estimate:
         counts, steps = self.loader.counts(), self.recipe.schedule.steps
@@ -195,9 +178,16 @@ class _Run:
         """One step on real data, and nothing kept."""
         for _, outcome, stream in self._steps(Stop(), until=1):
             said = f"one step of {stream}: loss {outcome.loss:.4f}, {outcome.tokens} tokens"
-            self.voice.line(f"{said}. Nothing was written.")
+            self.voice.line(f"{said}. {self._written()}")
             return Result(self.out, 0, False, 0, outcome.loss)
         raise AssertionError("a schedule has at least one step")
+
+    def _written(self) -> str:
+        """What a rehearsal leaves behind."""
+        paths = [path for stream in self.loader.streams.values() for path in stream.corpus.paths]
+        if all(isinstance(path, Path) for path in paths):
+            return "Nothing was written."
+        return f"Nothing was written but the shards that were fetched, in {remote.cache().folder}."
 
     def go(self, resume: bool, allow: Collection[str]) -> Result:
         if resume:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from mmtune import cli
+from mmtune import cli, config
 from mmtune.commands import check
 from mmtune.errors import DataError, Reason, UsageError
 from mmtune.types import IGNORE, Example, Slot
+from tests.train import world
 
 
 class Letters:
@@ -147,3 +150,17 @@ def test_changes_are_told_from_patterns(monkeypatch: pytest.MonkeyPatch) -> None
     assert patterns == ["a/*.tar", "shards/a=b/0.tar", "./c=d.tar"]
     refused = CliRunner().invoke(cli.app, ["data", "check", "run.length=9", "--recipe", "pocket"])
     assert isinstance(refused.exception, UsageError) and "no shards" in refused.exception.seen
+
+
+def test_nothing_usable_is_a_failure(tmp_path: Path) -> None:
+    """The exit status says so, for the script that would train next."""
+    made = world.recipe(tmp_path / "world")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.dump(made))
+    bad = tmp_path / "bad.tar"
+    world.write_tar(bad, {f"{n}.json": b'{"conversations": []}' for n in range(3)})
+    words = ["data", "check", "--recipe", str(recipe), "--stream", "pictures"]
+    refused = CliRunner().invoke(cli.app, [*words, str(bad)])
+    assert refused.exit_code == 1 and "3 of 3 records looked at: 0 usable" in refused.output
+    good = CliRunner().invoke(cli.app, [*words, made.streams["pictures"].data[0]])
+    assert good.exit_code == 0, good.output

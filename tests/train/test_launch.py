@@ -61,7 +61,10 @@ def test_both_start_the_same_run(tmp_path):
     meeting = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", port()]
     starts = {
         "alone": [*words, "alone"],
-        "torchrun": ["torch.distributed.run", *meeting, "-m", *words, "torchrun", "run.strategy=shard_all"],
+        "torchrun": [
+            *("torch.distributed.run", *meeting, "-m", *words, "torchrun"),
+            *("run.strategy=shard_all", "run.device=auto"),  # which is the processor where there is nothing else
+        ],
         "accelerate": [
             *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
             *("--mixed_precision", "no", "--main_process_ip", "127.0.0.1", "--main_process_port", port()),

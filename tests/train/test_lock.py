@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -75,3 +76,52 @@ def test_workers_of_a_killed_run_get_time_to_leave(tmp_path, monkeypatch) -> Non
     with lock(tmp_path):
         pass
     assert next(answers, None) is None
+
+
+def test_what_a_run_forked_does_not_hold_its_lock(tmp_path) -> None:
+    """A data worker that was stopped, and lives on after its run was killed, keeps nobody out."""
+    script = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from mmtune.train.lock import lock\n"
+        "with lock(Path(sys.argv[1])):\n"
+        "    worker = os.fork()\n"
+        "    if worker == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(worker, os.WUNTRACED)\n"
+        "    print(worker, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    worker = int(run.stdout.readline())
+    try:
+        with pytest.raises(UsageError, match="in use by another run"), lock(tmp_path):
+            pass  # the run lives
+        run.kill()
+        run.wait()
+        os.kill(worker, 0)
+        said: list[str] = []
+        with lock(tmp_path, said.append):
+            assert "taken over" in said[0]
+    finally:
+        run.kill()
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_who_holds_the_lock_of_a_run_that_is_gone_is_not_called_that_run(tmp_path, monkeypatch) -> None:
+    (tmp_path / ".lock").write_text(json.dumps({**locks.me(), "process": dead()}))
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "_flock", lambda file: False)
+    with pytest.raises(UsageError, match="is gone, but a process that it left behind holds its lock"), lock(tmp_path):
+        pass
+
+
+def test_a_lock_that_is_a_link_leaves_its_target(tmp_path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(target)
+    with pytest.raises(UsageError, match="a link"), lock(tmp_path / "run"):
+        pass
+    assert target.read_text() == "mine"

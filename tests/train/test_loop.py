@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import time
 
 import pytest
@@ -55,6 +56,19 @@ def test_said_before_it_starts(recipe, tmp_path, capsys):
 def test_dry_run_writes_nothing(recipe, tmp_path):
     result = train(recipe, tmp_path / "run", dry_run=True, progress="off")
     assert result.loss > 0 and not (tmp_path / "run").exists()
+
+
+def test_dry_run_writes_no_index_either(tmp_path, capsys):
+    """The index of a shard that has none is made for the rehearsal alone; one that is out of date stays as it is."""
+    fresh = world.recipe(tmp_path)
+    for file in (tmp_path / "pictures").glob("*.json"):
+        file.unlink()
+    touched = sorted((tmp_path / "words").glob("*.tar"))[0]
+    os.utime(touched, (1, 1))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    train(fresh, tmp_path / "run", dry_run=True, progress="lines")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert "Nothing was written." in capsys.readouterr().out
 
 
 def test_a_folder_holds_one_run(recipe, tmp_path):
@@ -198,6 +212,28 @@ def test_a_file_where_a_folder_must_be_is_told_before_the_first_step(recipe, tmp
         with pytest.raises(UsageError, match=f"{name} is no folder"):
             train(recipe, tmp_path, resume=resume, progress="off")
     assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["state", "weights", "tensorboard", "metrics.jsonl", "skipped.jsonl", "recipe.yaml", "card.md", ".lock"]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_links_in_a_run_folder_are_not_written_through(recipe, tmp_path, name, resume):
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    run.mkdir()
+    if name in ("state", "weights", "tensorboard"):
+        kept.mkdir()
+        target = kept / "precious"
+        target.write_text("mine")
+        (run / name).symlink_to(kept)
+    else:
+        target = kept
+        target.write_text("mine")
+        (run / name).symlink_to(target)
+    with pytest.raises(UsageError, match="link|holds a run"):
+        train(recipe, run, resume=resume, progress="off")
+    assert target.read_text() == "mine" and (kept == target or list(kept.iterdir()) == [target])
+    assert [path.name for path in run.iterdir() if path.name != ".lock"] == [name] * (name != ".lock")
 
 
 def test_samples_of_a_bad_step_are_named(recipe, tmp_path, monkeypatch):
