@@ -76,6 +76,25 @@ def _write(handle: int, chunks: Iterable[bytes | memoryview]) -> None:
         os.close(handle)
 
 
+def read_text(path: Path, most: int) -> str:
+    """The text of a plain file of at most `most` bytes.
+
+    Raises OSError where it cannot be read, and ValueError for a larger one, for one that is no file (a device, a pipe:
+    a link may lead to either), and for text that is not UTF-8.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with os.fdopen(handle, "rb") as file:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("no plain file")
+        if state.st_size > most:
+            raise ValueError(f"{state.st_size:,} bytes, and at most {most:,} are read")
+        data = file.read(most + 1)  # a file that says it has no bytes, as those of /proc do, may have some
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data.decode("utf-8")
+
+
 def write_file(path: Path, text: str) -> None:
     """Replace a text file in one step: readers see the old one or the new one."""
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmtune"
 
 FLOORS = {
-    "types": 0, "errors": 0, "version": 0, "pocket": 0, "reader": 0, "disk": 0,
+    "types": 0, "errors": 0, "version": 0, "pocket": 0, "reader": 0, "disk": 0, "addresses": 0,
     "config": 1, "registry": 1, "places": 1, "layers": 1, "media": 1,
     "encoders": 2, "connectors": 2, "llm": 2, "prompt": 2, "params": 2,
     "fusion": 3, "tuners": 3,
@@ -51,7 +51,7 @@ BORDERS = {
     "av": ("media/", "data/world/"),
     "torchaudio": ("media/", "encoders/"),
     "webdataset": ("data/",),
-    "fsspec": ("data/remote.py",),
+    "fsspec": ("data/fetch.py",),
     "tensorboard": ("train/log.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),

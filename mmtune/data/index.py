@@ -22,124 +22,22 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mmtune import disk
 from mmtune.data._names import SUFFIXES, UNSAFE, holds_objects, printable, safe, split
+from mmtune.data._stored import LISTED, MOST, VERSION, Group, ShardIndex, read
 from mmtune.data._tar import Damage, Member, walk
 from mmtune.errors import DataError, Reason, UsageError
 
-VERSION = 1
-LISTED = 20
-"""Most names listed of members that are passed over."""
 DAMAGES = 1000
 """Most damaged stretches listed."""
 _OTHER = {
     "1": "a hard link", "2": "a symbolic link", "3": "a device", "4": "a device", "6": "a pipe",
     "S": "a sparse file, whose bytes do not lie as they are (tar without --sparse)",
 }  # fmt: skip
-
-
-@dataclass
-class Group:
-    """One sample as the index sees it."""
-
-    key: str
-    ordinal: int = 0
-    members: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """Suffix to offset, size and sha256 in hex."""
-    reason: Reason | None = None
-    """Why it is refused; none when it is not."""
-    detail: str = ""
-
-    def refuse(self, reason: Reason, detail: str) -> None:
-        """Refuse; the first reason stays."""
-        if self.reason is None:
-            self.reason, self.detail = reason, detail
-
-
-@dataclass
-class ShardIndex:
-    """What is known of one shard."""
-
-    name: str
-    bytes: int
-    mtime_ns: int
-    sha256: str
-    groups: list[Group]
-    damage: list[str] = field(default_factory=list)
-    """Stretches that could not be read; samples may be lost there without a name."""
-    passed: list[str] = field(default_factory=list)
-    """Members that are no part of any sample or have a suffix that is not read: up to LISTED names."""
-    passed_count: int = 0
-
-    def counts(self) -> dict[str, Any]:
-        """Numbers for the manifest."""
-        refused = Counter(str(group.reason) for group in self.groups if group.reason)
-        return {
-            "samples": len(self.groups),
-            "refused": dict(sorted(refused.items())),
-            "duplicate_keys": sum(group.ordinal > 0 for group in self.groups),
-            "members": sum(len(group.members) for group in self.groups),
-            "passed_over": self.passed_count,
-            "damage": len(self.damage),
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-        }
-
-    def dump(self) -> str:
-        """As JSON, in columns: a sample has `sizes[i]` members, which follow each other in `members`."""
-        suffixes = sorted({suffix for group in self.groups for suffix in group.members})
-        number = {suffix: place for place, suffix in enumerate(suffixes)}
-        flat = [(number[s], *where) for group in self.groups for s, where in group.members.items()]
-        tree = {
-            "version": VERSION,
-            "shard": self.name,
-            "bytes": self.bytes,
-            "mtime_ns": self.mtime_ns,
-            "sha256": self.sha256,
-            "damage": self.damage,
-            "passed_over": {"count": self.passed_count, "names": self.passed},
-            "refused": {str(i): [str(g.reason), g.detail] for i, g in enumerate(self.groups) if g.reason},
-            "duplicates": {str(i): group.ordinal for i, group in enumerate(self.groups) if group.ordinal},
-            "keys": [group.key for group in self.groups],
-            "sizes": [len(group.members) for group in self.groups],
-            "suffixes": suffixes,
-            "members": {
-                name: [row[place] for row in flat] for place, name in enumerate(("suffix", "offset", "size", "sha256"))
-            },
-        }
-        return json.dumps(tree, separators=(",", ":"))
-
-    @classmethod
-    def parse(cls, text: str, origin: str) -> ShardIndex:
-        """The inverse of `dump`. Raises DataError for a file that is no index of this version."""
-        try:
-            tree = json.loads(text)
-            if tree["version"] != VERSION:
-                raise ValueError(f"version {tree['version']}")
-            columns = [tree["members"][name] for name in ("suffix", "offset", "size", "sha256")]
-            rows = iter(zip(*columns, strict=True))
-            groups = []
-            for key, size in zip(tree["keys"], tree["sizes"], strict=True):
-                members = {tree["suffixes"][row[0]]: tuple(row[1:]) for row in (next(rows) for _ in range(size))}
-                groups.append(Group(key, 0, members))
-            for place, ordinal in tree["duplicates"].items():
-                groups[int(place)].ordinal = ordinal
-            for place, (reason, detail) in tree["refused"].items():
-                groups[int(place)].refuse(Reason(reason), detail)
-            passed = tree["passed_over"]
-            head = (tree["shard"], tree["bytes"], tree["mtime_ns"], tree["sha256"])
-            return cls(*head, groups, tree["damage"], passed["names"], passed["count"])
-        except (ValueError, KeyError, TypeError, IndexError, RuntimeError, StopIteration) as error:
-            raise DataError(
-                Reason.bad_json,
-                f"{origin}: {type(error).__name__}: {error}",
-                f"an index of version {VERSION}",
-                "delete it, or run `mmtune data index`",
-            ) from error
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -308,10 +206,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {"version": VERSION, "shards": {}}
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(disk.read_text(path, MOST))
         if tree["version"] != VERSION or not isinstance(tree["shards"], dict):
             raise ValueError(f"version {tree['version']}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         hint = "delete it and run `mmtune data index`"
         raise DataError(Reason.bad_json, f"{path}: {error}", f"a manifest of version {VERSION}", hint) from error
     return tree
@@ -341,7 +239,7 @@ def fetch(
     """
     where = beside(path)
     if where.exists():
-        index = ShardIndex.parse(where.read_text(encoding="utf-8"), str(where))
+        index = read(where)
         if not rebuild or (unchanged(path, index) and sum_file(path) == index.sha256):
             return index, False
     if say:
@@ -387,7 +285,7 @@ def index_shards(patterns: Iterable[str | Path], say: Callable[[str], None] | No
                 expected="shards on a disk of this machine: an index lies beside its shard",
                 hint="index them where they lie, and copy NAME.tar.index.json beside them",
             )
-        old = ShardIndex.parse(beside(path).read_text(encoding="utf-8"), str(path)) if beside(path).exists() else None
+        old = read(beside(path)) if beside(path).exists() else None
         index, new = fetch(path, say, rebuild=True)
         indexes[path] = index
         counts = index.counts()

@@ -7,8 +7,6 @@ ago goes. Several processes of a machine share one cache.
 
     MMTUNE_CACHE      folder; ~/.cache/mmtune/shards when not set
     MMTUNE_CACHE_GB   its limit, 100 when not set; it has to hold the shards that are mixed with each other at a time
-
-https is read by the standard library, everything else through fsspec, with the credentials that its packages find.
 """
 
 from __future__ import annotations
@@ -18,30 +16,25 @@ import functools
 import hashlib
 import os
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from urllib import error as web_errors
-from urllib import request
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from mmtune.addresses import without_secrets
 from mmtune.data import index as indexes
+from mmtune.data.fetch import WAITS, check, fetch, system, tried
 from mmtune.data.index import ShardIndex
 from mmtune.errors import MmtuneError, UsageError
 
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub", "memory": "fsspec"}
-"""Schemes that go through fsspec, and the package that each needs."""
-SCHEMES = (*PACKAGES, "https", "http")
-WAITS = (0.0, 1.0, 4.0, 15.0)
-"""Seconds before each try to fetch something."""
-SILENCE = 60.0
-"""Seconds without a byte after which a try over https is given up."""
-CHUNK = 1 << 20
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):")
+_SIGNATURE = re.compile(
+    r"x-(amz|goog|oss|cos)-.*|sig|signature|token|.*[-_]token|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid"
+    r"|ossaccesskeyid|se|sp|sv|sr|st|spr|sks|skt|ske|skv|skoid|sktid|api[-_]?key|password|secret",
+    re.IGNORECASE,
+)
+"""Parameters that the usual stores sign an address with; the next signature of the same file differs in them."""
 
 
 @dataclass(frozen=True, order=True)
@@ -57,11 +50,18 @@ class Remote:
     @property
     def parts(self) -> tuple[str, ...]:
         """Host and folders, without what may be secret in an address."""
-        split = urlsplit(self.url)
+        split = urlsplit(without_secrets(self.url))
         return (split.hostname or "", *(part for part in split.path.split("/") if part))
 
+    @property
+    def identity(self) -> str:
+        """What stays the same when an address is signed again: all but user, fragment and the parts of a signature."""
+        query = parse_qsl(urlsplit(self.url).query, keep_blank_values=True)
+        kept = [(name, value) for name, value in query if not _SIGNATURE.fullmatch(name)]
+        return without_secrets(self.url) + (f"?{urlencode(kept)}" if kept else "")
+
     def __str__(self) -> str:
-        return f"{self.url.partition(':')[0]}://{'/'.join(self.parts)}"
+        return without_secrets(self.url)
 
 
 def find(pattern: str) -> list[Remote] | None:
@@ -74,20 +74,22 @@ def find(pattern: str) -> list[Remote] | None:
     scheme = _SCHEME.match(pattern)
     if scheme is None or (len(scheme[1]) == 1 and os.name == "nt"):
         return None
-    _check(pattern, scheme[1])
-    if not pattern.endswith("/") and "*" not in pattern:
+    check(pattern)
+    web = scheme[1] in ("https", "http")
+    shown = without_secrets(pattern) if web else pattern  # a signature may hold anything
+    if not shown.endswith("/") and "*" not in shown:
         return [Remote(pattern)]
-    if scheme[1] in ("https", "http"):
+    if web:
         raise UsageError(
             seen=f"{Remote(pattern)}: an address that stands for several files",
             expected="the address of each shard, for nothing lists them",
             hint="number them: https://HOST/part-{0000..0041}.tar",
         )
-    system, path = _system(pattern, scheme[1])
+    files, path = system(pattern)
     path = f"{path.rstrip('/')}/*.tar" if pattern.endswith("/") else path
-    found = _tried(str(Remote(pattern)), lambda: system.glob(path))
+    found = tried(pattern, lambda: files.glob(path))
     if not found:
-        raise UsageError(seen=f"{pattern}: nothing is there", expected="tar files", hint="check the address")
+        raise UsageError(seen=f"{Remote(pattern)}: nothing is there", expected="tar files", hint="check the address")
     return [Remote(f"{scheme[1]}://{one.lstrip('/')}") for one in sorted(found)]
 
 
@@ -122,14 +124,14 @@ class Cache:
             part = here.with_name(f".{here.name}.{os.getpid()}.part")
             try:
                 try:
-                    _tried(f"{remote}.index.json", lambda: _fetch(beside, part, self.limit), self.waits)
-                    ShardIndex.parse(part.read_text(encoding="utf-8"), f"{remote}.index.json")
+                    tried(beside, lambda: fetch(beside, part, indexes.MOST), self.waits)
+                    indexes.read(part, f"{remote}.index.json")
                     part.replace(here)
                 except FileNotFoundError:
                     self._make(remote, here, say)
             finally:
                 part.unlink(missing_ok=True)
-        return ShardIndex.parse(here.read_text(encoding="utf-8"), str(here))
+        return indexes.read(here)
 
     def open(self, remote: Remote, index: ShardIndex) -> int:
         """A descriptor of the shard, fetched first where it is not here. It stays good when the shard is thrown out.
@@ -154,7 +156,7 @@ class Cache:
                 # its length counts against the limit from now on
                 with part.open("wb") as file:
                     file.truncate(size)
-                found = _tried(str(remote), lambda: _fetch(remote.url, part, size), self.waits)
+                found = tried(remote.url, lambda: fetch(remote.url, part, size), self.waits)
                 if found == digest:
                     with part.open("rb") as file:
                         os.fsync(file.fileno())
@@ -166,7 +168,7 @@ class Cache:
         raise MmtuneError(
             seen=f"{remote} is not what its index says: sha256 {found[:12]} and not {digest[:12]}, twice",
             expected="the shard that was indexed",
-            hint=f"make the index anew where the shard lies, and delete {path.parent}",
+            hint=f"make the index again where the shard lies, and delete {path.parent}",
         )
 
     def _make(self, remote: Remote, here: Path, say: Callable[[str], None] | None) -> None:
@@ -179,7 +181,7 @@ class Cache:
                 return
             part = path.with_name(f"{path.name}.part")
             try:
-                _tried(str(remote), lambda: _fetch(remote.url, part, self.limit), self.waits)
+                tried(remote.url, lambda: fetch(remote.url, part, self.limit), self.waits)
                 found = indexes.scan(part)
                 found.name = remote.name
                 self._room(found.bytes, remote, but=part)
@@ -216,7 +218,7 @@ class Cache:
 
     def _place(self, remote: Remote) -> Path:
         name = f"{remote.name.removesuffix('.tar')}.tar"  # by which the limit finds it
-        return self.folder / hashlib.sha256(remote.url.encode()).hexdigest()[:24] / name
+        return self.folder / hashlib.sha256(remote.identity.encode()).hexdigest()[:24] / name
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
@@ -246,111 +248,3 @@ def _left_over(part: Path) -> bool:
         except OSError:
             return False
         return True
-
-
-def _check(url: str, scheme: str) -> None:
-    if scheme not in SCHEMES or "::" in url or "://" not in url:
-        raise UsageError(
-            seen=f"{url.partition('?')[0]}: a remote source that is not read",
-            expected=f"a path, or one of {', '.join(f'{name}://' for name in SCHEMES)}",
-            hint="copy the shards to a disk of this machine, then give their path",
-        )
-    if scheme == "http" and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise UsageError(
-            seen=f"{Remote(url)}: an address without encryption",
-            expected="https, or http on this machine",
-            hint="https://...",
-        )
-
-
-def _system(url: str, scheme: str) -> tuple[Any, str]:
-    """File system of fsspec, and the path in it."""
-    from fsspec.core import url_to_fs
-
-    try:
-        return url_to_fs(url)
-    except ImportError as error:
-        raise UsageError(
-            seen=f"{scheme}:// without the package {PACKAGES[scheme]}: {error}",
-            expected="the package that reads it",
-            hint=f"pip install {PACKAGES[scheme]}",
-        ) from error
-
-
-def _fetch(url: str, to: Path, most: int) -> str:
-    """Fetch a file of at most so many bytes; gives its sha256 in hex.
-
-    Raises what the source raises, FileNotFoundError where nothing is, and MmtuneError when more comes.
-    """
-    total, left = hashlib.sha256(), most
-    with _opened(url) as source, to.open("wb") as file:
-        while chunk := source.read(CHUNK):
-            left -= len(chunk)
-            if left < 0:
-                raise MmtuneError(
-                    seen=f"{Remote(url)} sends more than {most:,} bytes",
-                    expected="what its index says, and no more than the cache may hold",
-                    hint="make the index anew where the shard lies; MMTUNE_CACHE_GB is the limit of the cache",
-                )
-            total.update(chunk)
-            file.write(chunk)
-    return total.hexdigest()
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[IO[bytes]]:
-    scheme = url.partition(":")[0]
-    if scheme not in ("http", "https"):
-        system, path = _system(url, scheme)
-        with system.open(path, "rb") as file:
-            yield file
-        return
-    try:
-        with request.urlopen(request.Request(url, headers={"User-Agent": "mmtune"}), timeout=SILENCE) as answer:
-            length = answer.headers.get("Content-Length")
-            yield _Counted(answer, int(length) if length else None)
-    except web_errors.HTTPError as error:
-        if error.code in (404, 410):
-            raise FileNotFoundError(url) from error
-        if error.code in (401, 403):
-            raise PermissionError(f"{error.code} {error.reason}") from error
-        raise
-
-
-class _Counted:
-    """An answer that is as long as it said it would be: a connection that is cut looks like an end."""
-
-    def __init__(self, answer: Any, length: int | None) -> None:
-        self._answer, self._left = answer, length
-
-    def read(self, size: int) -> bytes:
-        data = self._answer.read(size)
-        if self._left is not None:
-            self._left -= len(data)
-            if not data and self._left > 0:
-                raise ConnectionError(f"cut off, {self._left} bytes before its end")
-        return data
-
-
-def _tried(name: str, work: Callable[[], Any], waits: tuple[float, ...] = WAITS) -> Any:
-    """Do it, again after a while when it fails. Raises FileNotFoundError at once, and MmtuneError in the end."""
-    for wait in waits:
-        time.sleep(wait)
-        try:
-            return work()
-        except (FileNotFoundError, MmtuneError):
-            raise
-        except PermissionError as error:
-            last: Exception = error
-            break
-        except Exception as error:  # each source has classes of its own; a full disk here is among them
-            if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-                raise
-            last = error
-    why = "timed out" if isinstance(last, (TimeoutError, socket.timeout)) else f"{type(last).__name__}: {last}"
-    tries = "not allowed" if isinstance(last, PermissionError) else f"{len(waits)} tries over {sum(waits):.0f} s"
-    raise MmtuneError(
-        seen=f"{name} cannot be fetched, {tries}: {why}",
-        expected="a source that answers",
-        hint="check network, address and credentials; a run goes on with --resume",
-    ) from last

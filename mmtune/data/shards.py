@@ -297,10 +297,7 @@ class Corpus:
         """Index of a shard, places of its samples [n], and their hashes [n]."""
         if number not in self._indexes:
             where = _beside(self.paths[number])
-            try:
-                index = ShardIndex.parse(where.read_text(encoding="utf-8"), str(where))
-            except OSError as error:
-                raise DataError(Reason.truncated_shard, f"{where}: {error.strerror}", "an index that stays") from error
+            index = indexes.read(where)
             if index.sha256 != self._sums[number]:
                 seen = f"{where} was changed while in use"
                 raise DataError(Reason.digest_mismatch, seen, "one index for a whole run")
