@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+from mmtune.addresses import without_secrets
+
 
 class Reason(StrEnum):
     """Why a record was refused or skipped: the closed list that a ledger may hold."""
@@ -42,7 +44,7 @@ class Reason(StrEnum):
 
 
 class MmtuneError(Exception):
-    """Base of every error that mmtune raises on purpose.
+    """Base of every error that mmtune raises on purpose. What is secret in an address does not come into its words.
 
     Args:
         seen: what was found, naming the file, key or shape.
@@ -51,10 +53,8 @@ class MmtuneError(Exception):
     """
 
     def __init__(self, seen: str, expected: str = "", hint: str = "") -> None:
-        self.seen = seen
-        self.expected = expected
-        self.hint = hint
-        super().__init__(seen, expected, hint)
+        self.seen, self.expected, self.hint = map(without_secrets, (seen, expected, hint))
+        super().__init__(self.seen, self.expected, self.hint)
 
     def __str__(self) -> str:
         lines = [self.seen]

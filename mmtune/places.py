@@ -8,10 +8,12 @@ everything else (a plain path, a hub repository) passes through unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmtune.errors import ConfigError
+from mmtune.addresses import host, is_address
+from mmtune.errors import ConfigError, UsageError
 
 PREFIX = "mmtune:"
 """Marks a place inside the installed package."""
@@ -87,3 +89,32 @@ def to_here(tree: Any, folder: Path) -> Any:
         if root / "parts" in path.parents:
             return HERE + path.relative_to(root).as_posix()
     return tree
+
+
+def refuse_unasked(tree: Any, asked: Sequence[str] = ()) -> None:
+    """Refuse the addresses in the recipe of a run folder, which may come from anybody.
+
+    Args:
+        tree: the recipe as plain data, or a part of it.
+        asked: what the user typed; an address that stands there is asked for.
+
+    Raises UsageError that names the hosts.
+    """
+    hosts = sorted({host(found) for found in _addresses(tree) if not any(found in typed for typed in asked)})
+    if hosts:
+        raise UsageError(
+            seen=f"the recipe in the run folder names data at {', '.join(hosts[:5])}",
+            expected="no contact with an address that only a run folder names",
+            hint="--allow-remote where you trust it, or give the data again: --data, or streams.NAME.data=[...]",
+        )
+
+
+def _addresses(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str) and is_address(tree):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _addresses(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _addresses(value)

@@ -30,6 +30,7 @@ FLOORS = {
 
 NEIGHBOURS = {
     ("types", "errors"),
+    ("errors", "addresses"),
     ("config", "registry"),
     ("config", "places"),
     ("generate", "model"),

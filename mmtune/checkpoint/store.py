@@ -28,6 +28,7 @@ from torch.nn import Parameter
 
 from mmtune import config as configs
 from mmtune import disk, params, places
+from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
 from mmtune.errors import CheckpointError
@@ -151,15 +152,20 @@ def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _copy_prompts(out, recipe)
     write_recipe(out, recipe, base)
-    disk.write_file(out / "card.md", _card(recipe, places.to_here(dict(base), out), {}))
+    disk.write_file(out / "card.md", _card(recipe, _portable(dict(base), out), {}))
+
+
+def _portable(tree: Any, out: Path) -> Any:
+    """A tree of settings as it may be handed on: no path of this machine for what lies in the run, and no secrets."""
+    return without_secrets(places.to_here(tree, out))
 
 
 def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
     """Write base.yaml, then recipe.yaml, whose presence says that there is a run."""
     made = versions()
     head = f"# resolved by mmtune {made['mmtune']}; versions are in base.yaml\n"
-    disk.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": places.to_here(dict(base), out)}))
-    disk.write_file(out / "recipe.yaml", head + configs.dump(places.to_here(recipe.model_dump(mode="json"), out)))
+    disk.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": _portable(dict(base), out)}))
+    disk.write_file(out / "recipe.yaml", head + configs.dump(_portable(recipe.model_dump(mode="json"), out)))
 
 
 def _copy_prompts(out: Path, recipe: Recipe) -> None:
@@ -406,7 +412,7 @@ def _card(recipe: Recipe, base: Mapping[str, Any], facts: Mapping[str, Any]) -> 
     lines += ["", "## Trained", ""]
     lines += [f"- {group}: weights/{group}.safetensors" for group in recipe.groups]
     lines += ["", "## Data", ""]
-    lines += [f"- {name}: {', '.join(map(str, stream.data))}" for name, stream in recipe.streams.items()]
+    lines += [f"- {name}: {', '.join(without_secrets(stream.data))}" for name, stream in recipe.streams.items()]
     if facts:
         lines += ["", "## Facts", "", *(f"- {key}: {value}" for key, value in facts.items())]
     lines += ["", "The licences of the base parts and of the data apply to these weights."]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmtune.cli.words import Overrides, Recipe, Run, app, overrides_of
+from mmtune.cli.words import AllowRemote, Overrides, Recipe, Run, app, overrides_of
 
 
 @app.command()
@@ -24,13 +24,14 @@ def train(
             help="Resume although this changed: recipe, data, tokenizer, base, prompts, code, ledger, or all. Repeat.",
         ),
     ] = None,
+    allow_remote: AllowRemote = False,
 ) -> None:
     """Train a recipe. To go on with a run: mmtune train --resume FOLDER."""
     changes = overrides_of(overrides)
 
     from mmtune.commands import train as command
 
-    if code := command.run(recipe, changes, out, resume, dry_run, allow or []):
+    if code := command.run(recipe, changes, out, resume, dry_run, allow or [], allow_remote):
         raise SystemExit(code)
 
 
@@ -39,11 +40,12 @@ def replay(
     run: Run,
     id: Annotated[list[str] | None, typer.Option(metavar="ID", help="A sample, as skipped.jsonl names it.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    allow_remote: AllowRemote = False,
 ) -> None:
     """Try the samples of steps that were not finite, each alone, with the weights last saved."""
     from mmtune.commands import replay as command
 
-    command.run(run, id or [], device)
+    command.run(run, id or [], device, allow_remote)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmtune.cli.words import Run, app
+from mmtune.cli.words import AllowRemote, Run, app
 from mmtune.errors import UsageError
 
 
@@ -90,6 +90,7 @@ def evaluate(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    allow_remote: AllowRemote = False,
 ) -> None:
     """Ask a model a benchmark's questions and score the answers."""
     if frames not in (None, "shuffled", "reversed"):
@@ -98,7 +99,10 @@ def evaluate(
 
     from mmtune.commands import evaluate as command
 
-    command.run(run, task, data or [], limit, [c for c in chosen if c], all_controls, json_file, device, expert, kind)
+    wanted = [c for c in chosen if c]
+    command.run(
+        run, task, data or [], limit, wanted, all_controls, json_file, device, expert, kind, allow_remote=allow_remote
+    )
 
 
 def _run_and_question(words: list[str]) -> tuple[Path | None, str | None]:

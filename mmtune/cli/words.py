@@ -27,6 +27,11 @@ Overrides = Annotated[
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `mmtune train` writes it.")]
 
 
+AllowRemote = Annotated[
+    bool, typer.Option("--allow-remote", help="Contact the addresses that the recipe in the run folder names.")
+]
+
+
 def overrides_of(words: list[str] | None) -> list[str]:
     """The words behind a recipe. Raises UsageError for one that is no KEY=VALUE."""
     wrong = [word for word in words or [] if "=" not in word]

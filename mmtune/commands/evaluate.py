@@ -16,6 +16,7 @@ def run(
     device: str,
     experts: list[str] | None = None,
     kinds: list[str] | None = None,
+    allow_remote: bool = False,
 ) -> None:
     """Ask, score, print the report and write it.
 
@@ -24,6 +25,7 @@ def run(
         every: the plain questions and every control.
         experts: NAME[:key=value,...]; with any, everything is asked without them and with them.
         kinds: ask only questions of these types; all when none are given.
+        allow_remote: contact addresses that only the recipe of the run names.
     """
     from mmtune.serve.experts import Adviser, Panel
     from mmtune.serve.terminal import say
@@ -44,6 +46,7 @@ def run(
             device=device,
             experts=Adviser(panel, say) if panel else None,
             kinds=kinds or (),
+            allow_remote=allow_remote,
         )
     finally:
         panel.close()

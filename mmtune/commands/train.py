@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmtune import config
+from mmtune import config, places
 from mmtune.errors import ConfigError, UsageError
 
 
 def run(
-    recipe: str, overrides: list[str], out: Path | None, resume: bool, dry_run: bool, allow: Sequence[str] = ()
+    recipe: str,
+    overrides: list[str],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    allow: Sequence[str] = (),
+    allow_remote: bool = False,
 ) -> int:
     """Train; returns the exit code, which says whether a signal ended it.
 
-    With `resume`, a run folder may stand for its own recipe: `mmtune train --resume runs/one`.
+    With `resume`, a run folder may stand for its own recipe: `mmtune train --resume runs/one`. Addresses that only such
+    a recipe names are contacted where `allow_remote` says so.
     """
     from mmtune.recipe import Recipe
 
@@ -26,6 +33,8 @@ def run(
             hint="start it with: mmtune train RECIPE --out FOLDER",
         )
     loaded = config.load(Recipe, folder or recipe, overrides)
+    if folder is not None and not allow_remote:
+        places.refuse_unasked(loaded.model_dump(mode="json"), overrides)
     if out is None and resume:
         out = folder
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmtune import generate, media, registry
+from mmtune import generate, media, places, registry
+from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, MediaError, UsageError
@@ -72,6 +73,7 @@ def evaluate(
     quiet: bool = False,
     experts: Adviser | None = None,
     kinds: Sequence[str] = (),
+    allow_remote: bool = False,
 ) -> dict[str, Any]:
     """Score a model on a task; print the tables and write the report.
 
@@ -88,6 +90,7 @@ def evaluate(
         experts: adds to a sample what is found in its media; everything is then asked once more with that, and with
             that alone where the control blind is asked for.
         kinds: ask only questions of these types; all when none are given.
+        allow_remote: contact addresses that only the recipe of the run names.
 
     Returns:
         The report as plain data, as it is written.
@@ -101,7 +104,7 @@ def evaluate(
     if isinstance(task, str):
         entry = registry.find("eval/tasks", task)
         task = entry(entry.Config(name=task))
-    patterns = list(data) or _from_recipe(recipe)
+    patterns = list(data) or _from_recipe(recipe, allow_remote)
     started = time.perf_counter()
     skipped: Counter[str] = Counter()
     tallies: dict[str, _Tally] = {control: _Tally() for control in asked}
@@ -114,12 +117,12 @@ def evaluate(
             spare = _ask(model, processor, memo, chunk, tallies, spare, skipped, task, max_tokens, experts)
             records += len(chunk)
     if not records:
-        seen = f"no record of {', '.join(patterns)} can be asked about: {dict(skipped)}"
+        seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(skipped)}"
         raise UsageError(seen, expected="one at least")
     result = {
         "task": task.config.model_dump(mode="json"),
         "run": str(folder) if folder else None,
-        "data": patterns,
+        "data": without_secrets(patterns),
         "records": records,
         "skipped": dict(skipped),
         **({"experts": experts.record()} if experts is not None else {}),
@@ -154,8 +157,10 @@ def _controls(
     return one or ("plain",)
 
 
-def _from_recipe(recipe: Recipe | None) -> list[str]:
+def _from_recipe(recipe: Recipe | None, allow_remote: bool) -> list[str]:
     patterns = list(recipe.eval.data) if recipe is not None else []
+    if not allow_remote:
+        places.refuse_unasked(patterns)
     if not patterns:
         raise UsageError(seen="no data to ask about", expected="shards of the task", hint="--data 'FOLDER/*.tar'")
     return patterns

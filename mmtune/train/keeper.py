@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmtune import config as configs
 from mmtune import registry
+from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal, store, tensors
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
@@ -106,7 +107,7 @@ class Keeper:
         # once: what is imported stays as it is, whatever becomes of its file
         self._versions = self._versions or {**store.versions(), **registry.outside(recipe)}
         return {
-            "recipe": recipe,
+            "recipe": without_secrets(recipe),
             "base": {part: entry["sha256"] for part, entry in self.base.items()},
             "tokenizer": self.model.llm.tokenizer.fingerprint(),
             "data": self.loader.fingerprint(),
@@ -175,7 +176,9 @@ class Keeper:
         if state is None:
             self._say(f"no saved state in {self.out}: starting with the first step")
             return Progress()
-        changed = states.differences(state.info["facts"], self.facts())
+        before = state.info["facts"]
+        before["recipe"] = without_secrets(before["recipe"])
+        changed = states.differences(before, self.facts())
         changed += [f"ledger: {fault}" for fault in self.loader.ledger.faults(state.info["ledger"])]
         refused = [line for line in changed if _kind(line) not in allow]
         self._together(_refusal(refused, changed) if refused else None)

@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from mmtune.data import fetch, remote
 from mmtune.data import index as indexes
-from mmtune.data import remote
 from mmtune.data.patterns import expand
 from mmtune.data.remote import Cache, Remote
 from mmtune.data.shards import Corpus
@@ -150,7 +150,7 @@ def test_a_body_that_does_not_end_is_cut_off(cache, site):
 
 
 def test_a_body_that_stalls_is_given_up_and_tried_again(cache, site, shards, monkeypatch):
-    monkeypatch.setattr(remote, "SILENCE", 0.3)
+    monkeypatch.setattr(fetch, "SILENCE", 0.3)
     corpus = Corpus(f"{site.address}/00000.tar")
     site.faults = ["stall"]
     assert contents(corpus) == contents(Corpus(shards[0])) and site.faults == []
