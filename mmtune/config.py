@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
@@ -33,7 +33,6 @@ MAX_DEPTH = 50
 MAX_ALIASES = 50
 """Most uses of `*alias`."""
 
-Shelf = Literal["recipes", "prompts", "cards"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -48,6 +47,11 @@ class Config(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @classmethod
+    def values_of(cls, field: str) -> Sequence[str]:
+        """What a field of free text takes, where that is known only when it is asked for; empty for all others."""
+        return ()
 
 
 # ---------------------------------------------------------------------------------------------------------- entries
@@ -234,27 +238,7 @@ def dump(tree: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def shelf(kind: Shelf) -> Path:
-    """The folder of the shipped recipes, prompts or cards. Raises ConfigError when there is none."""
-    package = Path(__file__).resolve().parent
-    outside = package.parent / ("data/cards" if kind == "cards" else f"configs/{kind}")
-    inside = package / "configs" / kind
-    # A folder called configs may lie beside an installed package by accident; only a checkout has pyproject.toml there.
-    if outside.is_dir() and (package.parent / "pyproject.toml").is_file():
-        return outside
-    if inside.is_dir():
-        return inside
-    raise ConfigError(
-        f"no folder of {kind} at {outside} or {inside}", "mmtune with its configs", "install mmtune again"
-    )
-
-
-def shipped(kind: Shelf) -> dict[str, Path]:
-    """Name to file of everything on a shelf, sorted by name."""
-    return {path.stem: path for path in sorted(shelf(kind).glob("*.yaml"))}
-
-
-def locate(name: str | Path, kind: Shelf = "recipes", beside: Path | None = None) -> Path:
+def locate(name: str | Path, kind: registry.Shelf = "recipes", beside: Path | None = None) -> Path:
     """The file for a path or for a name on a shelf. Raises ConfigError that lists the shelf, nearest first.
 
     Args:
@@ -269,16 +253,16 @@ def locate(name: str | Path, kind: Shelf = "recipes", beside: Path | None = None
                 return path / "recipe.yaml"
             if path.is_file():
                 return path
-        raise ConfigError(f"there is no file {text}", "a YAML file", f"a name instead: {', '.join(shipped(kind))}")
-    known = shipped(kind)
+        raise ConfigError(f"there is no file {text}", "a YAML file", f"a name instead: mmtune list {kind}")
+    known = registry.shipped(kind)
     if text not in known:
-        listed = ", ".join(registry.nearest(text, list(known))) or "(none)"
         hint = f"or the path that is there: ./{text}" if text and Path(text).exists() else "or give a path"
+        listed = registry.suggest(text, known, kind)
         raise ConfigError(f"no {kind.removesuffix('s')} is called {text!r}", f"one of {listed}", hint)
     return known[text]
 
 
-def read(path_or_name: str | Path, overrides: Sequence[str] = (), kind: Shelf = "recipes") -> dict[str, Any]:
+def read(path_or_name: str | Path, overrides: Sequence[str] = (), kind: registry.Shelf = "recipes") -> dict[str, Any]:
     """One YAML file, its `base:` (one level) and `a.b.c=value` overrides, merged into one tree.
 
     `base:` is a path, tried beside the file first, or a name on the same shelf. Mappings merge key by key, except an
@@ -373,7 +357,9 @@ def validate(cls: type[Model], tree: Any, origin: str = "") -> Model:
     raise ConfigError("\n".join([head, *(f"  {line}" for line in lines)]), f"a valid {cls.__name__}")
 
 
-def load(cls: type[Model], path_or_name: str | Path, overrides: Sequence[str] = (), kind: Shelf = "recipes") -> Model:
+def load(
+    cls: type[Model], path_or_name: str | Path, overrides: Sequence[str] = (), kind: registry.Shelf = "recipes"
+) -> Model:
     """`read`, then `validate`."""
     return validate(cls, read(path_or_name, overrides, kind), str(path_or_name))
 

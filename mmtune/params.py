@@ -91,7 +91,9 @@ def partition(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> dict[st
         raise ConfigError(
             "groups that do not fit the model:\n  " + "\n  ".join(wrong),
             "every trainable parameter in exactly one group",
-            "mmtune show RECIPE --groups lists the names; model.freeze keeps parameters from training",
+            "mmtune show RECIPE --groups lists the names; model.freeze keeps parameters from training"
+            if groups
+            else "mmtune init writes a recipe with groups and streams; model.freeze keeps parameters from training",
         )
     for named in result.values():
         for _, parameter in named:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from mmtune import config, registry
 from mmtune.config import Config, entry
-from mmtune.errors import MmtuneError
+from mmtune.errors import ConfigError, MmtuneError
 from mmtune.params import Curve, ParameterGroup
 from mmtune.types import Kind
 
@@ -311,6 +312,23 @@ class Recipe(Config):
         return self
 
 
+def require_training(recipe: Recipe) -> None:
+    """Raise ConfigError where a recipe builds a model but does not say what trains it: no streams, or no groups."""
+    missing = [name for name in ("streams", "groups") if not getattr(recipe, name)]
+    if missing:
+        raise ConfigError(
+            f"the recipe has no {' and no '.join(missing)}, so there is nothing to train",
+            "\n".join(f"{name}: {_SECTIONS[name]}" for name in missing),
+            "mmtune init, which writes a whole recipe from a few answers",
+        )
+
+
+_SECTIONS = {
+    "streams": '{own: {data: ["shards/*.tar"], format: llava, prompt: PROMPT}}, the data',
+    "groups": '{connector: {match: ["branches.*.connector.*"], lr: 1.0e-3}}, what trains and how fast',
+}
+"""A small example of each section that training needs."""
+
 # ------------------------------------------------------------------------------------- checks over several sections
 
 Problems = list[dict[str, Any]]
@@ -355,7 +373,9 @@ def _groups(recipe: Recipe) -> Problems:
                 )
     for name in recipe.streams:
         if not any(not group.streams or name in group.streams for group in recipe.groups.values()):
-            problems.append(config.problem(f"streams.{name}", "trains no group; name it under `streams` of one"))
+            named = "name it under `streams` of one"
+            how = named if recipe.groups else f"there are none; groups: {_SECTIONS['groups']}"
+            problems.append(config.problem(f"streams.{name}", f"trains no group; {how}"))
     if recipe.groups and not recipe.streams:
         problems.append(config.problem("streams", "none, so the groups would never train"))
     return problems
@@ -393,7 +413,8 @@ def _numbers(recipe: Recipe) -> Problems:
         problems.append(config.problem("run.batch_tokens", message))
     if recipe.eval.task is not None and recipe.eval.task not in registry.names("eval/tasks"):
         known = registry.names("eval/tasks")
-        problems.append(config.problem("eval.task", f"no task {recipe.eval.task}; {_known(recipe.eval.task, known)}"))
+        listed = _known(recipe.eval.task, known, "eval/tasks")
+        problems.append(config.problem("eval.task", f"no task {recipe.eval.task}; {listed}"))
     return problems
 
 
@@ -403,8 +424,9 @@ def _prompts(recipe: Recipe) -> Problems:
         named["chat.prompt"] = recipe.chat.prompt
     problems = []
     if recipe.chat.prompt is None and len(set(named.values())) != 1:
-        problems.append(config.problem("chat.prompt", "missing; the streams do not settle it"))
-    known = list(config.shipped("prompts"))
+        why = "the streams do not settle it" if named else "no streams settle it; `mmtune init` writes a whole recipe"
+        problems.append(config.problem("chat.prompt", f"missing; {why}"))
+    known = list(registry.shipped("prompts"))
     files = {prompt: prompt.replace("\\", "/").rpartition("/")[2] for prompt in named.values()}
     for path, prompt in named.items():
         if twin := next((other for other in files if other != prompt and files[other] == files[prompt]), None):
@@ -412,9 +434,10 @@ def _prompts(recipe: Recipe) -> Problems:
             problems.append(config.problem(path, f"{prompt} and {twin} have the same file name; rename one"))
         # A path may point at a file of the machine that trained; only whoever uses it has to find it.
         if re.fullmatch(r"[\w-]+", prompt) and prompt not in known:
-            problems.append(config.problem(path, f"no prompt {prompt}; {_known(prompt, known)}"))
+            problems.append(config.problem(path, f"no prompt {prompt}; {_known(prompt, known, 'prompts')}"))
     return problems
 
 
-def _known(name: str, known: Any) -> str:
-    return f"known: {', '.join(registry.nearest(name, list(known))) or 'none'}"
+def _known(name: str, known: Iterable[str], room: str | None = None) -> str:
+    listed = registry.suggest(name, known, room) if room else ", ".join(registry.nearest(name, list(known)))
+    return f"known: {listed or 'none'}"

@@ -12,9 +12,10 @@ import hashlib
 import importlib
 import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from mmtune.errors import ConfigError, ModelError
 
@@ -33,6 +34,11 @@ ROOMS = (
 )
 OPEN = ("experts",)
 """Rooms to which installed packages may add names."""
+Shelf = Literal["recipes", "prompts", "cards"]
+SHELVES: tuple[Shelf, ...] = ("recipes", "prompts", "cards")
+"""Folders of YAML files that ship with mmtune."""
+SUGGESTED = 3
+"""Names that an error shows of a longer list."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -63,7 +69,7 @@ def plugins(room: str) -> dict[str, str]:
 
 def _files(room: str) -> list[str]:
     if room not in ROOMS:
-        raise ConfigError(f"no room {room!r}", f"one of {', '.join(ROOMS)}")
+        raise ConfigError(f"no room {room!r}", f"one of {suggest(room, (*ROOMS, *SHELVES))}")
     folder = Path(__file__).parent / room
     files = (path.stem for path in folder.glob("*.py"))
     return sorted(name for name in files if not name.startswith("_") and name != "base")
@@ -73,6 +79,39 @@ def nearest(name: str, known: list[str]) -> list[str]:
     """The known names, most alike first."""
     alike = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
     return alike + [other for other in known if other not in alike]
+
+
+def suggest(name: str, known: Iterable[str], room: str | None = None) -> str:
+    """The names most like a wrong one, for an error; of a long list three, and the command that prints all of it.
+
+    Args:
+        room: the room or shelf that the names are of; without one, `known` are the rooms and shelves themselves.
+    """
+    alike = nearest(name, list(known))
+    if len(alike) <= SUGGESTED + 1:
+        return ", ".join(alike) or "(none yet)"
+    command = " ".join(filter(None, ("mmtune list", room)))
+    return f"{', '.join(alike[:SUGGESTED])} (all {len(alike)}: {command})"
+
+
+def shelf(kind: Shelf) -> Path:
+    """The folder of the shipped recipes, prompts or cards. Raises ConfigError when there is none."""
+    package = Path(__file__).resolve().parent
+    outside = package.parent / ("data/cards" if kind == "cards" else f"configs/{kind}")
+    inside = package / "configs" / kind
+    # A folder called configs may lie beside an installed package by accident; only a checkout has pyproject.toml there.
+    if outside.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return outside
+    if inside.is_dir():
+        return inside
+    raise ConfigError(
+        f"no folder of {kind} at {outside} or {inside}", "mmtune with its configs", "install mmtune again"
+    )
+
+
+def shipped(kind: Shelf) -> dict[str, Path]:
+    """Name to file of everything on a shelf, sorted by name."""
+    return {path.stem: path for path in sorted(shelf(kind).glob("*.yaml"))}
 
 
 def contract(room: str) -> type:
@@ -91,8 +130,9 @@ def find(room: str, name: str) -> Any:
         return _outside(room, name)
     known = names(room)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name not in known:
-        listed = ", ".join(nearest(str(name), known)) or "(none yet)"
-        raise ConfigError(f"{room} has no {name!r}", f"one of {listed}, or package.module:Class")
+        raise ConfigError(
+            f"{room} has no {name!r}", f"one of {suggest(str(name), known, room)}, or package.module:Class"
+        )
     if name not in _files(room):
         return _outside(room, plugins(room)[name])
     base = contract(room)

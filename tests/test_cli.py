@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import mmtune
 from mmtune import cli
 from mmtune.cli import process, talk
 from mmtune.errors import UsageError
@@ -41,12 +42,64 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert done.stdout.rstrip().endswith("LOADED []")
 
 
-def test_help_comes_at_once() -> None:
+def _complete(line: str) -> list[str]:
+    """What a shell would offer behind a line; the last word is the one that is being typed."""
+    words = line.split(" ")
+    variables = {"_MMTUNE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    code = (
+        "import sys, mmtune.cli\n"
+        "sys.argv = ['mmtune']\n"
+        "try:\n    mmtune.cli.main()\n"
+        f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, check=False, env={**os.environ, **variables},
+    )  # fmt: skip
+    assert done.stderr.strip() == "[]", "the shell waits for nothing heavy"
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mmtune sho", ["show"]),
+        ("mmtune train pocket_", ["pocket_joint", "pocket_senses"]),
+        ("mmtune show llava_1_5_7b_l", ["llava_1_5_7b_lora"]),
+        ("mmtune plan pocket_j", ["pocket_joint"]),
+        ("mmtune list enc", ["encoders"]),
+        ("mmtune list sec", ["sections"]),
+        ("mmtune list connectors mlp", ["mlp"]),
+        ("mmtune list prompts chat", ["chatml"]),
+        ("mmtune import llava", ["llava_hf"]),
+        ("mmtune export run --kind pll", ["pllava"]),
+        ("mmtune eval run --task pocket", ["pocket_qa"]),
+        ("mmtune data check x.tar --recipe pocket_s", ["pocket_senses"]),
+        ("mmtune train --dr", ["--dry-run"]),
+    ],
+)
+def test_the_tab_key_offers_names(line: str, offered: list[str]) -> None:
+    assert _complete(line) == offered
+
+
+def test_completion_for_the_shell_that_asks() -> None:
+    command = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-m", "mmtune", "--show-completion"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    assert done.returncode == 0 and "complete -o default -F _mmtune_completion mmtune" in done.stdout, done.stderr
+
+
+def test_the_version() -> None:
+    done = _run("--version")
+    assert (done.returncode, done.stdout) == (0, f"mmtune {mmtune.__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_what_looks_around_comes_at_once(words: list[str]) -> None:
     """Processor time, the least of four tries: a busy machine does not fail this, a heavy import does."""
     best = 9.0
     for _ in range(4):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert _run("--help").returncode == 0
+        assert _run(*words).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.5
@@ -103,6 +156,13 @@ def test_every_command_has_its_help() -> None:
         ("train pocket steps 100", "changes as KEY=VALUE"),
         ("train pocket --steps 100", "No such option: --steps"),
         ("list rooms", "no room 'rooms'"),
+        ("list encoders clipp", "encoders has no 'clipp'"),
+        ("list sections runn", "a recipe has no section 'runn'"),
+        ("list prompts chatmll", "one of chatml, llava_chatml, "),
+        ("show", "show with no RECIPE"),
+        ("show pocket --schema", "show with pocket and --schema"),
+        ("show pocket --groups --resolved", "--groups and --resolved"),
+        ("train pokcet", "one of pocket, pocket_joint, pocket_senses (all "),
         ("data make pocket --out x --clips 3 --level hard", "hard"),
         ("data make moon --out x --clips 3", "WORLD moon"),
         ("data make pocket --out x --clips 0", "clips"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mmtune import config
+from mmtune import config, registry
 from mmtune.config import Config, entry
 from mmtune.errors import ConfigError
 
@@ -197,8 +197,8 @@ def test_shelves_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mon
         (package / "configs" / kind).mkdir(parents=True)
         (package / "configs" / kind / "one.yaml").write_text("a: 1")
     (tmp_path / "site" / "configs" / "recipes").mkdir(parents=True)  # somebody else's folder of that name
-    monkeypatch.setattr(config, "__file__", str(package / "config.py"))
-    assert config.shipped("recipes") == {"one": package / "configs/recipes/one.yaml"}
+    monkeypatch.setattr(registry, "__file__", str(package / "registry.py"))
+    assert registry.shipped("recipes") == {"one": package / "configs/recipes/one.yaml"}
     assert config.read("one", kind="cards") == {"a": 1}
 
 

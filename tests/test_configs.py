@@ -37,7 +37,7 @@ def test_every_file_is_counted() -> None:
                     assert Path(folder) in SHELVES.values(), f"{folder}/{name} lies on no shelf, so nobody loads it"
                     assert name.endswith(".yaml"), name
     assert seen == len(FILES)
-    assert len(FILES) == sum(len(config.shipped(shelf)) for shelf in SHELVES)
+    assert len(FILES) == sum(len(registry.shipped(shelf)) for shelf in SHELVES)
     assert RECIPES and len(FILES) > len(RECIPES)
 
 

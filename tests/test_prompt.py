@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmtune import config, prompt
+from mmtune import prompt, registry
 from mmtune.errors import ConfigError
 from mmtune.prompt import Template
 from mmtune.types import MediaRef, Quote, Sample, Turn
@@ -85,7 +85,7 @@ SPACED = ("vicuna", "llama2", "mistral", "video_llama", "video_llama2", "llama_a
 
 
 def test_every_shipped_template_is_tested():
-    assert set(config.shipped("prompts")) == set(PUBLISHED)
+    assert set(registry.shipped("prompts")) == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

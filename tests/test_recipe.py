@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmtune import config
+from mmtune import config, registry
 from mmtune.errors import ConfigError
 from mmtune.recipe import Card, Recipe, StreamSection, is_card
 
@@ -94,7 +94,9 @@ def test_the_prompt_of_the_chat() -> None:
     assert mistakes(more) == ["chat.prompt: missing; the streams do not settle it"]
     assert recipe(more, "chat.prompt=plain").chat.prompt == "plain"
     assert recipe("chat.prompt=/not/here/mine.yaml").chat.prompt == "/not/here/mine.yaml"
-    assert mistakes("streams={}", "groups={}") == ["chat.prompt: missing; the streams do not settle it"]
+    assert mistakes("streams={}", "groups={}") == [
+        "chat.prompt: missing; no streams settle it; `mmtune init` writes a whole recipe"
+    ]
     assert recipe("streams={}", "groups={}", "chat.prompt=vicuna").streams == {}
     assert mistakes("streams={}", "chat.prompt=vicuna") == ["streams: none, so the groups would never train"]
 
@@ -159,7 +161,7 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "things.yaml").write_text(CARD.replace("FORMAT", "llava"))
     (tmp_path / "words.yaml").write_text(CARD.replace("FORMAT", "caption"))
     (tmp_path / "broken.yaml").write_text("title: x")
-    monkeypatch.setattr(config, "shelf", lambda kind, old=config.shelf: tmp_path if kind == "cards" else old(kind))
+    monkeypatch.setattr(registry, "shelf", lambda kind, old=registry.shelf: tmp_path if kind == "cards" else old(kind))
 
 
 def stream(**more: Any) -> StreamSection:

@@ -47,12 +47,19 @@ def test_names_import_nothing() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_an_unknown_name_lists_the_known_ones_nearest_first() -> None:
+def test_an_unknown_name_shows_the_nearest_three_and_the_command_that_lists_all() -> None:
     with pytest.raises(ConfigError) as caught:
         registry.find("connectors", "linaer")
     assert "'linaer'" in caught.value.seen
     assert caught.value.expected.startswith("one of linear, ")
-    assert all(name in caught.value.expected for name in registry.names("connectors"))
+    shown = caught.value.expected.partition(" (")[0].removeprefix("one of ").split(", ")
+    assert len(shown) == 3 and set(shown) < set(registry.names("connectors"))
+    assert f"(all {len(registry.names('connectors'))}: mmtune list connectors)" in caught.value.expected
+
+
+def test_a_short_list_is_shown_whole() -> None:
+    assert registry.suggest("b", ["abc", "b2", "c"], "prompts") == "b2, abc, c"
+    assert registry.suggest("b", [], "prompts") == "(none yet)"
 
 
 @pytest.mark.parametrize("name", ["", "base", "_weights", "../llm/hf", "clip.py", "os:path", "a:b:c", "Clip", None, 3])

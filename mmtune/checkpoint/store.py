@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
-from mmtune import disk, params, places
+from mmtune import disk, params, places, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
@@ -170,7 +170,7 @@ def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
 
 def _copy_prompts(out: Path, recipe: Recipe) -> None:
     """Keep templates that were given by path, so that the run can be used where that path does not exist."""
-    known = configs.shipped("prompts")
+    known = registry.shipped("prompts")
     for name in {recipe.chat.prompt, *(stream.prompt for stream in recipe.streams.values())} - set(known):
         source = configs.locate(name, "prompts")
         copies = disk.folder(out / "prompts")

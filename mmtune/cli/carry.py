@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
+from mmtune.cli.complete import room
 from mmtune.cli.words import app, overrides_of
 from mmtune.errors import UsageError
+
+kinds = room("checkpoint/foreign")
 
 
 @app.command("import")
 def import_(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.", autocompletion=kinds),
+    ] = None,
     paths: Annotated[
         list[str] | None,
         typer.Argument(metavar="PATH...", help="Published files or folders, in the order of the list or as ROLE=PATH."),
@@ -45,7 +51,7 @@ def import_(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    kind: Annotated[str, typer.Option(help="A name from `mmtune import --list`.")],
+    kind: Annotated[str, typer.Option(help="A name from `mmtune import --list`.", autocompletion=kinds)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the published layout.")],
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind.")] = None,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mmtune.cli.complete import recipes
 from mmtune.cli.words import data_app
 from mmtune.errors import UsageError
 
@@ -50,7 +51,9 @@ def data_check(
         list[str],
         typer.Argument(metavar="PATTERN... [KEY=VALUE]...", help="Shards or dataset cards; changes to the recipe."),
     ],
-    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The recipe that would train on them.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="The recipe that would train on them.", autocompletion=recipes)
+    ],
     stream: Annotated[str | None, typer.Option(help="Stream of the recipe; needed when it has several.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Records to look at.")] = 200,
     samples: Annotated[int, typer.Option(min=0, help="Samples to print in full, with labels.")] = 2,

@@ -21,7 +21,7 @@ def main() -> None:
     _open_streams()
     code = 0
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="mmtune", standalone_mode=False) or 0
         if code == 130:  # typer's word for Ctrl-C; a command that handled it itself leaves with SystemExit
             raise KeyboardInterrupt
     except MmtuneError as error:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mmtune.cli.complete import room
 from mmtune.cli.words import AllowRemote, Run, app
 from mmtune.errors import UsageError
 
@@ -73,7 +74,7 @@ def chat(
 @app.command("eval")
 def evaluate(
     run: Run,
-    task: Annotated[str, typer.Option(help="A name from `mmtune list eval/tasks`.")],
+    task: Annotated[str, typer.Option(help="A name from `mmtune list eval/tasks`.", autocompletion=room("eval/tasks"))],
     data: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Shards, as 'data/*.tar'; else those of the recipe.")
     ] = None,

@@ -7,29 +7,45 @@ from typing import Annotated
 
 import typer
 
+from mmtune.cli.complete import recipes
 from mmtune.errors import UsageError
+from mmtune.version import __version__
 
 app = typer.Typer(
     name="mmtune",
-    help="Add sight and sound to a language model, tune it, and talk with it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Make, index and check shards of training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `mmtune list recipes`.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `mmtune list recipes`.", autocompletion=recipes),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, as schedule.steps=100.")
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `mmtune train` writes it.")]
-
-
 AllowRemote = Annotated[
     bool, typer.Option("--allow-remote", help="Contact the addresses that the recipe in the run folder names.")
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"mmtune {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Add sight and sound to a language model, tune it, and talk with it."""
 
 
 def overrides_of(words: list[str] | None) -> list[str]:

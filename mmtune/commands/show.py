@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,3 +72,20 @@ def kind_of(name: str) -> str:
         owner = pieces[-3] if pieces[-2] == "base_layer" else pieces[-2]
         added = "norm.weight" if "norm" in owner else "embedding" if "embed" in owner else "matrix"
     return f"llm {inside}: {added or leaf}"
+
+
+def resolved(recipe: str, overrides: list[str]) -> None:
+    """Print a recipe as a run would keep it: base, overrides and defaults written out."""
+    from mmtune.recipe import Recipe
+
+    print(config.dump(config.load(Recipe, recipe, overrides)), end="")
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe file, for editors that complete and check YAML by one."""
+    from mmtune.recipe import Recipe
+
+    tree = config.schema(Recipe)
+    tree["properties"]["base"] = {"type": "string", "description": "A recipe, by path or name, that this one changes."}
+    tree["anyOf"] = [{"required": tree.pop("required")}, {"required": ["base"]}]
+    print(json.dumps(tree, indent=1, ensure_ascii=False))

@@ -25,7 +25,7 @@ from mmtune.data.build import loader_of
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
-from mmtune.recipe import Recipe
+from mmtune.recipe import Recipe, require_training
 from mmtune.train import blame, folder
 from mmtune.train import resume as states
 from mmtune.train.cut import cut
@@ -80,6 +80,7 @@ def train(
             ledger, or all.
 
     Raises:
+        ConfigError: a recipe without streams or groups.
         UsageError: the folder holds a run and `resume` is not set, or another process trains in it.
         CheckpointError: no whole state, a state of another recipe, or a frozen weight that moved.
         DataError: too many samples could not be used, or too many steps in a row were not finite.
@@ -87,6 +88,7 @@ def train(
     allow = allowed(allow)
     if not isinstance(recipe, Recipe):
         recipe = configs.load(Recipe, recipe)
+    require_training(recipe)
     out = Path(out or recipe.run.out) if (out or recipe.run.out) else None
     if out is None and not dry_run:
         raise UsageError(seen="no run folder", expected="where to write the run", hint="give --out FOLDER")

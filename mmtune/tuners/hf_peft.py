@@ -27,7 +27,7 @@ from pydantic import ConfigDict, model_validator
 
 from mmtune.errors import ModelError
 from mmtune.llm.base import LLM
-from mmtune.registry import nearest
+from mmtune.registry import nearest, suggest
 from mmtune.tuners._budget import UNKNOWN, Budget
 from mmtune.tuners._soft import Soft
 from mmtune.tuners.base import Tuner, TunerConfig
@@ -77,13 +77,18 @@ class Config(TunerConfig):
     adapter: str = "default"
     """Name of the adapter inside the parameter names; two tuners of one model need two names."""
 
+    @classmethod
+    def values_of(cls, field: str) -> list[str]:
+        return sorted(methods()) if field == "method" else []
+
     @model_validator(mode="after")
     def _known(self) -> Config:
         known = methods()
         if self.method in _REFUSED:
             raise ValueError(f"method {self.method!r} is not offered: {_REFUSED[self.method]}")
         if self.method not in known:
-            raise ValueError(f"method {self.method!r} is not one of {', '.join(nearest(self.method, sorted(known)))}")
+            listed = suggest(self.method, sorted(known), "tuners hf_peft")
+            raise ValueError(f"method {self.method!r} is not one of {listed}")
         fields = {field.name for field in dataclasses.fields(known[self.method]) if field.init} - _OURS
         strange = sorted(set(self.options) - fields)
         if strange:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from mmtune import config, registry
+from mmtune.cli import app
 from mmtune.commands import show
+from mmtune.recipe import Recipe
 
 COUNTS = {
     "llava_1_5_7b_stage1": ["connector trains 20,979,712 parameters"],
@@ -37,6 +44,28 @@ def test_the_published_counts(recipe: str, capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().out
     for words in COUNTS[recipe]:
         assert words in said, said
+
+
+def test_the_whole_recipe_as_a_run_would_keep_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["show", "llava_1_5_7b_lora", "run.seed=3", "--resolved"])
+    assert done.exit_code == 0, done.exception
+    tree = config.parse(done.stdout, "what was shown")
+    assert tree["run"]["seed"] == 3 and "base" not in tree
+    assert tree["run"]["max_bad_in_a_row"] == 100, "defaults are written out"
+    (tmp_path / "shown.yaml").write_text(done.stdout)
+    shown = config.load(Recipe, tmp_path / "shown.yaml")
+    assert shown == config.load(Recipe, "llava_1_5_7b_lora", ["run.seed=3"])
+
+
+def test_the_schema_of_recipes_knows_every_field_and_remark() -> None:
+    done = CliRunner().invoke(app, ["show", "--schema"])
+    assert done.exit_code == 0, done.exception
+    schema = json.loads(done.stdout)
+    assert set(schema["properties"]) == {*Recipe.model_fields, "base"}
+    run = schema["$defs"]["RunSection"]["properties"]
+    assert run["precision"]["enum"] == ["fp32", "bf16"] and "Micro-steps in a step." in run["accumulate"]["description"]
+    connectors = schema["$defs"]["BranchSection"]["properties"]["connector"]["anyOf"]
+    assert {one["properties"]["name"]["const"] for one in connectors} == set(registry.names("connectors"))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_command(tmp_path, media, capsys):
 
 
 def test_every_card_loads():
-    cards = {name: config.load(Card, name, kind="cards") for name in config.shipped("cards")}
+    cards = {name: config.load(Card, name, kind="cards") for name in registry.shipped("cards")}
     assert len(cards) >= 9 and "pocket" in cards
     for name, card in cards.items():
         assert card.licence and all(pattern.startswith(f"shards/{name}/") for pattern in card.shards), name

@@ -1,0 +1,41 @@
+"""What the tab key offers: names read from folders. Nothing of a name is imported, so that a shell does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import typer
+
+from mmtune import registry
+
+Completion = Callable[[str], list[str]]
+
+
+def _starting(known: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def shelf(kind: registry.Shelf) -> Completion:
+    """Completion by the names of a shelf."""
+    return lambda incomplete: _starting(registry.shipped(kind), incomplete)
+
+
+def room(name: str) -> Completion:
+    """Completion by the names of a room."""
+    return lambda incomplete: _starting(registry.names(name), incomplete)
+
+
+recipes = shelf("recipes")
+
+
+def rooms(incomplete: str) -> list[str]:
+    """Rooms, shelves, and the sections of a recipe."""
+    return _starting((*registry.ROOMS, *registry.SHELVES, "sections"), incomplete)
+
+
+def entries(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The names of the room that was typed before."""
+    chosen = ctx.params.get("room")
+    if chosen in registry.SHELVES:
+        return _starting(registry.shipped(chosen), incomplete)
+    return _starting(registry.names(chosen), incomplete) if chosen in registry.ROOMS else []
