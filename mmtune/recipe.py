@@ -43,6 +43,7 @@ TunerEntry = entry("tuners")
 ObjectiveEntry = Annotated[entry("objectives"), BeforeValidator(_short_entry)]
 ExpertEntry = Annotated[entry("experts"), BeforeValidator(_short_entry)]
 FormatEntry = Annotated[entry("data/formats"), BeforeValidator(_short_entry)]
+TaskEntry = Annotated[entry("eval/tasks"), BeforeValidator(_short_entry)]
 
 # ------------------------------------------------------------------------------------------------------------- model
 
@@ -184,8 +185,11 @@ class ScheduleSection(Config):
     `warmup` steps of its own stream.
     """
 
-    steps: Annotated[int, Field(ge=1)] = 1000
-    """Optimizer steps in all, over all streams."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps in all, over all streams; 1000 where neither they nor epochs are given."""
+    epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
+    """Passes over the data in place of steps: the run takes as many samples as all streams hold, times this. How many
+    steps that is, is settled from the data when the run begins, and said."""
     turns: Literal["share", "alternate", "stage", "mixed"] = "share"
     """share: a step is of one stream, by their shares. alternate: the same with equal shares. stage: one stage after
     another. mixed: micro-steps of one step are of different streams, by share; each moves its own groups only."""
@@ -197,6 +201,13 @@ class ScheduleSection(Config):
     """How it falls after that. half_cosine: a cosine that counts from zero, as LLaMA-Adapter's loop does."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What it falls to, as a part of the peak."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("steps") is None and tree.get("epochs") is None:
+            return {**tree, "steps": 1000}
+        return tree
 
 
 class RunSection(Config):
@@ -256,13 +267,43 @@ class RunSection(Config):
     """Folder of the run; usually given on the command line."""
 
 
-class EvalSection(Config):
-    """What the finished model is asked."""
+class HeldOutSection(Config):
+    """Data that is never trained on, read as a stream reads its own."""
 
-    task: Name | None = None
-    """Name of a benchmark."""
+    data: Annotated[Words, Field(min_length=1)]
+    """Names of dataset cards, or patterns of shards."""
+    like: Name | None = None
+    """Stream whose prompt, format and objective it has; the one of its own name when not given."""
+    format: FormatEntry | None = None
+    """How a record becomes a conversation, where that is not as in the stream."""
+
+
+def _short_held_out(value: Any) -> Any:
+    """Patterns alone for `{data: patterns}`."""
+    return {"data": value} if isinstance(value, (str, list, tuple)) else value
+
+
+HeldOut = Annotated[HeldOutSection, BeforeValidator(_short_held_out)]
+
+
+class EvalSection(Config):
+    """What the model is measured by, while it trains and afterwards."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations while training, the last step included; 0 never validates."""
+    streams: dict[Name, HeldOut] = {}
+    """Name to held-out data, whose loss is taken; patterns alone are of the stream of that name."""
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of the samples of every other stream that is held out, chosen by a hash of their names."""
+    limit: Annotated[int, Field(ge=1)] = 512
+    """Most samples of each held-out stream, and most records of the task, in one validation."""
+    task: TaskEntry | None = None
+    """Questions that are asked while training and by `mmtune eval`; a name, or a name with options."""
     data: Words = ()
-    """Patterns of its shards."""
+    """Patterns of the task's shards."""
+    best: str | None = None
+    """What the best state is chosen by: `loss`, `NAME/loss` of a held-out stream, or `TASK/MEASURE`; the loss when not
+    given, or the first measure of the task where there is no loss. The best state is kept in the folder `best`."""
 
 
 class ChatSection(Config):
@@ -298,13 +339,13 @@ class Recipe(Config):
     run: RunSection = RunSection()
     """How the run is carried out."""
     eval: EvalSection = EvalSection()
-    """What the finished model is asked."""
+    """What the model is measured by."""
     chat: ChatSection = ChatSection()
     """How the finished model talks."""
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        problems = [*_branches(self), *_groups(self), *_turns(self), *_numbers(self), *_prompts(self)]
+        problems = [*_branches(self), *_groups(self), *_turns(self), *_numbers(self), *_eval(self), *_prompts(self)]
         config.raise_problems("Recipe", problems)
         if self.chat.prompt is None:
             only = {stream.prompt for stream in self.streams.values()}
@@ -391,7 +432,9 @@ def _turns(recipe: Recipe) -> Problems:
     for stream in recipe.streams if schedule.stages else ():
         if stream not in named:
             problems.append(config.problem(f"streams.{stream}", "in no stage; name it under `schedule.stages`"))
-    if schedule.stages and (total := sum(stage.steps for stage in schedule.stages)) != schedule.steps:
+    if schedule.stages and schedule.epochs is not None:
+        problems.append(config.problem("schedule.epochs", "stages say how many steps they have"))
+    elif schedule.stages and (total := sum(stage.steps for stage in schedule.stages)) != schedule.steps:
         problems.append(config.problem("schedule.steps", f"{schedule.steps}, but the stages have {total}"))
     shares = {name: stream.share for name, stream in recipe.streams.items()}
     if schedule.turns == "alternate" and len(set(shares.values())) > 1:
@@ -406,15 +449,31 @@ def _turns(recipe: Recipe) -> Problems:
 def _numbers(recipe: Recipe) -> Problems:
     run, schedule = recipe.run, recipe.schedule
     problems = []
-    if schedule.warmup > schedule.steps:
+    if (schedule.steps is None) == (schedule.epochs is None):
+        both = f"{schedule.steps} beside schedule.epochs = {schedule.epochs}; take one out, as schedule.steps=null"
+        problems.append(config.problem("schedule.steps", both))
+    if schedule.steps is not None and schedule.warmup > schedule.steps:
         problems.append(config.problem("schedule.warmup", f"{schedule.warmup} of {schedule.steps} steps"))
     if run.batch_tokens < run.length:
         message = f"{run.batch_tokens} holds no example of run.length = {run.length}"
         problems.append(config.problem("run.batch_tokens", message))
-    if recipe.eval.task is not None and recipe.eval.task not in registry.names("eval/tasks"):
-        known = registry.names("eval/tasks")
-        listed = _known(recipe.eval.task, known, "eval/tasks")
-        problems.append(config.problem("eval.task", f"no task {recipe.eval.task}; {listed}"))
+    return problems
+
+
+def _eval(recipe: Recipe) -> Problems:
+    section, problems = recipe.eval, []
+    for name, held in section.streams.items():
+        if (like := held.like or name) not in recipe.streams:
+            path = f"eval.streams.{name}" + (".like" if held.like else "")
+            problems.append(config.problem(path, f"no stream {like}; {_known(like, recipe.streams)}; say `like`"))
+    if section.fraction and not set(recipe.streams) - set(section.streams):
+        problems.append(config.problem("eval.fraction", "every stream has held-out data of its own"))
+    if section.every and not (section.streams or section.fraction or section.task):
+        problems.append(config.problem("eval.every", "nothing is held out: give eval.streams, eval.fraction or a task"))
+    if section.every and section.task is not None and not section.data:
+        problems.append(config.problem("eval.data", "missing; the task is asked while training (eval.task=null)"))
+    if section.task is not None and section.task.name in {*section.streams, *recipe.streams}:
+        problems.append(config.problem("eval.task", f"{section.task.name} is the name of a stream, too"))
     return problems
 
 

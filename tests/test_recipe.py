@@ -66,7 +66,7 @@ def test_what_does_not_fit_together_is_listed_at_once() -> None:
         "schedule={steps: 5, warmup: 6}",
         "run={length: 100, batch_tokens: 50}",
         "streams.talk.prompt=vicunna",
-        "eval.task=pocket_qaa",
+        "eval={every: 5, streams: {vla: x.tar}}",
     )
     text = "\n".join(found)
     assert "model.branches: video goes to sight and other" in text
@@ -77,8 +77,38 @@ def test_what_does_not_fit_together_is_listed_at_once() -> None:
     assert "run.batch_tokens: 50 holds no example of run.length = 100" in text
     assert "streams.talk.prompt: no prompt vicunna; known: vicuna" in text
     assert "streams.talk: trains no group" in text
-    assert "eval.task: no task pocket_qaa; known: pocket_qa" in text
+    assert "eval.streams.vla: no stream vla; known: talk; say `like`" in text
     assert len(found) == 9
+
+
+def test_a_task_that_is_not_there() -> None:
+    (found,) = mistakes("eval.task=pocket_qaa")
+    assert found.startswith("eval.task: ") and "pocket_qaa" in found and "pocket_qa" in found.replace("pocket_qaa", "")
+    assert recipe("eval.task=pocket_qa").eval.task.name == "pocket_qa"
+
+
+def test_steps_or_epochs() -> None:
+    assert (recipe().schedule.steps, recipe().schedule.epochs) == (1000, None), "where neither is said"
+    found = recipe("schedule={epochs: 2.5, warmup: 6}").schedule
+    assert (found.steps, found.epochs) == (None, 2.5)
+    assert mistakes("schedule={steps: 5, epochs: 2}") == [
+        "schedule.steps: 5 beside schedule.epochs = 2.0; take one out, as schedule.steps=null"
+    ]
+    assert recipe("schedule={steps: 5, epochs: 2}", "schedule.steps=null").schedule.epochs == 2
+    stages = "schedule={epochs: 2, turns: stage, stages: [{streams: talk, steps: 3}]}"
+    assert mistakes(stages) == ["schedule.epochs: stages say how many steps they have"]
+
+
+def test_what_is_held_out() -> None:
+    found = recipe("eval={every: 5, streams: {talk: [x.tar, y.tar], other: {data: z.tar, like: talk}}}").eval
+    assert found.streams["talk"].data == ("x.tar", "y.tar") and found.streams["other"].like == "talk"
+    for change, words in {
+        "eval={every: 5}": "eval.every: nothing is held out",
+        "eval={every: 5, task: pocket_qa}": "eval.data: missing",
+        "eval={fraction: 0.1, streams: {talk: x.tar}}": "eval.fraction: every stream has held-out data of its own",
+        "eval={streams: {other: {data: z.tar, like: tlak}}}": "eval.streams.other.like: no stream tlak; known: talk",
+    }.items():
+        assert any(line.startswith(words) for line in mistakes(change)), change
 
 
 def test_a_stream_that_trains_nothing() -> None:

@@ -23,14 +23,19 @@ def lines(recipe: Recipe, model: Any, parts: Mapping[str, Named]) -> list[str]:
         parts: what `mmtune.params.partition` gave.
     """
     schedule, steps = schedule_of(recipe), recipe.schedule.steps
+    if steps is None:  # only the data can tell; a thousand steps show the parts
+        steps = 1000
+        said = f"{recipe.schedule.epochs:g} epochs, of which the data settles the steps; of each 1,000 steps"
+    else:
+        said = f"{steps:,} steps"
     counts = {name: schedule.count(steps, [name]) for name in recipe.streams}
     told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    out = [f"{steps:,} steps, turns: {recipe.schedule.turns}; steps of each stream: {told}"]
+    out = [f"{said}, turns: {recipe.schedule.turns}; steps of each stream: {told}"]
     for name, stream in recipe.streams.items():
         trained = [group for group, settings in recipe.groups.items() if settings.trained_by(name)]
         out.append(f"  {name}: {stream.objective.name} moves {', '.join(trained)}")
-    for name, pace in paces_of(recipe, schedule).items():
-        out += ["", *_group(name, pace, recipe, parts[name])]
+    for name, pace in paces_of(recipe, schedule, steps).items():
+        out += ["", *_group(name, pace, steps, recipe, parts[name])]
     total = sum(parameter.numel() for parameter in model.parameters())
     trains = {name: sum(parameter.numel() for _, parameter in named) for name, named in parts.items()}
     out += ["", f"trained  {sum(trains.values()):,} = " + " + ".join(f"{n:,} ({g})" for g, n in trains.items())]
@@ -38,7 +43,7 @@ def lines(recipe: Recipe, model: Any, parts: Mapping[str, Named]) -> list[str]:
     return out
 
 
-def _group(name: str, pace: Pace, recipe: Recipe, named: Named) -> list[str]:
+def _group(name: str, pace: Pace, steps: int, recipe: Recipe, named: Named) -> list[str]:
     group = recipe.groups[name]
     streams = [stream for stream in recipe.streams if group.trained_by(stream)]
     numbers = sum(parameter.numel() for _, parameter in named)
@@ -50,7 +55,7 @@ def _group(name: str, pace: Pace, recipe: Recipe, named: Named) -> list[str]:
     wide = max((len(row[0]) for row in folded), default=0)
     return [
         f"{name}: {numbers:,} parameters, {len(named):,} tensors",
-        f"  by      {', '.join(streams)}: {pace.steps:,} of {recipe.schedule.steps:,} steps",
+        f"  by      {', '.join(streams)}: {pace.steps:,} of {steps:,} steps",
         f"  rate    {pace.lr!r} after {pace.warmup:,} steps, then {falls}",
         f"  adamw   betas {group.betas[0]!r} {group.betas[1]!r}, decay {decay}, clip {clip if clip else 'none'}",
         *(f"  {full:{wide}}  {shape}  {count:,}" for full, shape, count in folded),

@@ -206,7 +206,7 @@ class Loader:
         self.ledger.rewind(first)
         self.close()
         if self.workers:
-            self._pool = Pool(self._work, self.workers, self._task)
+            self._pool = Pool(self.work, self.workers, self.task)
         start = self._history[first]
         kind = _Feed if self._peers is None else _SharedFeed
         feeds = {name: kind(self, name, start[name], self._depth(name)) for name in self.streams}
@@ -294,13 +294,15 @@ class Loader:
             return Skip(id, shard, id.removeprefix(f"{shard}/"), str(error.reason), error.seen)
         return example
 
-    def _work(self, name: str, position: int) -> bytes:
-        made = self.make(name, position)
-        if isinstance(made, Skip):
-            return _wire.dump({"skip": vars(made)}, [])
-        return _wire.dump(*_wire.pack(made))
+    def work(self, name: str, position: int) -> bytes:
+        """What a worker does: the sample of `make` as bytes, for `made` to read."""
+        found = self.make(name, position)
+        if isinstance(found, Skip):
+            return _wire.dump({"skip": vars(found)}, [])
+        return _wire.dump(*_wire.pack(found))
 
-    def _task(self, task: tuple[Any, ...]) -> str:
+    def task(self, task: tuple[Any, ...]) -> str:
+        """What a worker is at, in words."""
         name, position = task
         corpus = self.streams[name].corpus
         epoch, place = divmod(position, len(corpus))
@@ -332,7 +334,7 @@ class _Feed:
                     self._asked.append(pool.put(self.name, self.position + len(self._asked)))
                 message = pool.get(self._asked.popleft())
                 self._asked.append(pool.put(self.name, self.position + 1 + len(self._asked)))
-                self._head = _made(message)
+                self._head = made(message)
         return self._head
 
     def take(self) -> None:
@@ -364,11 +366,11 @@ class _SharedFeed(Shared):
         return Skip(**found) if isinstance(found, dict) else found
 
     def _fetch(self, asked: int) -> Example | dict[str, Any]:
-        made = self._loader.make(self.name, asked) if self._pool is None else _made(self._pool.get(asked))
-        return vars(made) if isinstance(made, Skip) else made
+        found = self._loader.make(self.name, asked) if self._pool is None else made(self._pool.get(asked))
+        return vars(found) if isinstance(found, Skip) else found
 
 
-def _made(message: bytes) -> Example | Skip:
-    """What a worker sent."""
+def made(message: bytes) -> Example | Skip:
+    """What a worker sent: the inverse of `Loader.work`."""
     head, data, start = _wire.load(message)
     return Skip(**head["skip"]) if "skip" in head else _wire.unpack(head, data, start)

@@ -77,6 +77,7 @@ class Keeper:
     """Saves a run and takes it up again.
 
     Args:
+        steps: of the whole run.
         base: what each frozen part is, see `store.base_of`.
         holders: by the name their file gets.
         say: told what is damaged, changed or late.
@@ -86,6 +87,7 @@ class Keeper:
         self,
         out: Path | None,
         recipe: Recipe,
+        steps: int,
         runtime: Runtime,
         model: MultimodalModel,
         groups: store.Groups,
@@ -94,7 +96,7 @@ class Keeper:
         holders: Callable[[], Mapping[str, Holder]],
         say: Callable[[str], None],
     ) -> None:
-        self.out, self.recipe, self.runtime, self.model = out, recipe, runtime, model
+        self.out, self.recipe, self.steps, self.runtime, self.model = out, recipe, steps, runtime, model
         self.groups, self.loader, self.base, self._holders, self._say = groups, loader, base, holders, say
         self.saver = Saver(say, recipe.run.failed_save)
         self._versions: dict[str, str] = {}
@@ -104,6 +106,7 @@ class Keeper:
         recipe = self.recipe.model_dump(mode="json")
         for section, keys in HARMLESS.items():
             recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
+        recipe["schedule"]["steps"] = self.steps  # settled, where the recipe counts in epochs
         # once: what is imported stays as it is, whatever becomes of its file
         self._versions = self._versions or {**store.versions(), **registry.outside(recipe)}
         return {
@@ -155,7 +158,7 @@ class Keeper:
         self.saver.start(progress.step, write, last)
 
     def _card(self, progress: Progress) -> dict[str, str]:
-        facts = {"steps": f"{progress.step} of {self.recipe.schedule.steps}"}
+        facts = {"steps": f"{progress.step} of {self.steps}"}
         if count := sum(n for _, n in progress.recent):
             mean = sum(loss * n for loss, n in progress.recent) / count
             facts["mean training loss of the last steps"] = f"{mean:.4f}"

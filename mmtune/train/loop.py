@@ -30,6 +30,7 @@ from mmtune.train import blame, folder
 from mmtune.train import resume as states
 from mmtune.train.cut import cut
 from mmtune.train.distributed import Runtime
+from mmtune.train.epochs import steps_of
 from mmtune.train.estimate import Estimate, estimate
 from mmtune.train.keeper import Keeper, Progress, allowed
 from mmtune.train.lock import lock
@@ -145,19 +146,21 @@ class _Run:
         if recipe.run.checkpointing:
             self.model.llm.recompute()
         self.loader = self._loader()
-        self.team = Team(recipe, self.groups, self.loader.schedule)
+        epochs = recipe.schedule.epochs
+        self.steps = recipe.schedule.steps or steps_of(self.loader, epochs or 1.0, runtime, voice.line)
+        self.team = Team(recipe, self.groups, self.loader.schedule, self.steps)
         self.optimizers = self.team.optimizers
         for objective in self.team.objectives.values():
             objective.check(self.model)
         self.watch, self.pieces = Watch(self.team), 1
         self.attendants = list(self.model.llm.attendants.values())
-        self.team.begin(self.attendants, recipe.schedule.steps)
+        self.team.begin(self.attendants, self.steps)
         for line in self.team.short():
             voice.line(line)
         for line in self._estimate().lines():
             voice.line(line)
         self.keeper = Keeper(
-            out, recipe, runtime, self.model, self.groups, self.loader, self.base, self._holders, voice.line
+            out, recipe, self.steps, runtime, self.model, self.groups, self.loader, self.base, self._holders, voice.line
         )
 
     def _loader(self) -> Loader:
@@ -171,8 +174,8 @@ class _Run:
         return loader_of(recipe, processors, self.out, *rest, write=self.out is not None)
 
     def _estimate(self) -> Estimate:
-        counts, steps = self.loader.counts(), self.recipe.schedule.steps
-        return estimate(self.model, self.groups, counts, steps, self.recipe.run, self.runtime.world)
+        counts = self.loader.counts()
+        return estimate(self.model, self.groups, counts, self.steps, self.recipe.run, self.runtime.world)
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
@@ -194,7 +197,7 @@ class _Run:
     def go(self, resume: bool, allow: Collection[str]) -> Result:
         if resume:
             self._restore(allow)
-        steps = self.recipe.schedule.steps
+        steps = self.steps
         if self.step >= steps:
             self.keeper.mend(self._progress())
             self.voice.line(f"{self.out} is finished: {self.step} steps. Nothing to do.")

@@ -40,14 +40,18 @@ def owners_of(recipe: Recipe) -> dict[str, list[str]]:
     }
 
 
-def paces_of(recipe: Recipe, schedule: Schedule) -> dict[str, Pace]:
-    """Group to its learning rate: what it says itself, and what `schedule` of the recipe says where it does not."""
+def paces_of(recipe: Recipe, schedule: Schedule, steps: int) -> dict[str, Pace]:
+    """Group to its learning rate: what it says itself, and what `schedule` of the recipe says where it does not.
+
+    Args:
+        steps: of the whole run.
+    """
     common, paces = recipe.schedule, {}
     for name, group in recipe.groups.items():
         trained = [stream for stream in recipe.streams if group.trained_by(stream)]
         paces[name] = Pace(
             lr=group.lr,
-            steps=schedule.count(common.steps, trained),
+            steps=schedule.count(steps, trained),
             warmup=common.warmup if group.warmup is None else group.warmup,
             kind=group.kind or common.kind,
             floor=common.floor if group.floor is None else group.floor,
@@ -61,12 +65,13 @@ class Team:
     Args:
         groups: what `mmtune.params.partition` gave.
         schedule: which streams feed which step.
+        steps: of the whole run.
     """
 
-    def __init__(self, recipe: Recipe, groups: Mapping[str, Named], schedule: Schedule) -> None:
+    def __init__(self, recipe: Recipe, groups: Mapping[str, Named], schedule: Schedule, steps: int) -> None:
         self.schedule = schedule
         self.owners = owners_of(recipe)
-        self.paces = paces_of(recipe, schedule)
+        self.paces = paces_of(recipe, schedule, steps)
         self.shares = {name: stream.share for name, stream in recipe.streams.items()}
         self.objectives: dict[str, Objective] = {
             name: registry.find("objectives", stream.objective.name)(stream.objective)
