@@ -3,7 +3,11 @@
 Three verbs, `load`, `chat` and `train`, are resolved on first use: `import mmtune` itself imports nothing heavy.
 """
 
-from __future__ import annotations
+# The first import of the command decides where all others look, so nothing may come before it, `__future__` included.
+from mmtune import safe_path
+
+if safe_path.of_command():
+    safe_path.guard()
 
 import importlib
 from typing import Any

@@ -57,6 +57,19 @@ class Config(BaseModel):
 # ---------------------------------------------------------------------------------------------------------- entries
 
 
+class Outside(Config):
+    """An entry that is a class outside mmtune and is not imported: its name, and its options as they were written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    """`package.module:Class`, or what an installed package calls it."""
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain data, without the name."""
+        return dict(self.model_extra or {})
+
+
 class _Named:
     """Pydantic marker: a mapping with a `name` is validated by the Config of that entry of the room."""
 
@@ -72,13 +85,20 @@ class _Named:
         if not isinstance(value.get("name"), str):
             raise PydanticCustomError("entry", "{msg}", {"msg": f"name is missing; one of {self._known()}"})
         try:
+            code = registry.source(self.room, value["name"])
+            if code is not None and (self.room in registry.APART or not registry.is_allowed(code)):
+                return Outside
             return registry.find(self.room, value["name"]).Config
         except MmtuneError as error:
             raise PydanticCustomError("entry", "{msg}", {"msg": "; ".join(str(error).splitlines())}) from error
 
     def validate(self, value: Any) -> Config:
+        if isinstance(value, Outside):
+            value = value.model_dump()  # it may have been allowed since
         if isinstance(value, Config):
             cls = self.config({"name": getattr(value, "name", None)})
+            if cls is Outside:
+                return value  # made by its own class, which this program did not have to import
             if not isinstance(value, cls):
                 raise PydanticCustomError(
                     "entry", "{msg}", {"msg": f"a {type(value).__name__} is not a {cls.__name__}"}
@@ -98,6 +118,9 @@ class _Named:
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         options = []
         for name in registry.names(self.room):
+            if registry.source(self.room, name) is not None:
+                options.append({"type": "object", "properties": {"name": {"const": name}}, "required": ["name"]})
+                continue
             try:
                 entry_class = registry.find(self.room, name)
             except ModelError:  # a package is absent; the other entries are still worth showing

@@ -60,6 +60,8 @@ class BranchSection(Config):
 
     @model_validator(mode="after")
     def _resolve(self) -> BranchSection:
+        if isinstance(self.encoder, config.Outside):  # what it takes is known when it may be imported
+            return self
         takes = tuple(registry.find("encoders", self.encoder.name).kinds)
         if self.kinds is None:
             self.__dict__["kinds"] = takes
@@ -369,6 +371,17 @@ _SECTIONS = {
     "groups": '{connector: {match: ["branches.*.connector.*"], lr: 1.0e-3}}, what trains and how fast',
 }
 """A small example of each section that training needs."""
+
+
+def with_code(recipe: Recipe) -> Recipe:
+    """A recipe whose model and streams may be built: what they name outside mmtune is allowed, its options checked.
+
+    Raises ConfigError that names all that is not allowed.
+    """
+    tree = recipe.model_dump(mode="json")
+    registry.refuse(registry.needs_word([tree["model"], tree["streams"]]))
+    return config.validate(Recipe, tree) if registry.allowances() else recipe
+
 
 # ------------------------------------------------------------------------------------- checks over several sections
 

@@ -1,8 +1,9 @@
 """Files are names: `find("encoders", "clip")` is the one encoder class written in `mmtune/encoders/clip.py`.
 
 There is no list to edit and nothing is imported before it is asked for. A name may also be `package.module:Class`,
-a class outside mmtune that keeps the room's contract; only code that is already installed can be reached this way.
-Installed packages may add names to some rooms (`OPEN`) by entry points; the group is the room behind `mmtune.`.
+a class outside mmtune that keeps the room's contract. A recipe may come from anywhere, so a class that it names in this
+way is imported only after the person who runs the program said so: see `allow`. Installed packages may add names to
+some rooms (`OPEN`) by entry points; the group is the room behind `mmtune.`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -39,8 +42,64 @@ SHELVES: tuple[Shelf, ...] = ("recipes", "prompts", "cards")
 """Folders of YAML files that ship with mmtune."""
 SUGGESTED = 3
 """Names that an error shows of a longer list."""
+APART = ("experts",)
+"""Rooms whose entries from outside are imported by a child process only."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_allowed: set[str] = set()
+"""`package.module:Class` of what may be imported; of this process, and of no file."""
+
+
+def allow(names: Iterable[str]) -> None:
+    """Let classes outside mmtune be imported in this process, by their names: `package.module:Class`.
+
+    To be called for what a person says, never for what a file says. Raises ConfigError for what is no such name.
+    """
+    for name in names:
+        if not is_outside(name):
+            raise ConfigError(f"code named {name!r}", "package.module:Class, as a recipe names it")
+        _allowed.add(name)
+
+
+def is_allowed(name: str) -> bool:
+    """Whether a class outside mmtune may be imported: somebody said so, or an installed package offers it."""
+    return name in _allowed or any(name in plugins(room).values() for room in OPEN)
+
+
+def allowances() -> tuple[str, ...]:
+    """What was allowed, for a process that is to do a part of the work of this one."""
+    return tuple(sorted(_allowed))
+
+
+def is_outside(name: Any) -> bool:
+    """Whether a name is that of a class outside mmtune, by its form."""
+    return isinstance(name, str) and _OUTSIDE.fullmatch(name) is not None
+
+
+def source(room: str, name: Any) -> str | None:
+    """`package.module:Class` that a name stands for; none for a file of the room, and for what is no name at all."""
+    if is_outside(name):
+        return name
+    return plugins(room).get(name) if isinstance(name, str) else None
+
+
+def needs_word(tree: Any) -> list[str]:
+    """Names of classes outside mmtune in a recipe, as plain data, that nobody has allowed; sorted."""
+    if isinstance(tree, dict):
+        name = tree.get("name")
+        own = {name} if isinstance(name, str) and is_outside(name) and not is_allowed(name) else set()
+        return sorted(own.union(*map(needs_word, tree.values())))
+    return sorted(set().union(*map(needs_word, tree))) if isinstance(tree, list | tuple) else []
+
+
+def refuse(names: Iterable[str]) -> None:
+    """Raises ConfigError for classes outside mmtune that nobody has allowed, if there are any."""
+    if listed := list(names):
+        raise ConfigError(
+            f"{', '.join(listed)}: code outside mmtune, which nobody said may run here",
+            "the word of whoever runs this, for code that they trust",
+            " ".join(f"--allow-code {name}" for name in listed),
+        )
 
 
 def names(room: str) -> list[str]:
@@ -123,10 +182,11 @@ def contract(room: str) -> type:
 def find(room: str, name: str) -> Any:
     """The entry class called `name`.
 
-    Raises ConfigError for an unknown name (the known ones are listed, nearest first) or a class that does not keep
-    the room's contract, and ModelError when a package that the entry needs is not installed.
+    Raises ConfigError for an unknown name (the known ones are listed, nearest first), a class outside mmtune that
+    nobody has allowed, or one that does not keep the room's contract, and ModelError when a package that the entry
+    needs is not installed.
     """
-    if isinstance(name, str) and _OUTSIDE.fullmatch(name):
+    if is_outside(name):
         return _outside(room, name)
     known = names(room)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name not in known:
@@ -151,6 +211,8 @@ def find(room: str, name: str) -> Any:
 
 
 def _outside(room: str, name: str) -> type:
+    if not is_allowed(name):
+        refuse([name])
     base = contract(room)
     path, _, attribute = name.partition(":")
     module = _load(path, f"{name!r} of {room}")
@@ -161,22 +223,36 @@ def _outside(room: str, name: str) -> type:
 
 
 def outside(tree: Any) -> dict[str, str]:
-    """SHA-256 of the source of every module outside mmtune that a recipe, as plain data, names `package.module:Class`.
+    """SHA-256 of the source of every loaded module outside mmtune that a recipe, as plain data, names
+    `package.module:Class`. Imports nothing.
 
     A package of one's own seldom has a version that says what changed.
     """
     if isinstance(tree, dict):
         found = {key: digest for item in tree.values() for key, digest in outside(item).items()}
         name = tree.get("name")
-        if isinstance(name, str) and _OUTSIDE.fullmatch(name):
+        if isinstance(name, str) and is_outside(name):
             path = name.partition(":")[0]
-            source = getattr(_load(path, repr(name)), "__file__", None)
-            if source and Path(source).is_file():
-                found[path] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+            file = getattr(sys.modules.get(path), "__file__", None)
+            if file and Path(file).is_file():
+                found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         return found
     if isinstance(tree, list | tuple):
         return {key: digest for item in tree for key, digest in outside(item).items()}
     return {}
+
+
+def folder_of(name: str) -> str | None:
+    """The folder in which the package of a class outside mmtune lies; none where there is none to be found.
+
+    Imports nothing.
+    """
+    spec = importlib.util.find_spec(name.partition(":")[0].partition(".")[0])
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return str(Path(next(iter(spec.submodule_search_locations))).absolute().parent)
+    return str(Path(spec.origin).absolute().parent) if spec.has_location and spec.origin else None
 
 
 def _load(path: str, what: str) -> ModuleType:

@@ -55,6 +55,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_allowed_stays() -> Iterator[None]:
+    """What one test lets run from outside mmtune is not let run in the next."""
+    from mmtune import registry
+
+    before = set(registry._allowed)
+    yield
+    registry._allowed.clear()
+    registry._allowed.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test begins with the same random numbers, whatever ran before it."""
     random.seed(0)

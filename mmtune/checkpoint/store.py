@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,19 +233,24 @@ def read_recipe(path: Path | str) -> Recipe:
     return configs.validate(Recipe, configs.read(str(path / "recipe.yaml"), []))
 
 
-def load_run(path: Path | str, device: str | torch.device = "cpu") -> tuple[MultimodalModel, Processor, Recipe]:
+def load_run(
+    path: Path | str, device: str | torch.device = "cpu", allow_code: Iterable[str] = ()
+) -> tuple[MultimodalModel, Processor, Recipe]:
     """Read a run folder back: base parts from where they come from, then what was trained.
 
     Args:
         path: the folder; `mmtune:NAME` is one inside the package.
         device: `auto` takes an accelerator where there is one.
+        allow_code: classes outside mmtune that the model may be made of, see `mmtune.registry.allow`.
 
     Raises:
+        ConfigError: a class outside mmtune that is not allowed.
         CheckpointError: no weights yet; a damaged file; names missing, unexpected or misshapen (listed together);
             a base part that is not the one this run was trained on.
     """
     from mmtune import model as models
 
+    registry.allow(allow_code)
     path = Path(places.resolve(str(path)))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import room
-from mmtune.cli.words import app, overrides_of
+from mmtune.cli.words import AllowCode, app, overrides_of
 from mmtune.errors import UsageError
 
 kinds = room("checkpoint/foreign")
@@ -32,6 +32,7 @@ def import_(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the recipe of the run.")
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="The kinds, what each takes, and their options.")] = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Make a run of a published checkpoint, to chat with, train on or export."""
     from mmtune.commands import import_ as command
@@ -54,6 +55,7 @@ def export(
     kind: Annotated[str, typer.Option(help="A name from `mmtune import --list`.", autocompletion=kinds)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the published layout.")],
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind.")] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Write a run in a published layout, for the programs that read that."""
     from mmtune.commands import export as command

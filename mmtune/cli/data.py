@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import recipes
-from mmtune.cli.words import data_app
+from mmtune.cli.words import AllowCode, data_app
 from mmtune.errors import UsageError
 
 
@@ -57,6 +57,7 @@ def data_check(
     stream: Annotated[str | None, typer.Option(help="Stream of the recipe; needed when it has several.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Records to look at.")] = 200,
     samples: Annotated[int, typer.Option(min=0, help="Samples to print in full, with labels.")] = 2,
+    allow_code: AllowCode = None,
 ) -> None:
     """Say what a recipe would make of some data: counts, skips by reason, lengths, and a few samples in full."""
     changes = [word for word in words if _looks_like_change(word)]

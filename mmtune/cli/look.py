@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import entries, recipes, rooms
-from mmtune.cli.words import Overrides, app, overrides_of
+from mmtune.cli.words import AllowCode, Overrides, app, overrides_of
 from mmtune.errors import UsageError
 
 
@@ -21,6 +21,7 @@ def show(
     groups: Annotated[bool, typer.Option("--groups", help="Who trains what, how fast, by which stream.")] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="The whole recipe as YAML, defaults included.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="JSON schema of recipes, for editors; no RECIPE.")] = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Say what a recipe builds and what trains, without reading weights."""
     changes = overrides_of(overrides)

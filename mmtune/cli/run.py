@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmtune.cli.words import AllowRemote, Overrides, Recipe, Run, app, overrides_of
+from mmtune.cli.words import AllowCode, AllowRemote, Overrides, Recipe, Run, app, overrides_of
 
 
 @app.command()
@@ -25,6 +25,7 @@ def train(
         ),
     ] = None,
     allow_remote: AllowRemote = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Train a recipe. To go on with a run: mmtune train --resume FOLDER."""
     changes = overrides_of(overrides)
@@ -41,6 +42,7 @@ def replay(
     id: Annotated[list[str] | None, typer.Option(metavar="ID", help="A sample, as skipped.jsonl names it.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     allow_remote: AllowRemote = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Try the samples of steps that were not finite, each alone, with the weights last saved."""
     from mmtune.commands import replay as command
@@ -57,6 +59,7 @@ def plan(
     device_tflops: Annotated[float, typer.Option(min=0.001, help="What each can do, 10^12 operations/s.")] = 989.0,
     utilisation: Annotated[float, typer.Option(min=0.01, max=1.0, help="Part of that which a run reaches.")] = 0.4,
     link: Annotated[float, typer.Option(min=0.01, help="Between devices, GB a second for each.")] = 400.0,
+    allow_code: AllowCode = None,
 ) -> None:
     """Say what each device would hold and how long a step would take, by arithmetic, for each run.strategy."""
     changes = overrides_of(overrides)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import room
-from mmtune.cli.words import AllowRemote, Run, app
+from mmtune.cli.words import AllowCode, AllowRemote, Run, app
 from mmtune.errors import UsageError
 
 
@@ -29,7 +29,10 @@ def chat(
         list[str] | None,
         typer.Option(metavar="NAME[:K=V]", help="Who else looks at the media, as ocr; see `mmtune list experts`."),
     ] = None,
-    no_experts: Annotated[bool, typer.Option("--no-experts", help="Without the experts of the recipe.")] = False,
+    experts_of_run: Annotated[
+        bool, typer.Option("--experts-of-run", help="With the experts that the recipe of the run names.")
+    ] = False,
+    no_experts: Annotated[bool, typer.Option("--no-experts", help="Without them, and without a word on it.")] = False,
     system: Annotated[str | None, typer.Option("-s", "--system", help="Text of a system turn.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0: the likeliest token each time.")] = None,
@@ -38,6 +41,7 @@ def chat(
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON record: answer, tokens, times, media.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Numbers on stderr after the answer.")] = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Talk with a model: one answer when a question is given or piped in, else a conversation.
 
@@ -58,6 +62,7 @@ def chat(
         media=media,  # type: ignore[arg-type]
         experts=expert or [],
         no_experts=no_experts,
+        experts_of_run=experts_of_run,
         system=system,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -92,6 +97,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     allow_remote: AllowRemote = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Ask a model a benchmark's questions and score the answers."""
     if frames not in (None, "shuffled", "reversed"):

@@ -48,6 +48,25 @@ def program(
     """Add sight and sound to a language model, tune it, and talk with it."""
 
 
+def _allow(names: list[str] | None) -> list[str] | None:
+    from mmtune import registry
+
+    registry.allow(names or [])
+    return names
+
+
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="NAME",
+        callback=_allow,
+        help="Let this class from outside mmtune run, package.module:Class, where the recipe names it. Repeat.",
+    ),
+]
+"""An option of every command that reads a recipe or a run; what it says holds for the process."""
+
+
 def overrides_of(words: list[str] | None) -> list[str]:
     """The words behind a recipe. Raises UsageError for one that is no KEY=VALUE."""
     wrong = [word for word in words or [] if "=" not in word]

@@ -1,7 +1,8 @@
-"""The process of one expert: `main` is started by `_runner.py` and answers until its input ends.
+"""The process of one expert: `main` is started by `_process.py` and answers until its input ends.
 
 Its standard output is taken away from the expert before the expert is imported: what libraries print goes to standard
-error. When the program that answers goes away, however it ends, this process ends itself and all that it started.
+error. When the program that answers goes away, however it ends, the guard of this process ends it and all that it
+started.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 from typing import Any, BinaryIO, NoReturn
@@ -24,20 +24,18 @@ Calls = queue.SimpleQueue[tuple[dict[str, Any], bytes]]
 
 
 def main() -> None:
-    """Serve calls: the first frames say which expert, each later pair is a medium to look at."""
+    """Serve calls: the first frames say which expert, each later pair is a question, and a medium where there is one."""
     asked, answers = _own(0, "rb"), _own(1, "wb")
     calls: Calls = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked, calls), daemon=True).start()
     setup, _ = calls.get()
     if not setup["network"]:
         sys.addaudithook(_offline)
-    expert: Expert | None = None
+    served = _Served(setup)
     while True:
         facts, data = calls.get()
         try:
-            expert = expert or _start(setup["config"])
-            ref = MediaRef(facts["kind"], data, facts["origin"], facts.get("start"), facts.get("end"))
-            reply = _wire.pack(*_wire.gather(expert.look(ref, facts["question"])))
+            reply = getattr(served, facts["do"])(facts, data)
         except MmtuneError as error:
             reply = _error("; ".join(str(error).splitlines()))
         except Exception as error:  # whatever an expert raises is told in one line
@@ -45,11 +43,40 @@ def main() -> None:
         _wire.write(answers, reply)
 
 
-def _start(tree: dict[str, Any]) -> Expert:
-    cls = registry.find("experts", tree["name"])
-    expert = cls(config.validate(cls.Config, tree, f"the expert {tree['name']}"))
-    expert.start()
-    return expert
+class _Served:
+    """The expert, imported and made when it is first asked for something; its weights are read for the first look."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self._setup = setup
+        self._made: Expert | None = None
+        self._started = False
+
+    @property
+    def _expert(self) -> Expert:
+        if self._made is None:
+            name = self._setup["name"]
+            if code := self._setup["code"]:
+                registry.allow([code])
+            cls = registry.find("experts", code or name)
+            options = {**self._setup["options"], "name": name}
+            self._made = cls(config.validate(cls.Config, options, f"the expert {name}"))
+        return self._made
+
+    def describe(self, facts: dict[str, Any], data: bytes) -> bytes:
+        """What the program that answers has to know: all options, kinds of media, and whether questions matter."""
+        expert = self._expert
+        options = expert.config.model_dump(mode="json")
+        return json.dumps({"options": options, "kinds": [*expert.kinds], "asks": bool(expert.asks)}).encode()
+
+    def version(self, facts: dict[str, Any], data: bytes) -> bytes:
+        return json.dumps({"version": str(self._expert.version)}).encode()
+
+    def look(self, facts: dict[str, Any], data: bytes) -> bytes:
+        if not self._started:
+            self._expert.start()
+            self._started = True
+        ref = MediaRef(facts["kind"], data, facts["origin"], facts["start"], facts["end"])
+        return _wire.pack(*_wire.gather(self._expert.look(ref, facts["question"])))
 
 
 def _own(number: int, mode: str) -> BinaryIO:
@@ -61,7 +88,7 @@ def _own(number: int, mode: str) -> BinaryIO:
 
 
 def _listen(asked: BinaryIO, calls: Calls) -> NoReturn:
-    """Hand calls on; at the end of the input end everything, whatever the expert is doing."""
+    """Hand calls on; at the end of the input end, whatever the expert is doing."""
     try:
         while (head := _wire.read(asked)) is not None:
             body = _wire.read(asked)
@@ -69,8 +96,6 @@ def _listen(asked: BinaryIO, calls: Calls) -> NoReturn:
                 break
             calls.put((json.loads(head), body))
     finally:
-        if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
 

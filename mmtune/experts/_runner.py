@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from pydantic import ConfigDict
+
+from mmtune import config as configs
 from mmtune import registry
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.experts import _cache, _wire
@@ -20,7 +23,7 @@ from mmtune.experts._cache import Cache
 from mmtune.experts._process import Failure, Process
 from mmtune.experts._quote import quote
 from mmtune.experts.base import AFTERWARDS, Evidence, Expert, ExpertConfig
-from mmtune.types import MediaRef, Quote
+from mmtune.types import KINDS, MediaRef, Quote
 
 PATIENCE = 3
 """Failures in a row after which an expert is left alone."""
@@ -28,6 +31,7 @@ REST = 300.0
 """For so long, seconds."""
 
 Status = Literal["found", "nothing", "failed"]
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,16 @@ class Finding:
         return replace(self, quote=None, note=note)
 
 
+class _Described(ExpertConfig):
+    """Options of an expert that was not imported here, as its process says them."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class Runner:
     """One expert with its child process, which is started by the first call that needs it and stays warm.
+
+    An expert from outside is imported by its process only; that is asked for what it takes when the runner is made.
 
     Args:
         config: of the expert.
@@ -84,51 +96,88 @@ class Runner:
         clock: seconds, for the rest after failures.
 
     Raises:
-        ConfigError, ModelError: there is no such expert, or it cannot be made. This is a mistake of whoever named it,
-            so it is raised.
+        ConfigError, ModelError: there is no such expert, nobody allowed it, or it cannot be made. This is a mistake of
+            whoever named it, so it is raised.
 
     Attributes:
+        config: with every default written out.
         kinds: kinds of media that it looks at.
         asks: whether the question changes what it finds.
     """
 
-    def __init__(self, config: ExpertConfig, cache: Cache, clock: Callable[[], float] = time.monotonic) -> None:
-        self.config = config
-        cls = registry.find("experts", config.name)
-        try:
-            self._expert: Expert = cls(config)
-            self.kinds: tuple[str, ...] = tuple(self._expert.kinds)
-            self.asks = bool(self._expert.asks)
-        except Exception as error:
-            raise ConfigError(f"the expert {config.name} cannot be made: {_plain(error)}") from error
+    config: ExpertConfig
+    kinds: tuple[str, ...]
+    asks: bool
+
+    def __init__(
+        self, config: ExpertConfig | configs.Outside, cache: Cache, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = config.name
         self._cache = cache
         self._clock = clock
         self._process: Process | None = None
         self._turn = threading.Lock()  # one call at a time
         self._failures = 0
         self._rests_until = 0.0
+        self._code = registry.source("experts", config.name)
+        options = config.model_dump(mode="json", exclude={"name"})
+        try:
+            if self._code is not None:
+                if not registry.is_allowed(self._code):
+                    registry.refuse([self._code])
+                self._describe(options)
+            else:
+                assert isinstance(config, ExpertConfig)
+                expert: Expert = registry.find("experts", config.name)(config)
+                self.config, self.kinds, self.asks = config, tuple(expert.kinds), bool(expert.asks)
+        except Exception as error:
+            self.close()
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the expert {config.name} cannot be made: {_plain(error)}") from error
+
+    def _describe(self, options: dict[str, Any]) -> None:
+        assert self._code is not None
+        own = {name: options[name] for name in ("seconds", "network") if name in options}
+        bounds = configs.validate(ExpertConfig, {"name": self.name, **own}, f"the expert {self.name}")
+        self._process = self._start(options, network=False)
+        said = _wire.answer(
+            self._ask({"do": "describe"}, b"", time.monotonic() + bounds.seconds), "options", "kinds", "asks"
+        )
+        self.config = configs.validate(_Described, said["options"], f"what the expert {self.name} says of itself")
+        if not isinstance(said["kinds"], list) or not set(map(str, said["kinds"])) <= set(KINDS):
+            raise _wire.WireError(f"it says that it takes {str(said['kinds'])[:80]}")
+        self.kinds, self.asks = tuple(said["kinds"]), said["asks"] is True
+        if self.config.network:
+            self.close()  # the next one may connect
+
+    def _start(self, options: Mapping[str, Any], network: bool) -> Process:
+        setup = {"name": self.name, "options": dict(options), "code": self._code, "network": network}
+        folder = registry.folder_of(self._code) if self._code is not None else None
+        return Process(setup, [folder] if folder else [])
 
     @property
     def process(self) -> int | None:
-        """Process id of the child, if there is one."""
+        """Process id of the child's guard, if there is a child."""
         return self._process.number if self._process else None
 
     def look(self, ref: MediaRef, question: str | None = None) -> Finding:
         """What it finds. Never raises for what an expert does; Ctrl-C passes."""
         start = time.monotonic()
+        until = start + self.config.seconds
         question = question if self.asks else None
         try:
             data = ref.read()
-            name = self._name(ref, data, question)
-            known = self._cache.get(name)
-            found, cut = known if known else self._call(ref, data, question, start + self.config.seconds)
-            if not known:
+            name = self._name(ref, data, question, until)
+            known = self._cache.get(name) if name else None
+            found, cut = known if known else self._call(ref, data, question, until)
+            if not known and name:
                 self._cache.put(name, found, cut)
-        except Exception as error:  # its version is asked here, and that may be anybody's code
-            return Finding(self.config.name, ref, "failed", seconds=time.monotonic() - start, note=_plain(error))
-        said = quote(self.config.name.rpartition(":")[2], found, self.config, cut)
+        except Exception as error:
+            return Finding(self.name, ref, "failed", seconds=time.monotonic() - start, note=_plain(error))
+        said = quote(self.name.rpartition(":")[2], found, self.config, cut)
         status: Status = "found" if said else "nothing"
-        return Finding(self.config.name, ref, status, found, said, known is not None, cut, time.monotonic() - start)
+        return Finding(self.name, ref, status, found, said, known is not None, cut, time.monotonic() - start)
 
     def close(self) -> None:
         """End the child; the next call starts another."""
@@ -139,6 +188,14 @@ class Runner:
     def _call(
         self, ref: MediaRef, data: bytes, question: str | None, until: float
     ) -> tuple[tuple[Evidence, ...], bool]:
+        facts = {
+            "do": "look", "kind": ref.kind, "origin": ref.origin, "start": ref.start, "end": ref.end,
+            "question": question,
+        }  # fmt: skip
+        return self._talk(facts, data, until, _wire.unpack)
+
+    def _talk(self, facts: dict[str, Any], data: bytes, until: float, read: Callable[[bytes], Said]) -> Said:
+        """One question to the child, and its answer."""
         if not self._turn.acquire(timeout=max(0.0, until - time.monotonic())):
             raise Failure("it was busy until the time was over")
         try:
@@ -146,12 +203,9 @@ class Runner:
                 raise Failure(f"it failed {self._failures} times in a row and is left alone for a while")
             try:
                 if self._process is None:
-                    setup = {"config": self.config.model_dump(mode="json"), "network": self.config.network}
-                    self._process = Process(setup)
-                facts = {
-                    "kind": ref.kind, "origin": ref.origin, "start": ref.start, "end": ref.end, "question": question,
-                }  # fmt: skip
-                result = _wire.unpack(self._ask(facts, data, until))
+                    options = self.config.model_dump(mode="json", exclude={"name"})
+                    self._process = self._start(options, self.config.network)
+                result = read(self._ask(facts, data, until))
             except (Failure, _wire.WireError, OSError) as error:
                 if not isinstance(error, _wire.Told):
                     self.close()
@@ -159,7 +213,8 @@ class Runner:
                 if self._failures >= PATIENCE:
                     self._rests_until = self._clock() + REST
                 raise
-            self._failures = 0
+            if facts["do"] == "look":
+                self._failures = 0
             return result
         finally:
             self._turn.release()
@@ -171,13 +226,16 @@ class Runner:
         self._process = process
         return reply
 
-    def _name(self, ref: MediaRef, data: bytes, question: str | None) -> str:
-        cls = type(self._expert)
+    def _name(self, ref: MediaRef, data: bytes, question: str | None, until: float) -> str | None:
+        """What a result is kept under; none where nothing is kept."""
+        if self._cache.folder is None:
+            return None
+        said = self._talk({"do": "version"}, b"", until, lambda reply: _wire.answer(reply, "version"))
         return _cache.key(
             {
-                "expert": f"{cls.__module__}:{cls.__qualname__}",
-                "version": str(self._expert.version),
-                "options": self.config.model_dump(mode="json", exclude=set(AFTERWARDS)),
+                "expert": self._code or f"mmtune.experts.{self.name}",
+                "version": str(said["version"]),
+                "options": self.config.model_dump(mode="json", exclude={*AFTERWARDS}),
                 "kind": ref.kind,
                 "content": hashlib.sha256(data).hexdigest() + ref.range,
                 "question": question,

@@ -75,13 +75,24 @@ def pack(found: Iterable[Evidence], cut: bool) -> bytes:
     return json.dumps({"evidence": [one.record() for one in found], "cut": cut}, allow_nan=False).encode()
 
 
-def unpack(data: bytes) -> tuple[tuple[Evidence, ...], bool]:
-    """The evidence of an answer, and whether it was cut. Raises WireError, or Told."""
+def answer(data: bytes, *keys: str) -> dict[str, Any]:
+    """An answer with exactly these keys. Raises WireError, or Told."""
     try:
         tree = json.loads(data, parse_constant=_refuse)
-        if isinstance(tree, dict) and isinstance(tree.get("error"), str):
-            raise Told(" ".join(tree["error"].split())[:300])
-        if not isinstance(tree, dict) or set(tree) != {"evidence", "cut"} or not isinstance(tree["cut"], bool):
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"it said something that is no evidence: {' '.join(str(error).split())[:200]}") from error
+    if isinstance(tree, dict) and isinstance(tree.get("error"), str):
+        raise Told(" ".join(tree["error"].split())[:300])
+    if not isinstance(tree, dict) or set(tree) != set(keys):
+        raise WireError("it said something that is no evidence")
+    return tree
+
+
+def unpack(data: bytes) -> tuple[tuple[Evidence, ...], bool]:
+    """The evidence of an answer, and whether it was cut. Raises WireError, or Told."""
+    tree = answer(data, "evidence", "cut")
+    try:
+        if not isinstance(tree["cut"], bool):
             raise WireError("it said something that is no evidence")
         if not isinstance(tree["evidence"], list) or len(tree["evidence"]) > MAX_ITEMS:
             raise WireError("it said something that is no list of evidence")

@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+from mmtune import registry
 from mmtune.errors import UsageError
 from mmtune.serve import plan as plans
 from mmtune.serve.conversation import Answer, Conversation, Settings
-from mmtune.serve.experts import Panel, Spec
+from mmtune.serve.experts import Panel, Spec, brief
 from mmtune.serve.references import reference
 from mmtune.serve.terminal import is_terminal, say
 from mmtune.serve.text import printable
@@ -33,7 +35,9 @@ class Options:
     experts: list[str] = field(default_factory=list)
     """NAME[:key=value,...], beside those of the recipe."""
     no_experts: bool = False
-    """Leave those of the recipe out."""
+    """Leave those of the recipe out, and do not mention them."""
+    experts_of_run: bool = False
+    """Turn on those that the recipe of the run names."""
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -49,7 +53,8 @@ def chat(
     system: str | None = None,
     device: str = "auto",
     settings: Settings | None = None,
-    experts: Sequence[Spec] | None = None,
+    experts: Sequence[Spec] | Literal["of_run"] = (),
+    allow_code: Sequence[str] = (),
 ) -> Conversation:
     """A conversation with a run, for Python: `talk = mmtune.chat("runs/one")`, then `attach` and `ask`.
 
@@ -58,14 +63,21 @@ def chat(
         system: text of a system turn.
         device: auto, cpu, cuda, ...
         settings: how answers are drawn; the recipe's own when none are given.
-        experts: who else looks at the media, as "ocr"; those of the recipe when not given.
+        experts: who else looks at the media, as ["ocr"]; "of_run" for those that the recipe of the run names.
+        allow_code: classes outside mmtune that the run may import, see `mmtune.registry.allow`.
 
     Raises:
         MmtuneError: whatever reading the run raises, or an expert that there is not.
     """
+    registry.allow(allow_code)
     plan = plans.Plan.read(Path(run) if run is not None else plans.packaged_run(), device=device)
     settings = settings or Settings(max_tokens=plan.max_tokens, temperature=plan.temperature)
-    panel = Panel(plan.experts if experts is None else experts)
+    if experts == "of_run":
+        panel = Panel(of_run=plan.experts)
+    else:
+        panel = Panel(experts)
+        if plan.experts and not experts:
+            say(f"(experts that the run names are off: {brief(plan.experts)}; experts='of_run' turns them on)")
     return Conversation(plan.load(), system, settings, panel)
 
 
@@ -87,7 +99,7 @@ def command(options: Options) -> int:
         temperature=plan.temperature if options.temperature is None else options.temperature,
         seed=options.seed,
     )
-    panel = Panel([*(() if options.no_experts else plan.experts), *options.experts])
+    panel = Panel(options.experts, of_run=_of_run(plan, options))
     question = options.question if options.question is not None else _piped_question(options)
     if plan.notice:
         say(f"{plan.name}: {plan.notice}")
@@ -101,6 +113,16 @@ def command(options: Options) -> int:
     for ref in refs:
         conversation.attach(ref)
     return _one_answer(conversation, question, options, loaded)
+
+
+def _of_run(plan: plans.Plan, options: Options) -> tuple[dict[str, Any], ...]:
+    """Those of the recipe's experts that are on: whoever wrote the recipe is seldom who runs it."""
+    if options.no_experts or not plan.experts:
+        return ()
+    if options.experts_of_run or plan.packaged:
+        return plan.experts
+    say(f"(experts that the run names are off: {brief(plan.experts)}; --experts-of-run turns them on)")
+    return ()
 
 
 def show_answer(answer: Answer, verbose: bool) -> bool:

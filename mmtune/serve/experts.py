@@ -13,6 +13,7 @@ from mmtune.errors import UsageError
 from mmtune.experts import _cache
 from mmtune.experts._runner import Finding, Runner
 from mmtune.experts.base import ExpertConfig
+from mmtune.serve.text import printable
 from mmtune.types import MediaRef, Part, Quote, Sample, Turn
 
 if TYPE_CHECKING:
@@ -30,20 +31,27 @@ _COMMA = re.compile(r",(?=\s*\w+=)")
 """Between two options; a comma inside a value stays."""
 
 
-def parse(spec: Spec) -> ExpertConfig:
-    """A named expert with its options checked; nothing of it runs.
+def parse(spec: Spec) -> ExpertConfig | config.Outside:
+    """A named expert; nothing of it runs. Options are checked here, those of one from outside by its own process.
 
     Raises:
         UsageError: not of the form NAME[:key=value[,key=value...]].
         ConfigError: no such expert or option.
     """
-    if isinstance(spec, ExpertConfig):
+    if isinstance(spec, ExpertConfig | config.Outside):
         return spec
     tree = dict(spec) if isinstance(spec, Mapping) else _tree(spec)
     name = tree.get("name")
     if not isinstance(name, str):
         raise UsageError(seen=f"an expert without a name: {tree}", expected="a mapping with a name")
+    if registry.source("experts", name) is not None:
+        return config.validate(config.Outside, tree, f"the expert {name}")
     return config.validate(registry.find("experts", name).Config, tree, f"the expert {name}")
+
+
+def brief(specs: Iterable[Mapping[str, Any]]) -> str:
+    """Experts of a recipe as a person would name them, in one line."""
+    return printable(", ".join(str(spec.get("name")) for spec in specs)[:400])
 
 
 def _tree(text: str) -> dict[str, Any]:
@@ -68,16 +76,21 @@ class Panel:
     """The experts that are on, in their order.
 
     Args:
-        specs: which; a later one of the same name takes the place of an earlier.
+        specs: which, as a person named them; a later one of the same name takes the place of an earlier.
         cache: folder for results; none takes the usual one, see `mmtune.experts._cache.default_folder`.
+        of_run: those that a recipe names, before the others. Code from outside among them has to be allowed.
 
     Raises:
         UsageError, ConfigError, ModelError: one that cannot be had by this name.
     """
 
-    def __init__(self, specs: Iterable[Spec] = (), cache: Path | None = None) -> None:
+    def __init__(
+        self, specs: Iterable[Spec] = (), cache: Path | None = None, of_run: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
         self._cache = _cache.Cache(cache or _cache.default_folder())
         self._runners: dict[str, Runner] = {}
+        for one in of_run:
+            self._switch_on(parse(one))
         for spec in specs:
             self.switch_on(spec)
 
@@ -90,9 +103,18 @@ class Panel:
         return list(self._runners)
 
     def switch_on(self, spec: Spec) -> str:
-        """Add an expert, or give one other options; it starts when it is first needed. Returns its name."""
-        runner = Runner(parse(spec), self._cache)
-        name = runner.config.name
+        """Add an expert, or give one other options; it starts when it is first needed. Returns its name.
+
+        It is named by a person, which is their word that its code may run.
+        """
+        found = parse(spec)
+        if registry.is_outside(found.name):
+            registry.allow([found.name])
+        return self._switch_on(found)
+
+    def _switch_on(self, found: ExpertConfig | config.Outside) -> str:
+        runner = Runner(found, self._cache)
+        name = runner.name
         if name in self._runners:
             self._runners[name].close()
         self._runners[name] = runner

@@ -62,12 +62,17 @@ class Plan:
     temperature: float
     device: str = "auto"
     experts: tuple[dict[str, Any], ...] = ()
-    """Experts that are on, as the recipe writes them: a name and options."""
+    """Experts that the recipe names, as it writes them: a name and options."""
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it is the run inside the package."""
+        return self.run.resolve().is_relative_to(places.PACKAGE)
 
     @property
     def name(self) -> str:
         """For people: the folder, or that it is the package's own."""
-        return "the packaged model" if self.run.is_relative_to(places.PACKAGE) else str(self.run)
+        return "the packaged model" if self.packaged else str(self.run)
 
     @classmethod
     def read(cls, run: Path, device: str = "auto") -> Plan:

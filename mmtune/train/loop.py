@@ -18,14 +18,14 @@ import torch
 
 from mmtune import config as configs
 from mmtune import model as models
-from mmtune import params
+from mmtune import params, registry
 from mmtune.checkpoint import store
 from mmtune.data import remote
 from mmtune.data.build import loader_of
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
-from mmtune.recipe import Recipe, require_training
+from mmtune.recipe import Recipe, require_training, with_code
 from mmtune.train import blame, folder
 from mmtune.train import resume as states
 from mmtune.train.cut import cut
@@ -68,6 +68,7 @@ def train(
     dry_run: bool = False,
     progress: Style = "auto",
     allow: Collection[str] = (),
+    allow_code: Collection[str] = (),
 ) -> Result:
     """Train a recipe into a run folder.
 
@@ -79,17 +80,20 @@ def train(
         progress: how to talk, see `Voice`.
         allow: what may have changed since the state was saved: recipe, data, tokenizer, base, prompts, code,
             ledger, or all.
+        allow_code: classes outside mmtune that the recipe may use, see `mmtune.registry.allow`. No run remembers it.
 
     Raises:
-        ConfigError: a recipe without streams or groups.
+        ConfigError: a recipe without streams or groups, or a class outside mmtune that is not allowed.
         UsageError: the folder holds a run and `resume` is not set, or another process trains in it.
         CheckpointError: no whole state, a state of another recipe, or a frozen weight that moved.
         DataError: too many samples could not be used, or too many steps in a row were not finite.
     """
     allow = allowed(allow)
+    registry.allow(allow_code)
     if not isinstance(recipe, Recipe):
         recipe = configs.load(Recipe, recipe)
     require_training(recipe)
+    recipe = with_code(recipe)
     out = Path(out or recipe.run.out) if (out or recipe.run.out) else None
     if out is None and not dry_run:
         raise UsageError(seen="no run folder", expected="where to write the run", hint="give --out FOLDER")

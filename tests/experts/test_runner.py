@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mmtune import config, registry
+from mmtune import children, config, registry
 from mmtune.errors import ConfigError, ShapeError
-from mmtune.experts import _cache, _process, _wire
+from mmtune.experts import _cache, _wire
 from mmtune.experts._cache import Cache
 from mmtune.experts._process import Failure, Process
 from mmtune.experts._runner import PATIENCE, REST, Runner
@@ -33,8 +33,8 @@ def picture(what: str) -> MediaRef:
 
 
 def make(cache: Path | None = None, clock: Callable[[], float] = time.monotonic, **options) -> Runner:
-    cls = registry.find("experts", options.setdefault("name", "tests.experts.fakes:Fake"))
-    return Runner(config.validate(cls.Config, options), Cache(cache), clock)
+    registry.allow([options.setdefault("name", "tests.experts.fakes:Fake")])
+    return Runner(config.validate(config.Outside, options), Cache(cache), clock)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,8 @@ def test_nothing_is_an_answer_too(runner: Runner) -> None:
 
 def test_the_process_stays_for_the_next_call(runner: Runner) -> None:
     first, second = (runner.look(picture(f"process {number}")) for number in range(2))
-    assert first.evidence == second.evidence == (Evidence(str(runner.process)),)
+    assert first.evidence == second.evidence
+    assert psutil.Process(int(first.evidence[0].text)).ppid() == runner.process
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,11 @@ def test_its_environment_holds_no_secrets(monkeypatch: pytest.MonkeyPatch) -> No
     assert runner.look(picture("secret MY_API_KEY")).evidence[0].text == "unknown"
     assert runner.look(picture("secret OMP_NUM_THREADS")).evidence[0].text == "1"
     runner.close()
-    assert _process.environment({"LC_ALL": "C", "LCX": "no", "PATH": "/bin"}) == {"LC_ALL": "C", "PATH": "/bin"}
+    assert children.environment({"LC_ALL": "C", "LCX": "no", "PATH": "/bin"}) == {
+        "LC_ALL": "C",
+        "PATH": "/bin",
+        "PYTHONSAFEPATH": "1",
+    }
 
 
 def test_it_has_no_network_unless_it_is_given_one() -> None:

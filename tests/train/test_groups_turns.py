@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmtune import config
+from mmtune import config, registry
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.recipe import Recipe
@@ -168,7 +168,7 @@ def test_an_objective_of_its_own_needs_one_file(tree, tmp_path, monkeypatch):
     plain = recipe(tree, {})
     other = recipe(tree, {"streams": {"words": {"objective": {"name": "halved:Halved", "times": 0.25}}}})
     for made, name in ((plain, "plain"), (other, "other")):
-        loop.train(made, tmp_path / name, progress="off")
+        loop.train(made, tmp_path / name, progress="off", allow_code=["halved:Halved"])
     rows = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("plain", "other")
@@ -181,6 +181,7 @@ def test_an_objective_of_its_own_that_changed_is_told_on_resume(tree, tmp_path, 
     source = tmp_path / "quartered.py"
     source.write_text(OBJECTIVE)
     monkeypatch.syspath_prepend(tmp_path)
+    registry.allow(["quartered:Halved"])
     of_its_own = {"words": {"objective": {"name": "quartered:Halved", "times": 0.25}}}
     made = recipe(tree, {"streams": of_its_own})
     loop.train(made, tmp_path / "run", progress="off")
@@ -196,6 +197,7 @@ def test_the_objective_of_the_page_works(tree, tmp_path, monkeypatch):
     code = page.partition("## Objectives")[2].partition("```python\n")[2].partition("```")[0]
     (tmp_path / "focals.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    registry.allow(["focals:Focal"])
     losses = []
     for gamma in (0.0, 2.0):
         made = recipe(tree, {"streams": {"words": {"objective": {"name": "focals:Focal", "gamma": gamma}}}})

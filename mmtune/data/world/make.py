@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmtune import children
 from mmtune.data.world.cloud import ply
 from mmtune.data.world.draw import clip
 from mmtune.data.world.language import CAPTION_PROMPTS, HEARD, Question, captions, describe, questions
@@ -180,7 +181,7 @@ def _records(make: Callable[[int], dict[str, Any]], clips: int, workers: int) ->
         yield from map(make, range(clips))
         return
     starts = iter(range(0, clips, 20))
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with children.isolated(), ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         batch = partial(_batch, make, clips)
         ahead = [pool.submit(batch, start) for start in islice(starts, 2 * workers)]
         while ahead:
