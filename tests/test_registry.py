@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import subprocess
 import sys
 import types
@@ -84,12 +85,18 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 def test_the_source_of_what_lies_outside_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs_on_disk.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs_on_disk", raising=False)
     tree = {"streams": {"a": {"objective": {"name": "theirs_on_disk:Entry"}}}, "list": [{"name": "clip"}], "name": None}
+    assert registry.outside(tree) == {}  # what is not loaded did nothing
+    importlib.import_module("theirs_on_disk")
     assert registry.outside(tree) == {"theirs_on_disk": hashlib.sha256(b"x = 1\n").hexdigest()}
     assert registry.outside({"prompt": "theirs_on_disk:Entry", "name": "clip"}) == {}
 
 
 def test_a_class_outside(outside: types.ModuleType) -> None:
+    with pytest.raises(ConfigError, match="nobody said may run here.*\n.*\n.*--allow-code their_package:Entry"):
+        registry.find("connectors", "their_package:Entry")
+    registry.allow(["their_package:Entry", "their_package:Other", "nobody_has_this:Entry"])
     assert registry.find("connectors", "their_package:Entry") is outside.Entry
     with pytest.raises(ConfigError, match="a subclass of "):
         registry.find("encoders", "their_package:Entry")

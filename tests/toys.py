@@ -5,12 +5,15 @@ import hashlib
 import torch
 from torch import nn
 
+from mmtune import registry
 from mmtune.connectors.base import Connector, ConnectorConfig
 from mmtune.encoders.base import Encoder, EncoderConfig
 from mmtune.errors import DataError, Reason
 from mmtune.llm.base import Tokenizer
 from mmtune.prompt import Side, Template
 from mmtune.types import Embeds, Features, Media, MediaRef
+
+registry.allow(f"tests.toys:{name}" for name in ("Colours", "Tones", "Flat"))
 
 MARKS = ("<pad>", "<b>", "<u>", "<a>", "</s>", "<m>", "</m>", "<q>", "</q>", "<y>")
 WORDS = ("what", "is", "this", "red", "blue", "and", "now", "a", "cat", "ocr:", "stop", "be", "brief")

@@ -24,7 +24,7 @@ Calls = queue.SimpleQueue[tuple[dict[str, Any], bytes]]
 
 
 def main() -> None:
-    """Serve calls: the first frames say which expert, each later pair is a question, and a medium where there is one."""
+    """Serve calls: the first frames say which expert, each later pair is a question and a medium."""
     asked, answers = _own(0, "rb"), _own(1, "wb")
     calls: Calls = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked, calls), daemon=True).start()

@@ -29,6 +29,8 @@ PATIENCE = 3
 """Failures in a row after which an expert is left alone."""
 REST = 300.0
 """For so long, seconds."""
+DESCRIBE = 30.0
+"""For so long an expert from outside may take to be imported and to say what it takes, seconds."""
 
 Status = Literal["found", "nothing", "failed"]
 Said = TypeVar("Said")
@@ -138,12 +140,8 @@ class Runner:
 
     def _describe(self, options: dict[str, Any]) -> None:
         assert self._code is not None
-        own = {name: options[name] for name in ("seconds", "network") if name in options}
-        bounds = configs.validate(ExpertConfig, {"name": self.name, **own}, f"the expert {self.name}")
         self._process = self._start(options, network=False)
-        said = _wire.answer(
-            self._ask({"do": "describe"}, b"", time.monotonic() + bounds.seconds), "options", "kinds", "asks"
-        )
+        said = _wire.answer(self._ask({"do": "describe"}, b"", time.monotonic() + DESCRIBE), "options", "kinds", "asks")
         self.config = configs.validate(_Described, said["options"], f"what the expert {self.name} says of itself")
         if not isinstance(said["kinds"], list) or not set(map(str, said["kinds"])) <= set(KINDS):
             raise _wire.WireError(f"it says that it takes {str(said['kinds'])[:80]}")

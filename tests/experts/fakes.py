@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from mmtune.experts.base import Evidence, Expert, ExpertConfig
@@ -135,3 +136,11 @@ class Unmade(Fake):
 
     def __init__(self, config: ExpertConfig) -> None:
         raise OSError("no disk")
+
+
+class Versioned(Fake):
+    """One whose version stands in the file that `text` names."""
+
+    @property
+    def version(self) -> str:  # type: ignore[override]
+        return Path(self.config.text).read_text()

@@ -63,7 +63,8 @@ def test_an_installed_package_may_bring_its_own(tmp_path: Path, monkeypatch: pyt
     from tests.experts.fakes import Fake
 
     assert "signs" in registry.names("experts") and "Odd" not in registry.names("experts")
-    assert registry.find("experts", "signs") is Fake
+    assert registry.source("experts", "signs") == "tests.experts.fakes:Fake"
+    assert registry.find("experts", "signs") is Fake  # what is installed needs no other word
     assert registry.find("experts", "ocr") is not Fake  # a file of the room goes before
     assert "signs" not in registry.names("encoders")
     listed = subprocess.run(

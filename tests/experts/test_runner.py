@@ -23,9 +23,11 @@ from mmtune.experts._process import Failure, Process
 from mmtune.experts._runner import PATIENCE, REST, Runner
 from mmtune.experts.base import Evidence
 from mmtune.types import MediaRef
-from tests.experts import fakes
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKE = "tests.experts.fakes:Fake"
+SETUP = {"name": FAKE, "options": {}, "code": FAKE, "network": False}
+LOOK = {"do": "look", "kind": "image", "origin": "x", "start": None, "end": None, "question": None}
 
 
 def picture(what: str) -> MediaRef:
@@ -33,7 +35,7 @@ def picture(what: str) -> MediaRef:
 
 
 def make(cache: Path | None = None, clock: Callable[[], float] = time.monotonic, **options) -> Runner:
-    registry.allow([options.setdefault("name", "tests.experts.fakes:Fake")])
+    registry.allow([options.setdefault("name", FAKE)])
     return Runner(config.validate(config.Outside, options), Cache(cache), clock)
 
 
@@ -136,8 +138,8 @@ def test_text_that_is_none_is_cleaned(runner: Runner) -> None:
 
 
 def test_a_hanging_expert_is_ended_with_all_that_it_started() -> None:
-    process = Process({"config": fakes.Config().model_dump(mode="json"), "network": False})
-    facts = {"kind": "image", "origin": "x", "question": None}
+    process = Process(SETUP)
+    facts = LOOK
     far = time.monotonic() + 60
     [one], _ = _wire.unpack(process.call(facts, b"grandchild", far))
     assert not gone(int(one.text))
@@ -147,7 +149,9 @@ def test_a_hanging_expert_is_ended_with_all_that_it_started() -> None:
 
 
 def test_the_deadline_covers_the_start() -> None:
-    found = make(seconds=0.001).look(picture("say"))
+    runner = make(seconds=0.001)
+    runner.close()  # the process that said what it takes
+    found = runner.look(picture("say"))
     assert found.status == "failed" and "in time" in found.note
 
 
@@ -171,9 +175,8 @@ def test_it_does_not_outlive_who_asks() -> None:
     code = (
         "import time, sys\n"
         "from mmtune.experts._process import Process\n"
-        "from tests.experts import fakes\n"
-        "p = Process({'config': fakes.Config().model_dump(mode='json'), 'network': False})\n"
-        "facts = {'kind': 'image', 'origin': 'x', 'question': None}\n"
+        f"p = Process({SETUP!r})\n"
+        f"facts = {LOOK!r}\n"
         "p.call(facts, b'say', time.monotonic() + 60)\n"
         "print(p.number, flush=True)\n"
         "p.call(facts, b'hang', time.monotonic() + 600)\n"
@@ -240,11 +243,11 @@ def test_it_has_no_network_unless_it_is_given_one() -> None:
 
 def test_a_result_is_kept(tmp_path: Path) -> None:
     runner = make(tmp_path / "kept")
-    first = runner.look(picture("say"))
+    first = runner.look(picture("process"))
     runner.close()
     other = make(tmp_path / "kept")
-    again = other.look(MediaRef("image", b"say", "elsewhere.png"))
-    assert other.process is None  # nothing was started
+    again = other.look(MediaRef("image", b"process", "elsewhere.png"))
+    other.close()
     assert again.cached and again.evidence == first.evidence and "kept from before" in again.line()
     [file] = (tmp_path / "kept").rglob("*.json")
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0 and file.parent.stat().st_mode & 0o077 == 0
@@ -257,10 +260,13 @@ def test_failures_are_not_kept(tmp_path: Path) -> None:
     runner.close()
 
 
-def test_what_a_result_depends_on() -> None:
+def test_what_a_result_depends_on(tmp_path: Path) -> None:
     def name(ref: MediaRef, question: str | None = None, **options) -> str:
-        runner = make(**options)
-        return runner._name(ref, ref.read(), question)
+        runner = make(tmp_path, **options)
+        try:
+            return runner._name(ref, ref.read(), question, time.monotonic() + 60)
+        finally:
+            runner.close()
 
     plain = name(picture("say"))
     assert plain == name(picture("say"), seconds=5, min_score=0.5, max_chars=20, network=True)
@@ -276,11 +282,12 @@ def test_what_a_result_depends_on() -> None:
     assert len({plain, *others}) == 7
 
 
-def test_a_new_version_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = make(tmp_path)
+def test_a_new_version_looks_again(tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("1")
+    runner = make(tmp_path / "kept", name="tests.experts.fakes:Versioned", text=str(tmp_path / "version"))
     runner.look(picture("say"))
     assert runner.look(picture("say")).cached
-    monkeypatch.setattr(fakes.Fake, "version", "2")
+    (tmp_path / "version").write_text("2")
     assert not runner.look(picture("say")).cached
     runner.close()
 
@@ -403,10 +410,12 @@ def test_evidence_says_what_is_wrong_with_it() -> None:
         Evidence("x", span=(2.0, 1.0))
 
 
-def test_experts_that_cannot_be_had() -> None:
+def test_experts_that_cannot_be_had(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one of "):
         registry.find("experts", "orc")
     with pytest.raises(ConfigError, match="cannot be made: OSError: no disk"):
         make(name="tests.experts.fakes:Unmade")
-    found = make(name="tests.experts.fakes:Broken").look(picture("say"))
+    broken = make(tmp_path, name="tests.experts.fakes:Broken")
+    found = broken.look(picture("say"))
     assert found.status == "failed" and found.note == "RuntimeError: no version"
+    broken.close()

@@ -41,11 +41,18 @@ class Canary:
         (folder / f"{name}.py").write_text(self.code(name))
 
     def traps(self, folder: Path) -> None:
-        """A module in `folder` for every name that might be imported."""
+        """A module in `folder` for every name that might be imported.
+
+        But for what Python itself imports before anything of mmtune runs, when it is started with `-m` and without
+        `-P`: no program can do anything about that.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*sys.stdlib_module_names, *PACKAGES):
-            if name not in ("sys", "builtins") and not name.startswith("__main"):
-                self.module(folder, name)
+        loaded = subprocess.run(
+            [sys.executable, "-I", "-c", "import runpy, importlib.util, sys; print(*sys.modules)"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        for name in {*sys.stdlib_module_names, *PACKAGES} - {*loaded.stdout.split()}:
+            self.module(folder, name)
 
     @property
     def sung(self) -> list[str]:

@@ -76,6 +76,7 @@ class FakePlan:
     temperature: float = 0.0
     kinds: tuple[str, ...] = ("image",)
     experts: tuple[dict, ...] = ()
+    packaged: bool = False
 
     def check(self, kind: str, origin: str) -> None:
         if kind not in self.kinds:

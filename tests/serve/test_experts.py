@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mmtune
-from mmtune import config
+from mmtune import config, registry
 from mmtune.errors import ConfigError, DataError, Reason, UsageError
 from mmtune.experts._runner import Finding
 from mmtune.recipe import ChatSection
@@ -271,12 +271,17 @@ def test_the_command_line_goes_before_the_recipe(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(chats.plans.Plan, "read", classmethod(lambda *_, **__: plan))
     monkeypatch.setattr(chats, "_one_answer", lambda talk, *_: seen.append(talk.experts) or 0)
     seen: list[Panel] = []
-    for options in ({}, {"experts": [f"{FAKE}:text=line"]}, {"no_experts": True}):
+    registry.allow([FAKE])
+    line = {"experts": [f"{FAKE}:text=line"]}
+    for options in ({"experts_of_run": True}, {"experts_of_run": True, **line}, line, {}, {"no_experts": True}):
         chats.command(chats.Options(run=tmp_path, question="what?", **options))
-    assert [[runner.config.text for runner in panel._runners.values()] for panel in seen] == [["recipe"], ["line"], []]
-    assert mmtune.chat(tmp_path).experts.names == [FAKE] and mmtune.chat(tmp_path, experts=["ocr"]).experts.names == [
-        "ocr"
-    ]
+    texts = [[runner.config.text for runner in panel._runners.values()] for panel in seen]
+    assert texts == [["recipe"], ["line"], ["line"], [], []]
+    assert [mmtune.chat(tmp_path, experts=named).experts.names for named in ("of_run", ["ocr"], ())] == [
+        [FAKE], ["ocr"], []
+    ]  # fmt: skip
+    for panel in seen:
+        panel.close()
 
 
 def test_experts_are_changed_in_a_conversation(capsys: pytest.CaptureFixture[str], panel: Panel) -> None:
