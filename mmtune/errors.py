@@ -35,6 +35,8 @@ class Reason(StrEnum):
     bad_range = "bad_range"
     bad_text = "bad_text"
     bad_json = "bad_json"
+    bad_weight = "bad_weight"
+    unused_field = "unused_field"
     empty_target = "empty_target"
     placeholder_mismatch = "placeholder_mismatch"
     too_long = "too_long"

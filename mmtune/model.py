@@ -155,27 +155,37 @@ class MultimodalModel(nn.Module):
         """hidden [B,T,D], after the last norm of the language model."""
         return self.fuse(batch, self.connect(self.encode(batch)))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Sum of the cross entropy over labelled places (float32, nats), and their number.
+    def loss(self, batch: Batch) -> tuple[Tensor, float]:
+        """Sum of the cross entropy over labelled places (float32, nats) times their weights, and the sum of weights.
 
-        The head runs on labelled places only. Divide by the number over all micro-steps and processes, once.
+        Where a batch has no weights, each place counts 1. The head runs on labelled places only. Divide by the sum of
+        weights over all micro-steps and processes, once.
         """
         hidden = self(batch)
         wanted = batch.labels != IGNORE
-        return self._nats(hidden[wanted], batch.labels[wanted]), int(wanted.sum())
+        if batch.weights is None:
+            return self._nats(hidden[wanted], batch.labels[wanted]), int(wanted.sum())
+        weights = batch.weights[wanted]
+        return self._nats(hidden[wanted], batch.labels[wanted], weights), float(weights.cpu().double().sum())
 
-    def _nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """hidden [n,D], labels [n] -> scalar. Many labels go in pieces, computed anew in the backward pass."""
-        if not len(labels):
+    def _nats(self, hidden: Tensor, *labels: Tensor) -> Tensor:
+        """hidden [n,D], labels [n] and perhaps their weights [n] -> scalar.
+
+        Many labels go in pieces, computed anew in the backward pass.
+        """
+        if not len(hidden):
             return hidden.sum().float() * 0
         size = max(1, LOGITS // self.llm.tokenizer.vocabulary)
-        if len(labels) <= size:
-            return self._piece(hidden, labels)
-        pieces = zip(hidden.split(size), labels.split(size), strict=True)
+        if len(hidden) <= size:
+            return self._piece(hidden, *labels)
+        pieces = zip(*(tensor.split(size) for tensor in (hidden, *labels)), strict=True)
         return torch.stack([checkpoint(self._piece, *piece, use_reentrant=False) for piece in pieces]).sum()
 
-    def _piece(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.llm.head(hidden).float(), labels, reduction="sum")
+    def _piece(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        logits = self.llm.head(hidden).float()
+        if weights is None:
+            return F.cross_entropy(logits, labels, reduction="sum")
+        return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
     def _branch(self, name: str) -> Branch:
         if name not in self.branches:

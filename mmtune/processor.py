@@ -57,14 +57,15 @@ class _Draft:
     """An example while it is written."""
 
     tokens: list[int] = field(default_factory=list)
-    learned: list[bool] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    """What each token counts in the loss."""
     slots: list[Slot] = field(default_factory=list)
     media: dict[str, list[Tensor]] = field(default_factory=dict)
     after: Before = "start"
 
-    def write(self, ids: list[int], learn: bool) -> None:
+    def write(self, ids: list[int], weight: float = 0.0) -> None:
         self.tokens += ids
-        self.learned += [learn] * len(ids)
+        self.weights += [weight] * len(ids)
 
     def cut(self, length: int) -> bool:
         """Keep the first `length` tokens; false, and nothing is changed, where that goes through a slot.
@@ -77,7 +78,7 @@ class _Draft:
         self.slots = [replace(slot, start=min(slot.start, length)) for slot in kept]
         left = Counter(slot.branch for slot in kept)  # items of a branch stand in reading order, so the last ones go
         self.media = {branch: items[: left[branch]] for branch, items in self.media.items() if left[branch]}
-        del self.tokens[length:], self.learned[length:]
+        del self.tokens[length:], self.weights[length:]
         return True
 
 
@@ -153,21 +154,23 @@ class Processor:
                 raise self._refusal(sample, len(full.tokens))
             sample = shorter
             draft = self._draft(sample, answer, rng, items)
-        if not answer and not any(draft.learned):
+        if not answer and not any(draft.weights):
             raise DataError(
                 Reason.empty_target,
                 f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn",
-                "an assistant's turn with text and learn=True",
+                "an assistant's turn with text and a weight above 0",
             )
         return self._example(sample, draft, answer)
 
     def _example(self, sample: Sample, draft: _Draft, answer: bool) -> Example:
         tokens = torch.tensor(draft.tokens, dtype=torch.int64)
-        labels = torch.full_like(tokens, IGNORE)
+        labels, weights = torch.full_like(tokens, IGNORE), None
         if not answer:
-            learned = torch.tensor(draft.learned, dtype=torch.bool)
-            labels[:-1] = torch.where(learned[1:], tokens[1:], IGNORE)
-        return Example(sample.id, tokens, labels, tuple(draft.slots), draft.media, sample.stream)
+            counts = torch.tensor(draft.weights, dtype=torch.float32)
+            labels[:-1] = torch.where(counts[1:] > 0, tokens[1:], IGNORE)
+            if not {0.0, 1.0}.issuperset(draft.weights):
+                weights = torch.cat([counts[1:], counts.new_zeros(1)])
+        return Example(sample.id, tokens, labels, tuple(draft.slots), draft.media, sample.stream, weights)
 
     def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: dict[int, Tensor]) -> _Draft:
         draft = _Draft()
@@ -176,7 +179,7 @@ class Processor:
                 self._place(draft, span.ref, rng, items)
                 continue
             ids = self._ids(span, draft.after)
-            draft.write(ids, span.learn)
+            draft.write(ids, span.weight)
             if ids:
                 draft.after = "mark" if ids[-1] in self.tokenizer.controls else "text"
         if self.blank is not None and self.blank not in draft.media:
@@ -198,7 +201,7 @@ class Processor:
         held = draft.media.setdefault(branch, [])
         draft.slots.append(Slot(branch, len(draft.tokens), places, len(held)))
         held.append(item)
-        draft.write([self.tokenizer.pad] * places, learn=False)
+        draft.write([self.tokenizer.pad] * places)
         if places:
             draft.after = "start"
 

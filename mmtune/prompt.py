@@ -35,7 +35,8 @@ class Span:
     """Of `times`, `text` has {count} and {times} in it, which stand for when the frames of `ref` are taken."""
     text: str = ""
     ref: MediaRef | None = None
-    learn: bool = False
+    weight: float = 0.0
+    """What its tokens count in the loss; 0 where they are not learned."""
 
 
 class Side(Config):
@@ -124,7 +125,7 @@ class Template(Config):
             yield Span("control", self.assistant.before)
 
     def _turn(self, turn: Turn, side: Side, marks: bool) -> Iterator[Span]:
-        learn = turn.role == "assistant" and turn.learn
+        weight = float(turn.weight) if turn.role == "assistant" else 0.0
         if side.inside:
             yield Span("control", side.before)
         glue = ""
@@ -139,10 +140,10 @@ class Template(Config):
                     yield Span("control", self.quote[1])
                     glue = ""
                 case _ if side.text and part.strip():
-                    yield Span("text", glue + part.strip() if side.strip else part, learn=learn)
+                    yield Span("text", glue + part.strip() if side.strip else part, weight=weight)
                     glue = " "
         end, rest = self._end(side.after) if turn.role == "assistant" else ("", side.after)
-        yield Span("control", end, learn=learn)
+        yield Span("control", end, weight=weight)
         yield Span("control", rest)
 
     def _inside(self, text: str) -> str:
@@ -191,11 +192,11 @@ def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:
     for span in spans:
         if span.kind != "media" and not span.text:
             continue
-        if held is not None and span.kind == "control" and span.learn == held.learn:
+        if held is not None and span.kind == "control" and span.weight == held.weight:
             held = replace(span, text=held.text + span.text)
             continue
         if held is not None:
-            if span.kind in ("text", "quote", "times") and held.text.endswith(" ") and not held.learn:
+            if span.kind in ("text", "quote", "times") and held.text.endswith(" ") and not held.weight:
                 held, span = replace(held, text=held.text[:-1]), replace(span, text=" " + span.text)
             if held.text:
                 yield held

@@ -31,6 +31,16 @@ ROLES: tuple[Role, ...] = get_args(Role)
 IGNORE = -100
 """Label of a position that carries no loss."""
 
+WEIGHTS = (1e-6, 1e6)
+"""Least and largest weight of a turn that is learned: sums of float32 hold these beside each other."""
+WEIGHTS_SAID = f"0, or a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}"
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a value can be the weight of a turn. A boolean is none: whoever reads one says what it means."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and (value == 0 or WEIGHTS[0] <= value <= WEIGHTS[1])
+
 
 def _check(what: str, tensor: Any, rank: int, dtype: str | None = None, letters: str = "") -> None:
     """Refuse a tensor of another rank or dtype. `letters` names the axes in the message, `dtype` is like "int64"."""
@@ -180,14 +190,17 @@ class Turn:
 
     role: Role
     parts: tuple[Part, ...]
-    learn: bool = True
-    """Whether the text carries loss; only an assistant's turn ever does."""
+    weight: float = 1.0
+    """What the loss of each of its tokens is multiplied by, and what each counts: 0 where nothing is learned, else
+    within WEIGHTS. Only an assistant's turn is ever learned."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ShapeError(f"a turn has role {self.role!r}", f"one of {', '.join(ROLES)}")
         if isinstance(self.parts, str) or not isinstance(self.parts, tuple):
             raise ShapeError(f"parts of a turn are a {type(self.parts).__name__}", "a tuple of text, MediaRef, Quote")
+        if not is_weight(self.weight):
+            raise ShapeError(f"a turn has weight {self.weight!r}", WEIGHTS_SAID)
         for part in self.parts:
             if not isinstance(part, (str, MediaRef, Quote)):
                 raise ShapeError(f"a part of a turn is a {type(part).__name__}", "text, MediaRef or Quote")
@@ -254,11 +267,16 @@ class Example:
     media: dict[str, list[Tensor]] = field(default_factory=dict)
     """Branch to prepared items, each [F,...]."""
     stream: str = ""
+    weights: Tensor | None = None
+    """float32 [T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
 
     def __post_init__(self) -> None:
         _check(f"tokens of {self.id}", self.tokens, 1, "int64", "[T]")
         _check(f"labels of {self.id}", self.labels, 1, "int64", "[T]")
         _same(f"tokens and labels of {self.id}", self.tokens.shape, self.labels.shape, "length T")
+        if self.weights is not None:
+            _check(f"weights of {self.id}", self.weights, 1, "float32", "[T]")
+            _same(f"tokens and weights of {self.id}", self.tokens.shape, self.weights.shape, "length T")
         length, end = self.tokens.shape[0], 0
         for slot in sorted(self.slots, key=lambda slot: (slot.start, slot.length)):
             if slot.start + slot.length > length:
@@ -294,11 +312,16 @@ class Batch:
     """Branch to int64 [M,4] = row, segment, start, length; one line per item."""
     stream: str = ""
     ids: tuple[str, ...] = ()
+    weights: Tensor | None = None
+    """float32 [B,T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("tokens", "int64"), ("labels", "int64"), ("positions", "int64"), ("segments", "int32")):
             _check(f"batch {name}", getattr(self, name), 2, dtype, "[B,T]")
             _same(f"batch tokens and {name}", self.tokens.shape, getattr(self, name).shape, "[B,T]")
+        if self.weights is not None:
+            _check("batch weights", self.weights, 2, "float32", "[B,T]")
+            _same("batch tokens and weights", self.tokens.shape, self.weights.shape, "[B,T]")
         if not set(self.media) == set(self.frames) == set(self.slots):
             raise ShapeError(
                 f"branches: media {sorted(self.media)}, frames {sorted(self.frames)}, slots {sorted(self.slots)}",
@@ -317,9 +340,9 @@ class Batch:
         def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: move(item) for key, item in value.items()}
-            return value.to(device, non_blocking=non_blocking)
+            return value if value is None else value.to(device, non_blocking=non_blocking)
 
-        names = ("tokens", "labels", "positions", "segments", "media", "frames", "slots")
+        names = ("tokens", "labels", "positions", "segments", "media", "frames", "slots", "weights")
         return replace(self, **{name: move(getattr(self, name)) for name in names})
 
 

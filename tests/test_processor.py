@@ -86,7 +86,7 @@ def test_system_turn_and_a_turn_that_is_not_learned():
     turns = (
         Turn("system", ("be brief",)),
         Turn("user", ("what",)),
-        Turn("assistant", ("a cat",), learn=False),
+        Turn("assistant", ("a cat",), weight=0),
         Turn("user", ("and now",)),
         Turn("assistant", ("red",)),
     )
@@ -167,7 +167,7 @@ def test_an_item_is_decoded_once_however_often_the_sample_is_shortened(monkeypat
     "turns",
     [
         (Turn("user", ("what",)),),
-        (Turn("user", ("what",)), Turn("assistant", ("a",), learn=False)),
+        (Turn("user", ("what",)), Turn("assistant", ("a",), weight=0)),
     ],
 )
 def test_nothing_to_learn_is_refused(turns):

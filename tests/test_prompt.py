@@ -100,7 +100,7 @@ def test_renders_as_published(name):
 def test_what_is_learned_is_the_answer_and_its_end(name):
     template = prompt.load(name)
     spans = template.spans(chat("q", "a", "r", "b"))
-    learned = "".join(span.text for span in spans if span.learn)
+    learned = "".join(span.text for span in spans if span.weight)
     space = " " if name in SPACED else ""
     end = ENDS.get(name, template.stop[0])
     assert learned == f"{space}a{end}{space}b{end}"
@@ -121,14 +121,14 @@ def test_an_answer_of_the_sample_is_left_out_when_one_is_asked_for():
 
 
 def test_turns_that_are_not_to_be_learned():
-    turns = (Turn("user", ("q",)), Turn("assistant", ("a",), learn=False), Turn("assistant", ("b",)))
+    turns = (Turn("user", ("q",)), Turn("assistant", ("a",), weight=0), Turn("assistant", ("b",)))
     spans = prompt.load("pocket").spans(Sample("s", turns))
-    assert [span.text for span in spans if span.learn] == ["b", "<|end|>"]
+    assert [span.text for span in spans if span.weight] == ["b", "<|end|>"]
 
 
 def test_only_assistants_are_learned():
-    turns = (Turn("system", ("x",), learn=True), Turn("user", ("q",), learn=True))
-    assert not any(span.learn for span in prompt.load("pocket").spans(Sample("s", turns)))
+    turns = (Turn("system", ("x",), weight=1), Turn("user", ("q",), weight=1))
+    assert not any(span.weight for span in prompt.load("pocket").spans(Sample("s", turns)))
 
 
 def test_media_and_quotes_stand_where_they_were_put():
@@ -165,7 +165,7 @@ def test_the_times_of_a_video_are_said_behind_it():
         ("text", " q"),
         ("control", " [/INST]"),
     ]
-    assert spans[2].ref is clip and not spans[2].learn
+    assert spans[2].ref is clip and not spans[2].weight
     shown = prompt.load("video_llama").render(Sample("s", (Turn("user", (PICTURE, "q")),)), answer=True)
     assert shown == "<s>\n\n###Human: <Image>[image]</Image> q\n###Assistant:"
     bare = prompt.load("video_llama2").spans(Sample("s", (Turn("user", (clip, "q")),)), answer=True, marks=False)

@@ -139,24 +139,27 @@ def histogram(values: Sequence[int], bins: int = BINS) -> list[str]:
 def labelled(example: Example, tokenizer: Tokenizer) -> str:
     """Tokens of an example as text: places of media as marks, control tokens as `<id>`, learned stretches marked.
 
-    A token is learned if the place before it has it as its label.
+    A token is learned if the place before it has it as its label. A stretch that counts other than 1 in the loss says
+    so: `>>0.5:`.
     """
     slots = {slot.start: slot for slot in example.slots if slot.length}
-    tokens, labels = example.tokens.tolist(), example.labels.tolist()
+    tokens = example.tokens.tolist()
+    weights = (example.labels != IGNORE).float() if example.weights is None else example.weights
+    counts = [0.0, *weights.tolist()]  # of each token, by the place before it
     words: list[str] = []
     stretch: list[int] = []
-    learning, place = False, 0
+    learning, place = 0.0, 0
 
     def write() -> None:
         words.append(_plain(stretch, tokenizer))
         stretch.clear()
 
     while place < len(tokens):
-        learned = place > 0 and labels[place - 1] != IGNORE
-        if learned != learning:
+        if counts[place] != learning:
             write()
-            words.append(">>" if learned else "<<")
-            learning = learned
+            words.append("<<" if learning else "")
+            learning = counts[place]
+            words.append("" if not learning else ">>" if learning == 1 else f">>{learning:g}:")
         slot: Slot | None = slots.get(place)
         if slot is not None:
             write()

@@ -20,9 +20,12 @@ _ALIGN = 16
 def pack(example: Example) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Head and arrays of an example."""
     tensors = [example.tokens, example.labels, *(item for items in example.media.values() for item in items)]
+    if example.weights is not None:
+        tensors.append(example.weights)
     head = {
         "id": example.id,
         "stream": example.stream,
+        "weighted": example.weights is not None,
         "slots": [[slot.branch, slot.start, slot.length, slot.item] for slot in example.slots],
         "media": {branch: len(items) for branch, items in example.media.items()},
         "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors],
@@ -62,5 +65,6 @@ def unpack(head: dict[str, Any], data: bytearray, start: int) -> Example:
         start += count * dtype.itemsize
     rest = iter(tensors[2:])
     media = {branch: [next(rest) for _ in range(count)] for branch, count in head["media"].items()}
+    weights = next(rest) if head["weighted"] else None
     slots = tuple(Slot(*slot) for slot in head["slots"])
-    return Example(head["id"], tensors[0], tensors[1], slots, media, head["stream"])
+    return Example(head["id"], tensors[0], tensors[1], slots, media, head["stream"], weights)

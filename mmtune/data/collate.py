@@ -2,7 +2,7 @@
 
 No blank media are made up here. A batch without an item of some branch has no entry for it, and the model sees to it
 that the branch takes part all the same (`MultimodalModel.connect`). A rank that has no row in a micro-step gets one row
-of padding: one token, segment 0, no label.
+of padding: one token, segment 0, no label. Weights of labels are there only where some are not 1.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def collate(rows: Sequence[Sequence[Example]], pad: int = 0, stream: str = "", w
     labels = torch.full(shape, IGNORE, dtype=torch.int64)
     positions = torch.zeros(shape, dtype=torch.int64)
     segments = torch.zeros(shape, dtype=torch.int32)
+    weighted = any(example.weights is not None for examples in rows for example in examples)
+    weights = torch.zeros(shape) if weighted else None
     items: dict[str, list[Tensor]] = {}
     slots: dict[str, list[tuple[int, int, int, int]]] = {}
     for row, examples in enumerate(rows):
@@ -53,6 +55,9 @@ def collate(rows: Sequence[Sequence[Example]], pad: int = 0, stream: str = "", w
             labels[row, start:end] = example.labels
             positions[row, start:end] = torch.arange(len(example))
             segments[row, start:end] = segment
+            if weights is not None:
+                own = example.weights
+                weights[row, start:end] = (example.labels != IGNORE).float() if own is None else own
             for slot in example.slots:
                 items.setdefault(slot.branch, []).append(example.media[slot.branch][slot.item])
                 slots.setdefault(slot.branch, []).append((row, segment, start + slot.start, slot.length))
@@ -62,7 +67,7 @@ def collate(rows: Sequence[Sequence[Example]], pad: int = 0, stream: str = "", w
         media[branch], frames[branch] = _stack(branch, tensors)
     where = {branch: torch.tensor(places, dtype=torch.int64) for branch, places in slots.items()}
     ids = tuple(example.id for row in rows for example in row)
-    return Batch(tokens, labels, positions, segments, media, frames, where, stream, ids)
+    return Batch(tokens, labels, positions, segments, media, frames, where, stream, ids, weights)
 
 
 def _stack(branch: str, items: list[Tensor]) -> tuple[Tensor, Tensor]:

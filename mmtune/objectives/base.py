@@ -24,7 +24,7 @@ class ObjectiveConfig(Config):
 class Objective(ABC):
     """The loss of one stream's batches.
 
-    It gives a sum and a count, never a mean: only the step knows how many there are over all micro-steps and ranks, and
+    It gives a sum and its weight, never a mean: only the step knows the weight over all micro-steps and ranks, and
     divides once. Which groups the gradient reaches is no business of an objective; the recipe's groups say that.
     """
 
@@ -37,8 +37,9 @@ class Objective(ABC):
         """Told once, before the first step. Raises ConfigError when this model cannot be trained that way."""
 
     @abstractmethod
-    def loss(self, model: MultimodalModel, batch: Batch) -> tuple[Tensor, int]:
-        """The sum over everything that counts in this batch (float32 scalar, with gradient), and how many that is.
+    def loss(self, model: MultimodalModel, batch: Batch) -> tuple[Tensor, float]:
+        """The sum over everything that counts in this batch, each times its weight (float32 scalar, with gradient), and
+        the sum of these weights: how many that is, where each counts 1.
 
         A batch of padding alone gives zero and 0, and runs the same modules: other ranks wait for them.
         """

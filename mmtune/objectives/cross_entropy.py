@@ -1,4 +1,4 @@
-"""The likelihood of the answers: cross entropy over supervised tokens, each token counting the same."""
+"""The likelihood of the answers: cross entropy over supervised tokens, each token counting what its turn weighs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Config(ObjectiveConfig):
 
 
 class CrossEntropy(Objective):
-    """Nats, and the number of supervised tokens."""
+    """Nats, and the weight of the supervised tokens: their number, where no turn has a weight of its own."""
 
     Config = Config
 
-    def loss(self, model: MultimodalModel, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: MultimodalModel, batch: Batch) -> tuple[Tensor, float]:
         return model.loss(batch)

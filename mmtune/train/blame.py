@@ -35,19 +35,19 @@ def alone(model: MultimodalModel, batch: Batch, team: Team, runtime: Runtime) ->
     """Forward and backward of a batch of one sample; gradients are dropped."""
     batch = batch.to(runtime.device)
     with runtime.autocast():
-        loss, count = team.objectives[batch.stream].loss(model, batch)
+        loss, weight = team.objectives[batch.stream].loss(model, batch)
     try:
         if loss.requires_grad:
             loss.backward()
         norms = {}
         for name in team.owners[batch.stream]:
-            team.optimizers[name].take(max(1, count))
+            team.optimizers[name].take(weight or 1)
             team.optimizers[name].give()
             norms[name] = float(team.optimizers[name].norm())
     finally:
         for optimizer in team.optimizers.values():
             optimizer.drop()
-    return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / max(1, count), norms)
+    return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / (weight or 1), norms)
 
 
 def guilty(model: MultimodalModel, batches: Sequence[Batch], team: Team, runtime: Runtime) -> list[str]:

@@ -35,9 +35,9 @@ def singles(batch: Batch) -> list[Batch]:
             slots = {}
             for name, kept in part.slots.items():
                 slots[name] = torch.stack([kept[:, 0] * 0, kept[:, 1] * 0 + 1, kept[:, 2] - first, kept[:, 3]], 1)
-            own = {name: getattr(batch, name)[row, places][None] for name in ("tokens", "labels", "positions")}
-            segments = torch.ones_like(own["tokens"], dtype=torch.int32)
-            found.append(replace(part, **own, segments=segments, slots=slots, ids=(batch.ids[len(found)],)))
+            own = {name: tensor[row, places][None] for name, tensor in _by_token(batch).items()}
+            own["segments"] = torch.ones_like(own["segments"])
+            found.append(replace(part, **own, slots=slots, ids=(batch.ids[len(found)],)))
     return found
 
 
@@ -51,8 +51,14 @@ def _rows(batch: Batch, first: int, last: int) -> Batch:
     counts = _counts(batch)
     part = _chosen(batch, lambda slots: (slots[:, 0] >= first) & (slots[:, 0] < last))
     moved = {name: slots - torch.tensor([first, 0, 0, 0], device=slots.device) for name, slots in part.slots.items()}
-    own = {name: getattr(batch, name)[first:last] for name in ("tokens", "labels", "positions", "segments")}
+    own = {name: tensor[first:last] for name, tensor in _by_token(batch).items()}
     return replace(part, **own, slots=moved, ids=batch.ids[sum(counts[:first]) : sum(counts[:last])])
+
+
+def _by_token(batch: Batch) -> dict[str, Tensor]:
+    """The tensors [B,T] of a batch."""
+    named = {name: getattr(batch, name) for name in ("tokens", "labels", "positions", "segments", "weights")}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def _counts(batch: Batch) -> list[int]:

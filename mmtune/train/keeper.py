@@ -58,8 +58,8 @@ class Progress:
     """Steps done."""
     bad: int = 0
     """Steps without an update just before."""
-    recent: list[tuple[float, int]] = field(default_factory=list)
-    """Loss and supervised tokens of the last steps."""
+    recent: list[tuple[float, float]] = field(default_factory=list)
+    """Loss of the last steps, and what their supervised tokens count."""
     pieces: int = 1
     """In how many pieces a micro-step is taken since there was no room for it whole."""
 

@@ -418,15 +418,15 @@ class _Run:
 
 
 class _Recent:
-    """Loss of the last steps, weighted by supervised tokens."""
+    """Loss of the last steps, weighted by what their supervised tokens count."""
 
     def __init__(self, length: int = 20) -> None:
         self.length = length
-        self.values: list[tuple[float, int]] = []
+        self.values: list[tuple[float, float]] = []
 
     def add(self, outcome: Outcome) -> None:
         if outcome.updated:
-            self.values = [*self.values, (outcome.loss, outcome.supervised)][-self.length :]
+            self.values = [*self.values, (outcome.loss, outcome.weight)][-self.length :]
 
     @property
     def loss(self) -> float | None:

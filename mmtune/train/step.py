@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from mmtune.objectives.base import Objective
 from mmtune.train.optim import GroupOptimizer
-from mmtune.types import Batch
+from mmtune.types import IGNORE, Batch
 
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
@@ -29,8 +29,9 @@ class Outcome:
     """What a step did, over all ranks."""
 
     loss: float
-    """Mean over supervised tokens, those of all streams together."""
+    """Mean over supervised tokens, those of all streams together, each counting what its turn weighs."""
     supervised: int
+    """Tokens that are learned."""
     tokens: int
     """Places that are not padding."""
     samples: int
@@ -45,6 +46,8 @@ class Outcome:
     unreached: frozenset[str] = frozenset()
     """Groups in whose formula no parameter stands: none has a gradient, not even of zeros. As far as one rank can tell,
     for sums over ranks are zeros there."""
+    weight: float = 0.0
+    """What the supervised tokens count together: their number, where no turn has a weight of its own."""
 
 
 class OutOfMemory(Exception):
@@ -60,13 +63,14 @@ class _Tally:
     """Sums over the micro-steps of one stream, on all ranks."""
 
     loss: float
-    count: int
+    weight: float
+    supervised: int
     tokens: int
     samples: int
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.loss) and self.count > 0
+        return math.isfinite(self.loss) and self.weight > 0
 
 
 def take_step(
@@ -83,9 +87,10 @@ def take_step(
 ) -> Outcome:
     """Forward, backward, and one update of the groups that the batches' streams train.
 
-    A stream's loss is the sum over supervised tokens divided by their number over all micro-steps and ranks, so the
-    result does not depend on how its batch is cut up. A group that several streams of this step train gets the mean of
-    their losses, weighted by share; others get the loss of their stream as it is. Gradients are dropped at the end.
+    A stream's loss is the sum over supervised tokens, each times its weight, divided by the sum of weights over all
+    micro-steps and ranks, so the result does not depend on how its batch is cut up. A group that several streams of
+    this step train gets the mean of their losses, weighted by share; others get the loss of their stream as it is.
+    Gradients are dropped at the end.
 
     Args:
         batches: the micro-steps of this rank; those of a stream stand together, streams in the same order on all ranks.
@@ -112,7 +117,7 @@ def take_step(
             runtime.sum_gradients(_parameters(optimizers, owners[stream]))
             for name in owners[stream]:
                 rivals = sum(shares.get(other, 1.0) for other in streams if name in owners[other])
-                optimizers[name].take(tally.count * rivals / shares.get(stream, 1.0))
+                optimizers[name].take(tally.weight * rivals / shares.get(stream, 1.0))
             _drop(optimizers)
         finite = all(tally.finite for tally in tallies.values())
         norms: dict[str, float] = {}
@@ -138,17 +143,18 @@ def take_step(
                 attendant.updated()
     finally:
         _drop(optimizers, held=True)
-    count = sum(tally.count for tally in tallies.values())
+    weight = sum(tally.weight for tally in tallies.values())
     return Outcome(
-        loss=sum(tally.loss for tally in tallies.values()) / count if count else math.nan,
-        supervised=count,
+        loss=sum(tally.loss for tally in tallies.values()) / weight if weight else math.nan,
+        supervised=sum(tally.supervised for tally in tallies.values()),
         tokens=sum(tally.tokens for tally in tallies.values()),
         samples=sum(tally.samples for tally in tallies.values()),
         norms=norms,
         updated=finite,
-        losses={name: tally.loss / tally.count if tally.count else math.nan for name, tally in tallies.items()},
+        losses={name: tally.loss / tally.weight if tally.weight else math.nan for name, tally in tallies.items()},
         silent=silent,
         unreached=unreached,
+        weight=weight,
     )
 
 
@@ -157,14 +163,15 @@ def _backward(
 ) -> _Tally:
     """Forward and backward of one stream's micro-steps; gradients are summed up where they fall."""
     loss_of = model.loss if objective is None else lambda batch: objective.loss(model, batch)
-    total, count, tokens, samples, full = 0.0, 0, 0, 0, ""
+    total, weight, supervised, tokens, samples, full = 0.0, 0.0, 0, 0, 0, ""
     for batch in batches:
+        learned = int((batch.labels != IGNORE).sum())
         try:
             batch = batch.to(runtime.device)
             with runtime.autocast():
-                loss, supervised = loss_of(batch)
+                loss, counts = loss_of(batch)
             total += float(loss.detach())
-            count += int(supervised)
+            weight += float(counts)
             if loss.requires_grad:
                 loss.backward()  # also of a loss that is not finite: other ranks may wait for this one's modules
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -172,14 +179,16 @@ def _backward(
                 raise
             full = f"{type(error).__name__}: {error}"  # the words only: the error holds every tensor of the pass
             break
+        supervised += learned
         tokens += int((batch.segments > 0).sum())
         samples += len(batch.ids)
     out = [float(bool(full) and rank == runtime.rank) for rank in range(runtime.world)]
-    total, count, tokens, samples, *out = runtime.total([total, count, tokens, samples, *out])
+    sums = [total, weight, supervised, tokens, samples, *out]
+    total, weight, supervised, tokens, samples, *out = runtime.total(sums)
     if any(out):
         rows, length = max(tuple(batch.tokens.shape) for batch in batches)
         raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
-    return _Tally(total, int(count), int(tokens), int(samples))
+    return _Tally(total, weight, int(supervised), int(tokens), int(samples))
 
 
 def ran_out(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_learned_text_and_places_are_marked() -> None:
 
 def test_a_stretch_to_the_end_is_closed() -> None:
     assert check.labelled(_example("hi ok", "   ++"), Letters()) == "hi >>ok<<"
+
+
+def test_what_counts_otherwise_says_so() -> None:
+    example = _example("hi ok hm", "   ++ ++")
+    weights = torch.where(example.labels == IGNORE, 0.0, 1.0)
+    weights[2:4] = 0.5
+    assert check.labelled(replace(example, weights=weights), Letters()) == "hi >>0.5:ok<< >>hm<<"
+    weights[5] = 2.0
+    assert check.labelled(replace(example, weights=weights), Letters()) == "hi >>0.5:ok<< >>2:h<<>>m<<"
 
 
 class Reader:

@@ -175,7 +175,7 @@ class TestLlava:
         # names of another folder and key mean nothing, so files are taken in their order
         assert shown(sample)[1] == ("user", "Compare ", "image:0.jpg", " with ", "image:1.jpg", ".")
         assert shown(sample)[3] == ("user", "And ", "video:mp4", "?")
-        assert [turn.learn for turn in sample.turns] == [True, True, True, True, False]
+        assert [turn.weight for turn in sample.turns] == [1, 1, 1, 1, 0]
 
     def test_files_by_name(self):
         one = record(talk("<image><image>", images=["0001.1.jpg", "a/0001.0.jpg"]), **{"0_jpg": JPG, "1_jpg": JPG})
@@ -227,7 +227,8 @@ class TestLlava:
             (record(talk("<image><image>", image="0001.jpg"), jpg=JPG), Reason.placeholder_mismatch),
             (record(talk("<image>", image=["0001.jpg", "0001.1.jpg"]), jpg=JPG, **{"1_jpg": JPG}),
              Reason.placeholder_mismatch),
-            (record(talk("What is an <image> tag?")), Reason.placeholder_mismatch),
+            (record(talk("<image>\nWhat is it?")), Reason.placeholder_mismatch),
+            (record(talk("What is it?\n<image>")), Reason.placeholder_mismatch),
             (record(talk("<video>", image="0001.jpg"), jpg=JPG), Reason.placeholder_mismatch),
             (record(talk("<image>", image="0001.jpg")), Reason.missing_key),
             (record(talk("<image>", image="0001.jpg"), mp4=MP4), Reason.missing_key),
@@ -255,6 +256,56 @@ class TestLlava:
     def test_kinds_can_be_limited(self):
         one = record(talk("<image>", image="0001.jpg"), jpg=JPG)
         assert refused(make("llava", kinds=("video",)), one) == Reason.wrong_media_type
+
+
+    def test_a_video_in_the_place_of_a_picture(self):
+        """As LLaVA-NeXT and LLaVA-Video write it: named or not, one or several, as a video or as a picture."""
+        for more in ({"video": "a/0001.mp4"}, {"videos": ["0001.mp4"]}, {}, {"image": "0001.mp4"}):
+            one = record(talk("<image>\nWhat happens?", **more), mp4=MP4)
+            assert shown(make("llava").sample(one))[0] == ("user", "video:mp4", "\nWhat happens?"), more
+        two = record(talk("<image> or <image>?", video=["0001.0.mp4", "0001.1.mp4"]), **{"0_mp4": MP4, "1_mp4": MP4})
+        assert shown(make("llava").sample(two))[0] == ("user", "video:0.mp4", " or ", "video:1.mp4", "?")
+        parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
+        turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "yes"}]
+        one = record({"messages": turns, "video": "0001.mp4"}, mp4=MP4)
+        assert shown(make("llava").sample(one))[0] == ("user", "video:mp4", "What?")
+
+    @pytest.mark.parametrize(
+        ("ask", "more"),
+        [
+            ("<image><image>", {"video": "0001.mp4"}),
+            ("<image> <video>", {"video": "0001.mp4"}),
+            ("<video>\nWhat?", {"image": "0001.jpg"}),
+            ("<image>\n<image>", {"image": "0001.jpg", "video": "0001.mp4"}),
+        ],
+    )
+    def test_places_that_cannot_be_told(self, ask, more):
+        assert refused(make("llava"), record(talk(ask, **more), jpg=JPG, mp4=MP4)) == Reason.placeholder_mismatch
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "How do I use the <video> tag in HTML?",
+            "What is an <image> tag?",
+            "<video> tags in HTML5: which browsers know them?",
+            "Mend this:\n<video>\n<source src='a.mp4'>\n</video>",
+            "<audio></audio> is blank, why?",
+            "Is <point> or <points> right, and <audio>?",
+        ],
+    )
+    def test_a_tag_in_a_text_without_media_is_text(self, said):
+        assert shown(make("llava").sample(record(talk(said)))) == [("user", said), ("assistant", "yes")]
+        shot = record(talk(f"<image>\n{said}", image="0001.jpg"), jpg=JPG)
+        if "<image>" not in said:
+            found = shown(make("llava").sample(shot))[0]
+            assert found == ("user", "image:jpg", f"\n{said}")
+
+    def test_a_picture_beside_a_tag_is_shown(self):
+        one = record(talk("How do I use the <video> tag?"), jpg=JPG)
+        assert shown(make("llava").sample(one))[0] == ("user", "image:jpg", "How do I use the <video> tag?")
+
+    def test_system_that_is_no_text(self):
+        assert refused(make("llava"), record(talk("Hi", system=["Be brief."]))) == Reason.bad_json
 
 
 class TestAlpaca:
@@ -285,6 +336,21 @@ class TestAlpaca:
         assert shown(make("alpaca", style="plain").sample(record(self.ADD))) == [
             ("user", "Add.\n1 and 2"), ("assistant", "3"),
         ]  # fmt: skip
+
+    def test_system_and_history(self):
+        facts = {**self.ADD, "system": "Count.", "history": [["Hi", "Hello"]], "weight": 0.5}
+        sample = make("alpaca", style="plain").sample(record(facts))
+        assert shown(sample) == [
+            ("system", "Count."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Add.\n1 and 2"), ("assistant", "3"),
+        ]  # fmt: skip
+        assert [turn.weight for turn in sample.turns if turn.role == "assistant"] == [0.5, 0.5]
+        for history in ("x", [["a"]], [["a", 1]], [{"a": "b"}]):
+            assert refused(make("alpaca"), record({**self.ADD, "history": history})) == Reason.bad_json
+
+    def test_media_are_not_left_out(self):
+        assert refused(make("alpaca"), record({**self.ADD, "images": ["a.jpg"]})) == Reason.unused_field
+        assert refused(make("alpaca"), record(self.ADD, jpg=JPG)) == Reason.wrong_media_type
+        make("alpaca").sample(record({**self.ADD, "images": [], "video": None}))
 
     def test_refused(self):
         one = make("alpaca")

@@ -65,7 +65,7 @@ GUARDS = [
           "            _drop(optimizers)\n        finite", "        finite"),
     Guard("groups of this stream only", "mmtune.train.team", "Team.moving", "for name in self.owners[stream]}",
           "for name in self.optimizers}"),
-    Guard("one division by the tokens of all", "mmtune.train.step", "take_step", "take(tally.count *",
+    Guard("one division by the tokens of all", "mmtune.train.step", "take_step", "take(tally.weight *",
           "take(len(mine) *"),
     Guard("a parameter in one group", "mmtune.params", "partition", "if len(owners) > 1:", "if len(owners) > 9:"),
     Guard("no orphan", "mmtune.params", "partition", "elif parameter.requires_grad:", "elif False:"),
@@ -121,7 +121,7 @@ def _tree() -> dict[str, Any]:
 
 
 def _senses(folder: Path) -> None:
-    """Samples with no medium, a picture, a video or a sound, in one stream."""
+    """Samples with no medium, a picture, a video or a sound, in one stream; of several weights in the loss."""
     folder.mkdir(parents=True)
     store = io.BytesIO()
     members = {}
@@ -134,7 +134,8 @@ def _senses(folder: Path) -> None:
     for number, suffix in enumerate(["", "png", "", "mp4", "", "wav", "", ""] * 2):
         key = f"{number:06d}"
         said = world.said(f"{marks[suffix]}what is number {number}?", "red" if number % 3 else "blue it is")
-        members[f"{key}.json"] = json.dumps({"id": key, "conversations": said}).encode()
+        facts = {"id": key, "conversations": said, "weight": (1, 0.5, 3)[number % 3]}
+        members[f"{key}.json"] = json.dumps(facts).encode()
         if suffix:
             members[f"{key}.{suffix}"] = made[suffix]
     world.write_tar(folder / "part-0000.tar", members)
@@ -334,8 +335,10 @@ def _exactly() -> None:
     def double(*args: Any, **options: Any) -> Any:
         return build(*args, **options).double()
 
-    def piece(self: MultimodalModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(self.llm.head(hidden), labels, reduction="sum")
+    def piece(
+        self: MultimodalModel, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | float = 1.0
+    ) -> torch.Tensor:
+        return (torch.nn.functional.cross_entropy(self.llm.head(hidden), labels, reduction="none") * weights).sum()
 
     loop.models.build, MultimodalModel._piece = double, piece
 

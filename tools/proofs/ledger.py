@@ -135,9 +135,16 @@ def planted(key: str) -> dict[Reason, list[Members]]:
         ],
         Reason.bad_json: [
             [(f"{k}.json", text)]
-            for text in (_with(k, '"a": NaN'), _with(k, '"a": 1, "a": 2'), _with(k, '"a": 1e999'), b"[" * 9999, b"[]")
+            for text in (_with(k, '"a": 1, "a": 2'), _with(k, '"system": 1e999'), b"[" * 9999, b"[]")
         ],
-        Reason.empty_target: [[_talk(k, " ")], [_talk(k, "red", conversations=[{"from": "human", "value": "what"}])]],
+        Reason.bad_range: [[_talk(k, start=2, end=1), (f"{k}.mp4", film)], [_talk(k, video_start=0)]],
+        Reason.bad_weight: [[(f"{k}.json", _with(k, f'"weight": {one}'))] for one in ("-1", '"2"', "true", "NaN")],
+        Reason.unused_field: [[_talk(k, rejected="blue")], [_talk(k, tools=[{"name": "look"}])]],
+        Reason.empty_target: [
+            [_talk(k, " ")],
+            [_talk(k, weight=0)],
+            [_talk(k, "red", conversations=[{"from": "human", "value": "what"}])],
+        ],
         Reason.placeholder_mismatch: [[_talk(k, ask="<image> is <image>"), (f"{k}.png", PICTURE)]],
         Reason.too_long: [[_talk(k, "red " * 60)]],
         Reason.download_failed: [[_talk(k, status="failed_to_download")]],

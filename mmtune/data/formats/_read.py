@@ -66,7 +66,7 @@ def named(record: Record, kind: Kind, names: Sequence[str]) -> list[MediaRef]:
 
     A name means the member of the same name, whatever its folder, else the member with the same end
     (`0.jpg`, `jpg`). Names from before the shards were written match nothing; they are then taken in order,
-    when there are as many members of this kind as names.
+    when there are as many members of this kind as names. A video that is named as a picture is a video all the same.
 
     Raises DataError missing_key.
     """
@@ -85,7 +85,12 @@ def named(record: Record, kind: Kind, names: Sequence[str]) -> list[MediaRef]:
                 "a member for every file that the record names",
             )
         found = list(there)
-    return [ref(record, suffix, kind) for suffix in found if suffix is not None]
+    return [ref(record, suffix, _shown(suffix, kind)) for suffix in found if suffix is not None]
+
+
+def _shown(suffix: str, kind: Kind) -> Kind:
+    """What a member is, that a record names as a kind: a video has a sound and points may come in any file."""
+    return "video" if kind == "image" and SUFFIXES.get(suffix.rpartition(".")[2]) == "video" else kind
 
 
 def _listed(suffixes: Iterable[str]) -> str:

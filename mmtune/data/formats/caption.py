@@ -2,7 +2,8 @@
 
 Reads shards of img2dataset (`.jpg .txt .json`) and of video2dataset (`.mp4 .txt .json`). The medium is the
 user's turn, followed by a prompt if there is one; the caption is the answer. A record whose download failed (`status`
-in its JSON is not `success`) is skipped as `download_failed`.
+in its JSON is not `success`) is skipped as `download_failed`. Clip ranges of a video or sound are read (see `_clips`);
+where clips were cut before, `ignore: [start, end]` leaves them alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from typing import Literal
 
 from mmtune.data import _json
-from mmtune.data.formats import _read
-from mmtune.data.formats.base import Format, FormatConfig, Record
+from mmtune.data.formats import _clips, _fields, _read
+from mmtune.data.formats._fields import FieldsConfig
+from mmtune.data.formats.base import Format, Record
 from mmtune.errors import DataError, Reason
 from mmtune.types import KINDS, Kind, MediaRef, Sample, Turn
 
 
-class Config(FormatConfig):
+class Config(FieldsConfig):
     name: str = "caption"
     kind: Kind | None = None
     """Which medium of a record is shown: image, video, audio or points. None: the one that a field of that name in the
@@ -40,20 +42,31 @@ class Caption(Format):
     config: Config
 
     def sample(self, record: Record) -> Sample:
-        """Raises DataError: download_failed, missing_key, bad_text, bad_json, empty_target."""
+        """Raises DataError: download_failed, missing_key, bad_text, bad_json, empty_target, bad_weight, bad_range,
+        unused_field."""
         facts = _json.tree(record.files["json"], f"{record.id}.json") if "json" in record.files else {}
+        facts = self.config.without(facts)
         status = facts.get("status")
         if not _json.absent(status) and status != "success":
             detail = str(facts.get("error_message") or "")[:200]
             seen = f"{record.id}: status {status!r} {detail}".strip()
             raise DataError(Reason.download_failed, seen, "status success")
+        _fields.refuse(facts, _fields.RECORD, record.id)
+        weight = _fields.weight(facts, record.id)
         answer = self._caption(record, facts)
         if not answer.strip():
             raise DataError(Reason.empty_target, f"{record.id}: the caption is blank", "a caption")
-        parts: list[str | MediaRef] = [self._medium(record, facts)]
+        shown = self._medium(record, facts)
+        parts: list[str | MediaRef] = []
+        parts += _clips.of_record(self._of(shown, facts), {shown.kind: [shown]}, record.id)[shown.kind]
         if self.config.prompts:
             parts.append(self.config.prompts[self._draw(record, len(self.config.prompts), 1)])
-        return Sample(record.id, (Turn("user", tuple(parts)), Turn("assistant", (answer.strip(),))))
+        return Sample(record.id, (Turn("user", tuple(parts)), Turn("assistant", (answer.strip(),), weight)))
+
+    def _of(self, shown: MediaRef, facts: dict[str, object]) -> dict[str, object]:
+        """Facts without the clip ranges of the sound of a video that is shown alone, or the other way round."""
+        other = {"video": "audio_", "audio": "video_"}.get(shown.kind, "\0")
+        return {key: value for key, value in facts.items() if not key.startswith(other)}
 
     def _draw(self, record: Record, count: int, salt: int) -> int:
         return (record.draw >> (16 * salt)) % 65536 % count if self.config.choice == "seeded" else 0

@@ -1,0 +1,136 @@
+"""Clip ranges: which seconds of a video or a sound a record means.
+
+Read are a start and an end (`start`/`end`, `start_time`/`end_time`, `start_sec`/`end_sec`, `clip_start`/`clip_end`), or
+both at once (`clip`, `clip_range`, `time_range`: a list of two, an object with start and end, or "00:10-00:20"); of a
+record also with `video_` or `audio_` in front, and as lists, one value for each item of that kind. Times are seconds,
+or "1:05.5", "00:01:05.5", "65.5s". Without a word in front they belong to the one kind of the record that has a length;
+a record without any such medium may have them for what it likes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmtune.errors import DataError, Reason
+from mmtune.types import Kind, MediaRef
+
+Range = tuple[float | None, float | None]
+
+TIMED: tuple[Kind, ...] = ("video", "audio")
+ENDS = (("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("clip_start", "clip_end"))
+BOTH = ("clip", "clip_range", "time_range")
+MOST = 1e7
+"""Longest time, seconds: a third of a year."""
+_CLOCK = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,9}(?:[.,]\d{1,9})?)\s*s?")
+_FROM_TO = re.compile(r"\s*([\d:.,]+\s*s?)\s*(?:-|to|,|–)\s*([\d:.,]+\s*s?)\s*")
+EXPECTED = 'seconds of 0 or more, or "00:01:05.5", and an end behind the start'
+
+
+def of_record(
+    facts: Mapping[str, Any], found: Mapping[Kind, Sequence[MediaRef]], where: str
+) -> dict[Kind, list[MediaRef]]:
+    """The media of a record by kind, with the ranges that its fields name.
+
+    Raises DataError bad_range: no times, or not clear of which items they are.
+    """
+    timed = [kind for kind in TIMED if found.get(kind)]
+    ranged = {kind: list(refs) for kind, refs in found.items()}
+    for prefix in ("", *TIMED):
+        values = _values(facts, f"{prefix}_" if prefix else "", where) if prefix or timed else None
+        if values is None:
+            continue
+        kinds = [prefix] if prefix else timed
+        if len(kinds) > 1 or not found.get(kinds[0]):
+            seen = f"{where} has a range of time and {' and '.join(timed) or 'no medium with a length'}"
+            expected = "a name that says whose it is, as video_start, of media that are there"
+            raise DataError(Reason.bad_range, seen, expected)
+        ranged[kinds[0]] = _applied(ranged[kinds[0]], values, f"{where}: {kinds[0]}")
+    return ranged
+
+
+def of_part(facts: Mapping[str, Any], where: str) -> Range:
+    """The range that a part of a turn, or an entry of a list of media, names for itself. Raises DataError bad_range."""
+    values = _values(facts, "", where)
+    return (None, None) if values is None else _single(values, where)
+
+
+def with_range(ref: MediaRef, range_: Range, where: str) -> MediaRef:
+    """The reference with a range. Raises DataError bad_range: it has one already, or its kind has no length."""
+    if range_ == (None, None):
+        return ref
+    if ref.kind not in TIMED:
+        raise DataError(Reason.bad_range, f"{where}: {ref.kind} with a range of time", "a video or a sound")
+    if (ref.start, ref.end) not in ((None, None), range_):
+        raise DataError(Reason.bad_range, f"{where} has two ranges of time", "one for each item")
+    return replace(ref, start=range_[0], end=range_[1])
+
+
+def _applied(refs: list[MediaRef], values: tuple[Any, Any], where: str) -> list[MediaRef]:
+    """References with values, which are of the one item, or lists of as many."""
+    columns = []
+    for value in values:
+        column = value if isinstance(value, list) else [value] * (len(refs) if value is None else 1)
+        if len(column) != len(refs):
+            seen = f"{where}: {len(column)} ranges of time for {len(refs)} items"
+            raise DataError(Reason.bad_range, seen, "a list with one value for each item")
+        columns.append(column)
+    return [
+        with_range(ref, _single(pair, where), where) for ref, pair in zip(refs, zip(*columns, strict=True), strict=True)
+    ]
+
+
+def _values(facts: Mapping[str, Any], prefix: str, where: str) -> tuple[Any, Any] | None:
+    """Start and end as they stand, times or lists of times; none where no field names any."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for start, end in ENDS:
+        pair = facts.get(prefix + start), facts.get(prefix + end)
+        if pair != (None, None):
+            found[f"{prefix}{start}, {prefix}{end}"] = pair
+    for name in BOTH:
+        value = facts.get(prefix + name)
+        if value is not None and (pair := _pair(value, f"{where}: {prefix}{name}")) is not None:
+            found[prefix + name] = pair
+    if len({str(pair) for pair in found.values()}) > 1:
+        raise DataError(Reason.bad_range, f"{where} has {' and '.join(found)}", "one of them")
+    return next(iter(found.values()), None)
+
+
+def _pair(value: Any, where: str) -> tuple[Any, Any] | None:
+    """Start and end of a field that holds both; none for a `clip` that is the name of something."""
+    if isinstance(value, str):
+        spoken = _FROM_TO.fullmatch(value)
+        if not spoken and not where.endswith("clip"):
+            _refuse(value, where)
+        return (spoken[1], spoken[2]) if spoken else None
+    if isinstance(value, dict):
+        return _values(value, "", where) or _refuse(value, where)
+    if isinstance(value, list) and value and all(isinstance(one, (list, dict)) for one in value):
+        pairs = [_pair(one, where) or _refuse(one, where) for one in value]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if isinstance(value, list) and len(value) == 2:
+        return value[0], value[1]
+    return _refuse(value, where)
+
+
+def _single(pair: tuple[Any, Any], where: str) -> Range:
+    start, end = (None if value is None else _seconds(value, where) for value in pair)
+    if end is not None and end <= (start or 0):
+        _refuse(f"{start} to {end}", where)
+    return start, end
+
+
+def _seconds(value: Any, where: str) -> float:
+    """A time in seconds."""
+    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
+        hours, minutes, seconds = (float((part or "0").replace(",", ".")) for part in clock.groups())
+        return hours * 3600 + minutes * 60 + seconds
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= MOST else _refuse(value, where)
+
+
+def _refuse(value: Any, where: str) -> Any:
+    seen = f"{where}: a range of time of {str(value)[:80]!r}"
+    raise DataError(Reason.bad_range, seen, EXPECTED, "ignore: [NAME] in the format, if the field means something else")
