@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LOGITS = 1 << 24
 """Most logits held at once in the loss, in numbers; 64 MiB in float32."""
 
+WORDS = 4096
+"""Word embeddings that are looked at for their scale."""
+
 
 class Branch(nn.Module):
     """An encoder with its connector, and the kinds of media that go there.
@@ -270,8 +273,20 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
         tuned = _tune(llm, section)
         branches = {name: _branch(one, llm.width, weights) for name, one in section.branches.items()}
         fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
+    if branches and device.type != "meta":
+        scale = _scale(llm)
+        for branch in branches.values():
+            branch.connector.calibrate(scale)
     fusion.check(llm, {name: branch.connector.tokens_out(1) for name, branch in branches.items()})
     return MultimodalModel(branches, llm, fusion, tuned).to(device).eval()
+
+
+@torch.no_grad()
+def _scale(llm: LLM) -> float:
+    """Root mean square of the word embeddings, over up to `WORDS` of them spread evenly."""
+    size = llm.tokenizer.vocabulary
+    ids = torch.arange(0, size, max(1, size // WORDS), device=next(llm.parameters()).device)
+    return float(llm.embed(ids).float().square().mean().sqrt())
 
 
 def _tune(llm: LLM, section: ModelSection) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mmtune import media
 from mmtune import model as model_module
+from mmtune.connectors import mlp
 from mmtune.errors import ConfigError, ModelError
 from mmtune.fusion import tokens as fusion_tokens
 from mmtune.generate import rows
@@ -258,3 +259,17 @@ def test_no_labels_give_zero_that_can_be_differentiated(folder):
     loss, count = model.loss(given)
     loss.backward()
     assert count == 0 and loss.item() == 0
+
+
+def test_a_connector_starts_at_the_scale_of_the_words(folder):
+    """`match_scale` is told the root mean square of the word embeddings when the model is built."""
+    sight = SimpleNamespace(
+        encoder=toys.ColourConfig(name="tests.toys:Colours"),
+        connector=mlp.Config(hidden=8, out_norm=True, match_scale=True),
+        kinds=None,
+    )
+    model = build(section(folder, branches={"sight": sight}))
+    ids = torch.arange(model.llm.tokenizer.vocabulary)
+    rms = float(model.llm.embed(ids).square().mean().sqrt())
+    assert rms != pytest.approx(1.0, rel=0.1), "or the test would see nothing"
+    assert float(model.branches["sight"].connector.scale.gain) == pytest.approx(rms, rel=0.02)

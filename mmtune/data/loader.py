@@ -37,6 +37,8 @@ from mmtune.types import Batch, Example, Sample
 
 AHEAD = 8
 """Samples that each worker is given ahead of what is taken."""
+SCANNED = 100_000
+"""Most records that are read to see whether media come in a stream."""
 
 
 class ProcessorLike(Protocol):
@@ -91,6 +93,21 @@ class Stream:
         """The conversation of a sample. Raises DataError."""
         sample = self.formats[key.shard].sample(self.corpus.record(key, seed, epoch))
         return replace(sample, stream=self.name)
+
+
+    def brings(self, kinds: Collection[str]) -> bool | None:
+        """Whether a record has a medium of one of these kinds, by its text alone; none when `SCANNED` records say
+        nothing. Records that cannot be used are passed over."""
+        for number, key in enumerate(self.corpus.samples()):
+            if number == SCANNED:
+                return None
+            try:
+                found = {ref.kind for ref in self.sample(key).media}
+            except (DataError, MediaError):
+                continue
+            if found.intersection(kinds):
+                return True
+        return False
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class _Run:
         self.optimizers = self.team.optimizers
         for objective in self.team.objectives.values():
             objective.check(self.model)
-        self.watch, self.pieces = Watch(self.team), 1
+        self.watch, self.pieces = Watch(self.team, self._brings), 1
         self.attendants = list(self.model.llm.attendants.values())
         self.team.begin(self.attendants, self.steps)
         for line in self.team.short():
@@ -187,6 +187,7 @@ class _Run:
         """One step on real data, and nothing kept."""
         for _, outcome, stream in self._steps(Stop(), until=1):
             said = f"one step of {stream}: loss {outcome.loss:.4f}, {outcome.tokens} tokens"
+            self.watch.end()
             self.voice.line(f"{said}. {self._written()}")
             return Result(self.out, 0, False, 0, outcome.loss)
         raise AssertionError("a schedule has at least one step")
@@ -226,6 +227,8 @@ class _Run:
                 saver.wait()
             if self.step >= steps:  # who asked a run to stop may not give it the time; `_save` has a quick look
                 self._check_frozen()
+                for line in self.watch.end():
+                    self.voice.line(line)
             self._save(last=True)
             saver.wait()
         if metrics:
@@ -283,8 +286,15 @@ class _Run:
         outcome = self._attempt(batches, factors, look=True)
         branches = list(self.model.branches)
         shown = self.runtime.total([sum(name in batch.media for batch in batches) for name in branches])
-        self.watch.after(outcome, streams, {name for name, count in zip(branches, shown, strict=True) if count})
+        where = self.loader.positions(self.step + 1)["streams"]
+        passed = {name for name, place in where.items() if place["epoch"]}
+        self.watch.after(outcome, streams, {name for name, count in zip(branches, shown, strict=True) if count}, passed)
         return outcome
+
+    def _brings(self, stream: str, branches: Collection[str]) -> bool | None:
+        """Whether the data of a stream has media for branches; for any of them where none is named."""
+        kinds = {kind for name in branches or self.model.branches for kind in self.model.branches[name].kinds}
+        return self.loader.streams[stream].brings(kinds)
 
     def _attempt(self, batches: list[Batch], factors: dict[str, float], look: bool) -> Outcome:
         """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
@@ -360,6 +370,7 @@ class _Run:
     def _restore(self, allow: Collection[str]) -> None:
         found = self.keeper.restore(allow)
         self.step, self.bad, self.recent.values, self.pieces = found.step, found.bad, found.recent, found.pieces
+        self.watch.learned()
 
     def _warm(self) -> None:
         """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""

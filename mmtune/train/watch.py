@@ -1,5 +1,5 @@
 """The first step of every stream is looked at: its groups have to get a gradient, and no other group may move. A
-gradient that is zero is waited for, a few steps.
+gradient that is zero is waited for, a few steps; media that are rare are waited for as long as the data may bring some.
 
 A mistake in the groups shows in no loss: a connector that nobody reaches, or one that another stream drags along, only
 makes the model a little worse. So it is looked for where it costs nothing, once for each stream of a run.
@@ -8,7 +8,7 @@ makes the model a little worse. So it is looked for where it costs nothing, once
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from mmtune.checkpoint.store import digest
 from mmtune.errors import ModelError
@@ -21,11 +21,23 @@ PATIENCE = 5
 """Steps in which the gradient of a group may be zero before that is a mistake."""
 
 
-class Watch:
-    """Looks at the first step of each stream. A step in which nothing moved does not count."""
+Brings = Callable[[str, Collection[str]], bool | None]
+"""Whether the data of a stream has an item for one of these branches (none named: for any); none: not known."""
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
+
+class Watch:
+    """Looks at the first step of each stream. A step in which nothing moved does not count.
+
+    Args:
+        brings: asked once for each stream of a group that got no media in its first steps.
+    """
+
+    def __init__(self, team: Team, brings: Brings = lambda stream, branches: None) -> None:
+        self._team, self._brings = team, brings
+        self._waited: Counter[str] = Counter()
+        """Steps in which a group had no media."""
+        self._found: dict[str, bool] = {}
+        """Whether media for a group may come, once that was asked."""
         self._unseen = set(team.owners)
         self._mute = {name for names in team.owners.values() for name in names}
         """Groups that no gradient has reached yet."""
@@ -40,17 +52,28 @@ class Watch:
         """Remember what the step must not touch."""
         self._before = self._still(streams) if self._unseen.intersection(streams) else {}
 
-    def after(self, outcome: Outcome, streams: Sequence[str], media: Collection[str]) -> None:
+    def learned(self) -> None:
+        """Take up a run: groups whose optimizer has seen a gradient need not show one again."""
+        for name, optimizer in self._team.optimizers.items():
+            moments = (tensor for key, tensor in optimizer.state().items() if not key.endswith("/step"))
+            if any(bool(tensor.any()) for tensor in moments):
+                self._mute.discard(name)
+
+    def after(
+        self, outcome: Outcome, streams: Sequence[str], media: Collection[str], passed: Collection[str] = ()
+    ) -> None:
         """Look at what the step did.
 
         Args:
             outcome: of a step that was asked which parameters stayed silent.
             media: branches that had an item in it, on any rank.
+            passed: streams whose data was gone through once.
 
         Raises:
             ModelError: a group of these streams got no gradient at all, or a tensor of another group moved; by name. A
-                group of connectors or fusion alone is waited for until a step has media for it, and one whose gradient
-                is zero for `PATIENCE` steps: behind a gate or a factor that begins at zero it is, at first.
+                group of connectors or fusion alone is waited for until a step has media for it, as long as the data of
+                one of its streams may bring some; and one whose gradient is zero for `PATIENCE` steps: behind a gate or
+                a factor that begins at zero it is, at first.
         """
         if not outcome.updated:
             return
@@ -67,6 +90,8 @@ class Watch:
             for name in lacking
             if name in outcome.unreached or self._zeros[name] >= PATIENCE
         ]
+        self._waited.update(set(mute) - set(lacking))
+        wrong += [self._hopeless(name) for name in mute if name not in lacking and not self._hopes(name, passed)]
         self._mute -= set(named) - set(mute)
         if self._unseen.intersection(streams):
             now = self._still(streams)
@@ -75,14 +100,48 @@ class Watch:
             if moved:
                 wrong.append(f"moved, although {' and '.join(streams)} train it not: {_some(moved)}")
         if wrong:
-            times = max((self._zeros[name] for name in lacking), default=1)
+            times = max((self._zeros[name] + self._waited[name] for name in mute), default=1)
             first = "the first step" if times == 1 else f"the first {times} steps"
-            raise ModelError(
-                seen=f"{first} of {' and '.join(streams)}:\n  " + "\n  ".join(wrong),
-                expected="a gradient for every group of a stream, and no change anywhere else",
-                hint="mmtune show RECIPE --groups says who trains what; a group that nothing reaches is to be left out",
-            )
+            raise _refusal(f"{first} of {' and '.join(streams)}", wrong)
         self._unseen -= set(streams)
+
+    def end(self) -> list[str]:
+        """Groups that still wait for media when the last step is done, in words.
+
+        Raises ModelError where the data has none for them: then nothing of the group could be learned.
+        """
+        waiting = [name for name in self._team.optimizers if name in self._mute and self._waited[name]]
+        if hopeless := [self._hopeless(name) for name in waiting if not self._asked(name)]:
+            raise _refusal("the whole run", hopeless)
+        return [
+            f"warning: group {name} learned nothing: no gradient reached it, for its media came in no step"
+            for name in waiting
+        ]
+
+    def _hopes(self, name: str, passed: Collection[str]) -> bool:
+        """Whether a group may yet get the media that it waits for."""
+        if self._waited[name] < PATIENCE:
+            return True
+        return self._asked(name) and not set(self._streams(name)) <= set(passed)
+
+    def _asked(self, name: str) -> bool:
+        """Whether the data of a group's streams may bring media for it; looked up once."""
+        if name not in self._found:
+            branches = _ways([full for full, _ in self._team.optimizers[name].named])
+            self._found[name] = any(self._brings(stream, branches) is not False for stream in self._streams(name))
+        return self._found[name]
+
+    def _streams(self, name: str) -> list[str]:
+        return [stream for stream, names in self._team.owners.items() if name in names]
+
+    def _hopeless(self, name: str) -> str:
+        names = [full for full, _ in self._team.optimizers[name].named]
+        ways = _ways(names)
+        kinds = f"branch {' or '.join(sorted(ways))}" if ways else "any branch"
+        return (
+            f"no gradient reached group {name}, and none can: the data of {' and '.join(self._streams(name))} has "
+            f"nothing for {kinds}: {_some(names)}"
+        )
 
     def _still(self, streams: Collection[str]) -> dict[str, str]:
         """Checksum of every weight and every optimizer state of the groups that these streams do not train."""
@@ -96,12 +155,26 @@ class Watch:
         return sums
 
 
+def _refusal(when: str, wrong: Sequence[str]) -> ModelError:
+    return ModelError(
+        seen=f"{when}:\n  " + "\n  ".join(wrong),
+        expected="a gradient for every group of a stream, and no change anywhere else",
+        hint="mmtune show RECIPE --groups says who trains what; a group that nothing reaches is to be left out",
+    )
+
+
 def _waits(names: Sequence[str], media: Collection[str]) -> bool:
     """Whether all of these belong to the way of media into the model, and no such medium came."""
-    ways = {name.split(".")[1] if name.startswith("branches.") else "" for name in names if not name.startswith("llm.")}
     if any(name.startswith("llm.") for name in names):
         return False
-    return not media if "" in ways else not ways.intersection(media)
+    ways = _ways(names)
+    return not ways.intersection(media) if ways else not media
+
+
+def _ways(names: Sequence[str]) -> set[str]:
+    """Branches of parameters that are on the way of media into the model; none where any branch's media pass them."""
+    ways = {name.split(".")[1] if name.startswith("branches.") else "" for name in names if not name.startswith("llm.")}
+    return set() if "" in ways else ways
 
 
 def _some(names: Sequence[str]) -> str:

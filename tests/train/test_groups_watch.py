@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -80,6 +82,83 @@ def test_a_connector_waits_for_its_media(tree, tmp_path):
     """Text alone trains it in no step; that is no mistake as long as no picture came."""
     both = {"groups": {"sight": {"streams": ["pictures", "words"]}}, "schedule": {"steps": 1, "warmup": 0}}
     assert recipe(tree, both).streams and loop.train(recipe(tree, both), tmp_path / "run", progress="off").finished
+
+
+def test_text_alone_trains_no_connector(tree, tmp_path):
+    """The data has no picture, so nothing can be learned: the run stops by name, however short it is."""
+    alone = {"streams": {"pictures": None}, "groups": {"sight": {"streams": ["words"]}, "speech": None}}
+    for steps in (1, 8):
+        changes = {**alone, "schedule": {"steps": steps, "warmup": 0}}
+        with pytest.raises(ModelError) as caught:
+            loop.train(recipe(tree, changes), tmp_path / f"run-{steps}", progress="off")
+        assert "no gradient reached group sight, and none can: the data of words has nothing for branch sight" in str(
+            caught.value
+        )
+        assert ("the whole run" if steps == 1 else f"the first {PATIENCE} steps of words") in str(caught.value)
+        assert not (tmp_path / f"run-{steps}/weights").exists()
+    with pytest.raises(ModelError, match="and none can"):
+        loop.train(recipe(tree, alone), None, dry_run=True, progress="off")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rare_media_are_waited_for(tree, tmp_path, capsys, workers):
+    """One picture in many texts, none in the first steps: no mistake, and where it never came, that is said."""
+    rare, last = world.shards(tmp_path / "rare", shards=3, each=16, text=True), {}
+    last["000099.png"] = world.png("red")
+    last["000099.json"] = json.dumps({"conversations": world.said("<image>\nwhat colour is it?", "red")}).encode()
+    world.write_tar(tmp_path / "rare" / "part-9999.tar", last)
+    alone = {"streams": {"pictures": None, "words": {"data": [rare]}}, "run": {"workers": workers}}
+    alone |= {"groups": {"sight": {"streams": ["words"]}, "speech": None}}
+    ended = loop.train(recipe(tree, {**alone, "schedule": {"steps": 60, "warmup": 0}}), tmp_path / "a", progress="off")
+    assert ended.finished and ended.step == 60
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    came = next(row["step"] for row in rows if row["norm/sight"])
+    assert came > PATIENCE, "the picture did not come in the first steps"
+    changes = {**alone, "schedule": {"steps": came - 1, "warmup": 0}}
+    assert loop.train(recipe(tree, changes), tmp_path / "b", progress="lines").finished
+    assert "warning: group sight learned nothing" in capsys.readouterr().out
+
+
+def test_media_that_never_come_are_waited_for_one_pass(tree, tmp_path):
+    """Records name pictures, but none of them can be used: when the data was gone through, the run stops."""
+    mixed = world.shards(tmp_path / "mixed", shards=1, each=16, text=True)
+    record = {"conversations": world.said("<image>\n?", "red")}
+    bad = {"999.png": b"no picture", "999.json": json.dumps(record).encode()}
+    world.write_tar(tmp_path / "mixed" / "part-9999.tar", bad)
+    alone = {"streams": {"pictures": None, "words": {"data": [mixed]}}, "schedule": {"steps": 60, "warmup": 0}}
+    alone |= {"groups": {"sight": {"streams": ["words"]}, "speech": None}}
+    with pytest.raises(ModelError, match="no gradient reached group sight, and none can"):
+        loop.train(recipe(tree, alone), tmp_path / "run", progress="off")
+
+
+def test_a_group_that_learned_before_a_stop_is_not_asked_again(tree):
+    team = Team()
+    watch = Watch(team, lambda stream, branches: False)
+    team.optimizers["one"].load({"branches.sight.connector.w/exp_avg": torch.ones(2)})
+    watch.learned()
+    watch.before(["a"])
+    for _ in range(2 * PATIENCE):
+        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], set(), {"a"})
+    assert watch.end() == []
+
+
+def test_a_group_of_several_streams_waits_for_each(tree):
+    """Stages: the first stream is text for long, the second one has pictures."""
+    team = Team()
+    team.owners = {"a": ["one"], "b": ["one", "two"]}
+    asked = []
+
+    def brings(stream, branches):
+        asked.append((stream, sorted(branches)))
+        return stream == "b"
+
+    watch = Watch(team, brings)
+    watch.before(["a"])
+    for _ in range(3 * PATIENCE):
+        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], set(), {"a"})
+    assert asked == [("a", ["sight"]), ("b", ["sight"])], "once"
+    with pytest.raises(ModelError, match="the data of a and b has nothing for branch sight"):
+        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], set(), {"a", "b"})
 
 
 class Team:
