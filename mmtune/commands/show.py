@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmtune import config
+from mmtune import config, registry
+
+if TYPE_CHECKING:
+    from mmtune.recipe import Recipe
 
 
 def run(recipe: str, overrides: list[str], groups: bool) -> None:
@@ -20,6 +23,9 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
     from mmtune.recipe import Recipe
 
     loaded = config.load(Recipe, recipe, overrides)
+    if waiting := registry.needs_word(loaded.model.model_dump(mode="json")):
+        print("\n".join(_by_name(loaded, waiting)))
+        return
     model = models.build(loaded.model, weights=False, device="meta")
     if loaded.model.freeze:
         params.freeze(model, loaded.model.freeze)
@@ -41,6 +47,20 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
         print("\n".join(["", *_groups.lines(loaded, model, parts)]))
         return
     print("\n".join(_trained(parts)))
+
+
+def _by_name(recipe: Recipe, waiting: Sequence[str]) -> list[str]:
+    """The parts by their names alone, where some of them may not be imported."""
+    section = recipe.model
+    lines = [
+        f"branch {name}: {', '.join(branch.kinds or ('?',))} -> {branch.encoder.name} -> {branch.connector.name}"
+        for name, branch in section.branches.items()
+    ]
+    lines += [f"llm: {section.llm.name}", f"fusion: {section.fusion.name}"]
+    lines += [f"tuner: {tuner.name}" for tuner in section.tuners]
+    words = " ".join(f"--allow-code {name}" for name in waiting)
+    return [*lines, f"code outside mmtune, which was not run: {', '.join(waiting)}; to see more, for code that you "
+            f"trust: {words}"]  # fmt: skip
 
 
 def _trained(parts: Mapping[str, Sequence[tuple[str, Any]]]) -> list[str]:

@@ -1,0 +1,188 @@
+"""A recipe, and a run that somebody hands over, run no code that nobody asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+import mmtune
+from mmtune import config, registry
+from mmtune.checkpoint import store
+from mmtune.cli import app
+from mmtune.errors import ConfigError
+from mmtune.places import PACKAGE
+from mmtune.recipe import Recipe
+from mmtune.serve import chat as chats
+from mmtune.serve.experts import Panel
+from mmtune.serve.plan import Plan
+from mmtune.train.loop import train
+from tests.security.hostile import Canary
+from tests.serve.fake import FakeEngine
+
+EVIL = "evil_canary:Entry"
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
+    """A module `evil_canary` that can be imported, and leaves the canary when it is."""
+    made = Canary(tmp_path / "canary")
+    made.module(tmp_path / "installed", "evil_canary")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    sys.modules.pop("evil_canary", None)
+    yield made
+    sys.modules.pop("evil_canary", None)
+
+
+def tree() -> dict:
+    return config.read("pocket", ["chat.prompt=pocket"])
+
+
+def at(path: str, entry: dict) -> dict:
+    """The recipe with an entry put at a dotted path."""
+    changed = json.loads(json.dumps(tree()))
+    node, *keys = changed, *path.split(".")
+    for key in keys[:-1]:
+        node = node[int(key) if isinstance(node, list) else key]
+    node[keys[-1]] = entry
+    return changed
+
+
+def places() -> dict[str, dict]:
+    """Every room that a recipe names an entry of, with a class from outside in its place."""
+    branch = next(iter(tree()["model"]["branches"]))
+    stream = next(iter(tree()["streams"]))
+    entry = {"name": EVIL, "size": 3, "deep": {"er": [1, "x"]}}
+    return {
+        "encoder": at(f"model.branches.{branch}.encoder", entry),
+        "connector": at(f"model.branches.{branch}.connector", entry),
+        "llm": at("model.llm", entry),
+        "fusion": at("model.fusion", entry),
+        "tuner": at("model.tuners", [entry]),
+        "objective": at(f"streams.{stream}.objective", entry),
+        "format": at(f"streams.{stream}.format", entry),
+        "expert": at("chat.experts", [entry, EVIL]),
+    }
+
+
+@pytest.mark.parametrize("room", ["encoder", "connector", "llm", "fusion", "tuner", "objective", "format", "expert"])
+def test_reading_a_recipe_imports_nothing_of_it(canary: Canary, tmp_path: Path, room: str) -> None:
+    written = places()[room]
+    recipe = config.validate(Recipe, written)
+    assert canary.sung == []
+    again = config.parse(config.dump(recipe), "again")  # its options are kept as they were
+    assert config.validate(Recipe, again) == recipe
+    assert str({"name": EVIL, "size": 3, "deep": {"er": [1, "x"]}}) in str(again)
+    (tmp_path / "recipe.yaml").write_text(config.dump(recipe))
+    assert store.read_recipe(tmp_path) == recipe and Plan.__name__
+    assert canary.sung == []
+    if room != "expert":
+        with pytest.raises(ConfigError, match=f"{EVIL}: code outside mmtune.*\n.*\n.*--allow-code {EVIL}"):
+            train(recipe, tmp_path / "run")
+    assert canary.sung == [] and not (tmp_path / "run").exists()
+
+
+def test_showing_a_recipe_imports_nothing_of_it(canary: Canary, tmp_path: Path, capsys) -> None:
+    from mmtune.commands import show
+
+    for room, written in places().items():
+        (tmp_path / f"{room}.yaml").write_text(config.dump(written))
+        if room not in ("expert", "objective", "format"):  # the others are no part of what is shown
+            show.run(str(tmp_path / f"{room}.yaml"), [], False)
+            out = capsys.readouterr().out
+            assert f"--allow-code {EVIL}" in out and "llm: " in out
+    show.run(str(tmp_path / "objective.yaml"), [], False)
+    assert "--allow-code" not in capsys.readouterr().out
+    assert canary.sung == []
+
+
+def test_what_is_allowed_is_imported(canary: Canary) -> None:
+    registry.allow([EVIL])
+    with pytest.raises(ConfigError, match="a subclass of"):
+        config.validate(Recipe, places()["connector"])
+    assert canary.sung == ["evil_canary"]
+
+
+def test_options_are_checked_when_it_is_allowed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_objective.py").write_text(
+        "from mmtune.objectives.cross_entropy import CrossEntropy\n"
+        "from mmtune.objectives.base import ObjectiveConfig\n"
+        "class Settings(ObjectiveConfig):\n    name: str = 'x'\n    times: float = 1.0\n"
+        "class Own(CrossEntropy):\n    Config = Settings\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    stream = next(iter(tree()["streams"]))
+    made = config.validate(Recipe, at(f"streams.{stream}.objective", {"name": "own_objective:Own", "tmies": 2}))
+    with pytest.raises(ConfigError, match="tmies: unknown key; the known keys are times"):
+        train(made, tmp_path / "run", allow_code=["own_objective:Own"])
+
+
+@pytest.mark.parametrize("word", ["os", "os:path.join", "evil canary:X", "", "../x:Y", ":X"])
+def test_what_is_allowed_has_the_form_of_a_name(word: str) -> None:
+    with pytest.raises(ConfigError, match="package.module:Class"):
+        registry.allow([word])
+
+
+def test_every_command_that_reads_a_recipe_or_a_run_takes_the_word() -> None:
+    reads = {"RECIPE", "RUN", "[RUN] [QUESTION]"}
+    checked = []
+
+    def walk(group, path: str) -> None:
+        for name, one in group.commands.items():
+            if hasattr(one, "commands"):
+                walk(one, f"{path} {name}")
+            elif reads & {parameter.metavar for parameter in one.params}:
+                assert "--allow-code" in {word for parameter in one.params for word in parameter.opts}, f"{path} {name}"
+                checked.append(name)
+
+    walk(typer.main.get_command(app), "mmtune")
+    assert {"train", "chat", "eval", "show", "replay", "plan", "import", "export", "check"} <= set(checked)
+
+
+# ------------------------------------------------------------------------------------------------ experts of a run
+
+
+@pytest.fixture
+def handed_over(tmp_path: Path) -> Path:
+    """The packaged run as somebody else might have changed it."""
+    run = tmp_path / "run"
+    shutil.copytree(PACKAGE / "pocket" / "chat", run)
+    changed = config.read(run / "recipe.yaml")
+    changed["chat"]["experts"] = [{"name": EVIL}, {"name": "caption", "run": "/etc"}]
+    (run / "recipe.yaml").write_text(config.dump(changed))
+    return run
+
+
+def test_experts_of_a_run_wait_for_a_word(canary: Canary, handed_over: Path, monkeypatch, capsys) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(Plan, "load", lambda plan: FakeEngine())
+    monkeypatch.setattr(chats, "_one_answer", lambda talk, *_: seen.append(talk.experts.names) or 0)
+    chats.command(chats.Options(run=handed_over, question="What is this?"))
+    told = f"experts that the run names are off: {EVIL}, caption; --experts-of-run turns them on"
+    assert told in capsys.readouterr().err
+    assert mmtune.chat(handed_over).experts.names == [] and "experts that the run names" in capsys.readouterr().err
+    assert seen == [[]] and canary.sung == []
+
+
+def test_turning_them_on_is_no_word_for_code(canary: Canary, handed_over: Path) -> None:
+    for options in ({"no_experts": True}, {"experts_of_run": True}):
+        plan_options = chats.Options(run=handed_over, question="what?", **options)
+        if "experts_of_run" in options:
+            with pytest.raises(ConfigError, match=f"--allow-code {EVIL}"):
+                chats.command(plan_options)
+        else:
+            assert chats._of_run(Plan.read(handed_over), plan_options) == ()
+    with pytest.raises(ConfigError, match=f"--allow-code {EVIL}"):
+        mmtune.chat(handed_over, experts="of_run")
+    assert canary.sung == []
+
+
+def test_an_expert_that_a_person_names_is_imported_by_its_process_only(canary: Canary) -> None:
+    with pytest.raises(ConfigError, match="a subclass of"):
+        Panel([EVIL])
+    assert canary.sung == ["evil_canary"] and "evil_canary" not in sys.modules
