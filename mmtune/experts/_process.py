@@ -133,7 +133,7 @@ class Process:
         with self._child.process.stderr as file:
             while data := file.read1(1 << 14):  # type: ignore[attr-defined]
                 if self._noise <= 0:
-                    time.sleep(0.05)
+                    time.sleep(0.005)
                     continue
                 shown, self._noise = data[: self._noise], self._noise - len(data)
                 text = shown.decode("utf-8", "replace")
