@@ -60,15 +60,20 @@ class Harmful(Expert):
         return self._daemon()
 
     def _flood(self) -> Any:
-        """Answers without an end."""
-        for number in range(3, 20):
-            try:
-                pipe = os.fdopen(os.dup(number), "wb")
-                while True:
-                    write(pipe, b" " * (1 << 19))
-            except OSError:
-                continue
-        return []
+        """A good answer, and then answers without an end that nobody asked for."""
+
+        def flood() -> None:
+            time.sleep(0.3)
+            for number in range(3, 20):
+                try:
+                    pipe = os.fdopen(os.dup(number), "wb")
+                    while True:
+                        write(pipe, b" " * (1 << 19))
+                except OSError:
+                    continue
+
+        threading.Thread(target=flood, daemon=True).start()
+        return [Evidence("good")]
 
     def _noise(self) -> Any:
         for _ in range(100):

@@ -112,10 +112,14 @@ def test_what_it_started_ends_when_the_program_is_killed(what: str) -> None:
 def test_answers_without_an_end_fill_no_memory() -> None:
     runner = make()
     before = psutil.Process().memory_info().rss
-    assert runner.look(media("flood")).status == "failed"
-    time.sleep(1)
+    assert runner.look(media("flood")).status == "found"
+    number = runner.process
+    assert number is not None
+    time.sleep(1.5)
     assert psutil.Process().memory_info().rss - before < 64 << 20
-    assert runner.process is None
+    assert until(lambda: gone(number))
+    assert runner.look(media("noise")).note == "it spoke without being asked"
+    assert runner.look(media("noise")).status == "found"
     runner.close()
 
 
