@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["MMTUNE_CONVERSATION"] = ""  # what tests say is not the user's last conversation
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell lets what it starts in the background ignore Ctrl-C, and children would inherit that

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import mmtune
 from mmtune import cli
-from mmtune.cli import process, talk
+from mmtune.cli import process
 from mmtune.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,35 +223,6 @@ def test_env_says_what_works() -> None:
     done = _run("env")
     assert done.returncode == 0, done.stderr
     assert "torch" in done.stdout and "decord" in done.stdout and ("works" in done.stdout)
-
-
-@pytest.mark.parametrize(
-    ("words", "run", "question"),
-    [
-        ([], None, None),
-        (["what?"], None, "what?"),
-        (["RUN"], "RUN", None),
-        (["RUN", "what is it?"], "RUN", "what is it?"),
-        (["x" * 5000], None, "x" * 5000),
-        (["is 3/4 more than 1/2?"], None, "is 3/4 more than 1/2?"),
-    ],
-)
-def test_a_folder_with_a_recipe_is_the_run(tmp_path: Path, words: list[str], run: str | None, question: str | None):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").touch()
-    words = [str(tmp_path / "run") if word == "RUN" else word for word in words]
-    expected = tmp_path / "run" if run else None
-    assert talk._run_and_question(words) == (expected, question)
-
-
-@pytest.mark.parametrize("words", [["RUN", "what", "is"], ["EMPTY"], ["EMPTY", "what?"], ["what", "is"], ["runs/none"]])
-def test_words_that_are_neither_run_nor_question(tmp_path: Path, words: list[str]) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").touch()
-    (tmp_path / "empty").mkdir()
-    places = {"RUN": str(tmp_path / "run"), "EMPTY": str(tmp_path / "empty")}
-    with pytest.raises(UsageError):
-        talk._run_and_question([places.get(word, word) for word in words])
 
 
 def test_the_record_of_an_answer_is_plain_data() -> None:

@@ -15,7 +15,11 @@ from mmtune.errors import UsageError
 @app.command()
 def chat(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN] [QUESTION]", help="A run folder, then a question.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [FILE]... [QUESTION]",
+            help="A run folder, media files (a range may follow a clip: 00:10-00:20), a question.",
+        ),
     ] = None,
     image: Annotated[list[str] | None, typer.Option(metavar="PATH", help="An image; `-` reads a pipe.")] = None,
     video: Annotated[list[str] | None, typer.Option(metavar="PATH", help="A video; `-` reads a pipe.")] = None,
@@ -25,6 +29,7 @@ def chat(
         list[str] | None,
         typer.Option("-a", "--attach", metavar="PATH", help="Any of these, told by its content, in the order given."),
     ] = None,
+    go_on: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")] = False,
     expert: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[:K=V]", help="Who else looks at the media, as ocr; see `mmtune list experts`."),
@@ -36,7 +41,7 @@ def chat(
     system: Annotated[str | None, typer.Option("-s", "--system", help="Text of a system turn.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0: the likeliest token each time.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Makes a drawn answer repeatable.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes a drawn answer repeatable; 0 if not given.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON record: answer, tokens, times, media.")] = False,
@@ -46,9 +51,10 @@ def chat(
     """Talk with a model: one answer when a question is given or piped in, else a conversation.
 
     Without RUN it takes the small model inside the package. Media stand before the question: images first, then
-    videos, sounds, points, and what -a names.
+    videos, sounds, points, what -a names, and files named without an option.
+
+    A question may name a file too. What is piped in beside a question is quoted in front of it.
     """
-    run, question = _run_and_question(words or [])
     named = {"image": image, "video": video, "audio": audio, "points": points, None: attach}
     media = [(kind, path) for kind, paths in named.items() for path in paths or []]
     if sum(path == "-" for _, path in media) > 1:
@@ -57,9 +63,9 @@ def chat(
     from mmtune.serve.chat import Options, command
 
     options = Options(
-        run=run,
-        question=question,
+        words=words or [],
         media=media,  # type: ignore[arg-type]
+        go_on=go_on,
         experts=expert or [],
         no_experts=no_experts,
         experts_of_run=experts_of_run,
@@ -111,39 +117,3 @@ def evaluate(
         run, task, data or [], limit, wanted, all_controls, json_file, device, expert, kind, allow_remote=allow_remote
     )
 
-
-def _run_and_question(words: list[str]) -> tuple[Path | None, str | None]:
-    """The first word is the run if it is a folder with a recipe, else the question."""
-    run: Path | None = None
-    if words:
-        first = Path(words[0])
-        if words[0] and _is_run(first):
-            run, words = first, words[1:]
-        elif len(words) > 1 or (words[0] and _looks_like_path(words[0])):
-            raise UsageError(
-                seen=f"{words[0]} is not the folder of a run" + (": it has no recipe.yaml" if first.is_dir() else ""),
-                expected="mmtune chat [RUN] [QUESTION], with one question",
-                hint="put a question of several words in quotes",
-            )
-    if len(words) > 1:
-        raise UsageError(
-            seen=f"{len(words)} words after the run",
-            expected="one question",
-            hint=f'quotes around it: "{" ".join(words)}"',
-        )
-    return run, words[0] if words else None
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        return (path / "recipe.yaml").is_file()
-    except OSError:  # a question longer than a file name may be
-        return False
-
-
-def _looks_like_path(word: str) -> bool:
-    """A folder by its look: nothing that a person would ask."""
-    try:
-        return Path(word).is_dir() or ("/" in word and not any(c.isspace() for c in word))
-    except OSError:
-        return False

@@ -14,24 +14,28 @@ from typing import Any, Literal
 
 from mmtune import registry
 from mmtune.errors import UsageError
+from mmtune.serve import arguments, kept, transcript
 from mmtune.serve import plan as plans
-from mmtune.serve.conversation import Answer, Conversation, Settings
+from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel, Spec, brief
-from mmtune.serve.references import reference
+from mmtune.serve.questions import beside, piped, refuse_unreadable
+from mmtune.serve.settings import Settings
+from mmtune.serve.shown import say_findings, say_remarks, show_answer
 from mmtune.serve.terminal import is_terminal, say
 from mmtune.serve.text import printable
-from mmtune.types import Kind
+from mmtune.types import Kind, Quote
 
 
 @dataclass
 class Options:
     """What the command line said."""
 
-    run: Path | None = None
-    """Run folder; none takes the small model inside the package."""
-    question: str | None = None
+    words: list[str] = field(default_factory=list)
+    """[RUN] [FILE [RANGE]]... [QUESTION]; no run takes the small model inside the package."""
     media: list[tuple[Kind | None, str]] = field(default_factory=list)
     """Kind (none: look at the content) and path (`-`: standard input)."""
+    go_on: bool = False
+    """Go on with the last conversation."""
     experts: list[str] = field(default_factory=list)
     """NAME[:key=value,...], beside those of the recipe."""
     no_experts: bool = False
@@ -41,7 +45,7 @@ class Options:
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-    seed: int = 0
+    seed: int | None = None
     device: str = "auto"
     stream: bool = True
     json: bool = False
@@ -89,28 +93,34 @@ def command(options: Options) -> int:
         ConfigError: no expert of that name, or an option that it has not (before weights are read).
         MmtuneError: whatever reading the run or the media raises.
     """
-    run = options.run or plans.packaged_run()
-    plan = plans.Plan.read(run, device=options.device)
-    refs = [reference(kind, path) for kind, path in options.media]
-    for ref in refs:
+    words = arguments.parse(options.words, options.media)
+    saved = kept.last() if options.go_on else None
+    plan = plans.Plan.read(_run(words.run, saved), device=options.device)
+    for ref in words.media:
         plan.check(ref.kind, ref.origin)
-    settings = Settings(
-        max_tokens=options.max_tokens or plan.max_tokens,
-        temperature=plan.temperature if options.temperature is None else options.temperature,
-        seed=options.seed,
-    )
+    if options.system is not None:
+        refuse_unreadable(options.system, "the system text")
+    settings = _settings(options, plan, saved)
     panel = Panel(options.experts, of_run=_of_run(plan, options))
-    question = options.question if options.question is not None else _piped_question(options)
+    question = words.question if words.question is not None else _piped_question(options)
     if plan.notice:
         say(f"{plan.name}: {plan.notice}")
+    for address in words.unread:
+        say(f"({address} is not read: a chat fetches nothing)")
     if question is None:
         from mmtune.serve.repl import Repl
 
-        return Repl(plan, refs, options.system, settings, options.verbose, panel).run()
+        return Repl(plan, words.media, options.system, settings, options.verbose, panel, saved).run()
+    refuse_unreadable(question)
     start = time.perf_counter()
     conversation = Conversation(plans.to_stay(plan.load), options.system, settings, panel)
     loaded = time.perf_counter() - start
-    for ref in refs:
+    if saved is not None:
+        for note in conversation.restore(saved, plan.check):
+            say(f"({note})")
+    if words.question is not None:
+        _take_piped(conversation, plan, options)
+    for ref in words.media:
         conversation.attach(ref)
     return _one_answer(conversation, question, options, loaded)
 
@@ -125,71 +135,66 @@ def _of_run(plan: plans.Plan, options: Options) -> tuple[dict[str, Any], ...]:
     return ()
 
 
-def show_answer(answer: Answer, verbose: bool) -> bool:
-    """Stream an answer to stdout; Ctrl-C ends it. Returns whether it was interrupted."""
-    clean = printable if sys.stdout.isatty() else str
-    interrupted = told = False
-    try:
-        for piece in answer:
-            if not told:
-                told = _findings(answer)
-            sys.stdout.write(clean(piece))
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        answer.close()
-        answer.finish = "interrupted"
-        interrupted = True
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if not told:
-        _findings(answer)
-    if interrupted:
-        say("(stopped)")
-    _remarks(answer, verbose)
-    return interrupted
+def _run(named: Path | None, saved: transcript.Saved | None) -> Path:
+    """The run that answers: the one named, else that of the conversation, else the package's own."""
+    if named is not None:
+        return named
+    if saved is None or saved.run is None:
+        return plans.packaged_run()
+    if not (Path(saved.run) / "recipe.yaml").is_file():
+        raise UsageError(
+            seen=f"the last conversation was with {saved.run}, and there is no run there any more",
+            expected="the folder of a run",
+            hint="mmtune chat RUN -c goes on with another run",
+        )
+    return Path(saved.run)
 
 
-def _findings(answer: Answer) -> bool:
-    """Say what experts found, and which failed."""
-    for finding in answer.experts:
-        say(f"({finding.line()})")
-    return True
+def _settings(options: Options, plan: plans.Plan, saved: transcript.Saved | None) -> Settings:
+    """What the command line says, else what the conversation had, else what the recipe says."""
+    values = {"max_tokens": plan.max_tokens, "temperature": plan.temperature, "seed": 0}
+    if saved is not None:
+        values |= saved.settings
+        if options.system is not None:
+            saved.system = options.system
+    said = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
+    values |= {name: value for name, value in said.items() if value is not None}
+    if saved is not None:
+        saved.settings = values
+    return Settings(**values)
 
 
-def _remarks(answer: Answer, verbose: bool) -> None:
-    if answer.finish == "length":
-        say(f"(cut after {answer.answer_tokens} tokens; a larger max_tokens lets it go on)")
-    if answer.left_out:
-        say(f"(too long for the model: the first {answer.left_out} exchanges were left out)")
-    if verbose:
-        say(summary(answer))
-
-
-def summary(answer: Answer) -> str:
-    """One line of numbers about an answer."""
-    record = answer.record()
-    tokens, seconds, rate = record["tokens"], record["seconds"], record["tokens_per_second"]
-    speed = f", {rate:g} tokens/s" if rate else ""
-    return (
-        f"[prompt {tokens['prompt']} tokens, {tokens['media']} of them media; answer {tokens['answer']} tokens; "
-        f"first after {seconds['first_token']:.2f} s{speed}]"
-    )
+def _take_piped(conversation: Conversation, plan: plans.Plan, options: Options) -> None:
+    """Put what is piped in beside a question in front of it, and say so."""
+    if any(path == "-" for _, path in options.media):
+        return
+    more = beside()
+    if isinstance(more, Quote):
+        conversation.quote(more)
+        say(f"(standard input: {len(more.text)} characters, quoted in front of the question)")
+    elif more is not None:
+        plan.check(more.kind, more.origin)
+        say(f"({conversation.attach(more).line()})")
 
 
 def _one_answer(conversation: Conversation, question: str, options: Options, loaded: float) -> int:
+    keeper = kept.Keeper()
     answer = conversation.ask(question)
+    interrupted = False
     if options.stream and not options.json:
-        return 130 if show_answer(answer, options.verbose) else 0
-    answer.whole()
-    _findings(answer)
-    if options.json:
-        record = answer.record() | {"run": str(conversation.engine.run), "question": question}
-        record["seconds"] |= {"load": round(loaded, 4)}
-        print(json.dumps(record, ensure_ascii=False))
+        interrupted = show_answer(answer, options.verbose)
     else:
-        print(printable(answer.text) if sys.stdout.isatty() else answer.text)
-    _remarks(answer, options.verbose)
-    return 0
+        answer.whole()
+        say_findings(answer)
+        if options.json:
+            record = answer.record() | {"run": str(conversation.engine.run), "question": question}
+            record["seconds"] |= {"load": round(loaded, 4)}
+            print(json.dumps(record, ensure_ascii=(sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")))
+        else:
+            print(printable(answer.text) if sys.stdout.isatty() else answer.text)
+        say_remarks(answer, options.verbose)
+    keeper.keep(conversation)
+    return 130 if interrupted else 0
 
 
 def _piped_question(options: Options) -> str | None:
@@ -208,7 +213,7 @@ def _piped_question(options: Options) -> str | None:
             expected="a question as an argument or on standard input",
             hint='mmtune chat --image foo.jpg "What is this?"',
         )
-    text = sys.stdin.read().strip()
+    text = piped()
     if not text:
         raise UsageError(
             seen="no question: nothing was typed and standard input is empty",

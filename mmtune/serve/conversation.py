@@ -12,109 +12,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import DataError, UsageError
-from mmtune.serve.references import reference
+from mmtune.serve import transcript
+from mmtune.serve.answer import Answer, Facts, Finish
+from mmtune.serve.settings import Settings
 from mmtune.serve.text import TextStream
-from mmtune.types import MediaRef, Part, Quote, Sample, Turn
+from mmtune.types import Kind, MediaRef, Quote, Sample, Turn
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mmtune.experts._runner import Finding
     from mmtune.serve.engine import Engine, MediaUse, Prompt
     from mmtune.serve.experts import Panel, Told
 
-Finish = Literal["waiting", "stop", "length", "interrupted"]
+__all__ = ["Answer", "Conversation", "Settings"]
 
 
-@dataclass
-class Settings:
-    """How answers are drawn."""
+@dataclass(frozen=True)
+class _Asked:
+    """What belongs to a question of the history, beside its turn."""
 
-    max_tokens: int = 256
-    """Longest answer in tokens."""
-    temperature: float = 0.0
-    """0 takes the likeliest token each time; higher is more varied."""
-    seed: int = 0
-    """Makes a drawn answer repeatable; has no effect at temperature 0."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            self.change(name, value)
-
-    def change(self, name: str, value: float) -> None:
-        """Set one by its name.
-
-        Raises:
-            UsageError: the value is out of range; the setting stays as it is.
-        """
-        lowest = 1 if name == "max_tokens" else 0
-        if not lowest <= value < 2**63:  # refuses NaN too
-            raise UsageError(seen=f"{name} {value}", expected=f"at least {lowest}")
-        setattr(self, name, value)
-
-
-@dataclass
-class Answer:
-    """One answer on its way: iterate over it for the pieces of text; the numbers are filled in meanwhile.
-
-    Closing the iteration early (`close`, or Ctrl-C inside it) keeps what was said so far.
-    """
-
-    _run: Iterator[str] = field(repr=False, default=iter(()))
-    text: str = ""
-    finish: Finish = "waiting"
-    prompt_tokens: int = 0
-    """Places of the prompt, media included."""
-    answer_tokens: int = 0
-    media: tuple[MediaUse, ...] = ()
-    experts: tuple[Finding, ...] = ()
-    """What experts found for this question, failures too."""
-    left_out: int = 0
-    """Oldest exchanges that did not fit into the prompt any more; the history keeps them."""
-    prepare_seconds: float = 0.0
-    """Rendering the prompt; media cost what `media` says, when they were attached."""
-    first_seconds: float = 0.0
-    """From the question to the first token, experts included."""
-    total_seconds: float = 0.0
-
-    def __iter__(self) -> Iterator[str]:
-        return self._run
-
-    def whole(self) -> str:
-        """The answer when it has ended."""
-        for _ in self:
-            pass
-        return self.text
-
-    def close(self) -> None:
-        """Stop here; the conversation keeps the text so far."""
-        self._run.close()  # type: ignore[attr-defined]
-
-    def record(self) -> dict[str, Any]:
-        """Everything about the answer as plain data."""
-        spoken = self.total_seconds - self.first_seconds
-        return {
-            "answer": self.text,
-            "finish": self.finish,
-            "tokens": {
-                "prompt": self.prompt_tokens,
-                "media": sum(use.places for use in self.media),
-                "answer": self.answer_tokens,
-            },
-            "seconds": {
-                "prepare": round(self.prepare_seconds, 4),
-                "first_token": round(self.first_seconds, 4),
-                "total": round(self.total_seconds, 4),
-            },
-            "tokens_per_second": round((self.answer_tokens - 1) / spoken, 2) if self.answer_tokens > 1 else None,
-            "media": [use.record() for use in self.media],
-            "experts": [finding.record() for finding in self.experts],
-            "exchanges_left_out": self.left_out,
-        }
+    question: Turn
+    given: tuple[MediaRef | Quote, ...]
+    """What the user put in front of it; experts may have added more."""
+    told: Told
+    """What experts have said about it."""
 
 
 class Conversation:
@@ -138,28 +61,50 @@ class Conversation:
         self.system = system
         self.settings = settings or Settings()
         self.experts = experts
-        self.turns: list[Turn] = []
-        self.waiting: list[MediaRef | Quote] = []
+        self._turns: list[Turn] = []
+        self._waiting: list[MediaRef | Quote] = []
         self._looked: dict[MediaRef, MediaUse] = {}  # what attaching cost, for the answer that it is for
-        self._told: list[tuple[Turn, Told]] = []  # what experts have said, and in which turn
+        self._asked: list[_Asked] = []
+        self._open: Answer | None = None  # the last one, which nobody may have listened to
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The history, questions and answers by turns; an answer that was asked for and not yet read is in it."""
+        self._settle()
+        return self._turns
+
+    @property
+    def waiting(self) -> list[MediaRef | Quote]:
+        """What the next question will be about."""
+        self._settle()
+        return self._waiting
 
     # -- what the next question is about
 
-    def attach(self, ref: MediaRef | Path | str) -> MediaUse:
+    def attach(
+        self, medium: Any, kind: Kind | None = None, start: float | None = None, end: float | None = None
+    ) -> MediaUse:
         """Put a medium in front of the next question. It is decoded and encoded now, once for the conversation.
 
         Args:
-            ref: a reference, or a file whose kind is told by its content.
+            medium: a reference, a file, encoded bytes, or a picture, frames, sound or points in memory, as
+                `mmtune.serve.values.reference_to` takes them.
+            kind: what it is; told by its content when not given.
+            start: where the part of a clip begins that is meant, seconds.
+            end: where it ends, seconds.
 
         Raises:
-            UsageError: no branch of the run takes this kind of media.
-            MediaError: the file cannot be decoded.
+            UsageError: no branch of the run takes this kind of media, or it cannot be told what it is.
+            MediaError: it cannot be decoded.
         """
-        if not isinstance(ref, MediaRef):
-            ref = reference(None, str(ref))
-        use = self.engine.look(ref)
-        self._looked.setdefault(ref, use)
-        self.waiting.append(ref)
+        from mmtune.serve.values import reference_to
+
+        ref = reference_to(kind, medium)
+        if start is not None or end is not None:
+            ref = replace(ref, start=start, end=end)
+        self._settle()
+        use = self._look(ref)
+        self._waiting.append(ref)
         return use
 
     def quote(self, quote: Quote) -> None:
@@ -168,44 +113,59 @@ class Conversation:
 
     # -- questions and answers
 
-    def ask(self, text: str) -> Answer:
-        """Ask about the waiting media and everything before.
+    def ask(self, text: str, *, image: Any = None, video: Any = None, audio: Any = None, points: Any = None) -> Answer:
+        """Ask about these media, the waiting ones, and everything before.
 
-        Nothing is computed before the answer is iterated over.
+        The answer is said when it is looked at: piece by piece by iterating over it, else as a whole, at the latest
+        when the conversation goes on. Each of the media arguments takes one, or a list of several: paths, encoded
+        bytes, pictures of PIL, arrays and tensors, as `mmtune.serve.values` says.
 
         Raises:
-            UsageError: the question is empty.
+            UsageError: the question is empty, or no branch of the run takes such media.
+            MediaError: a medium cannot be decoded.
         """
+        from mmtune.serve.values import references_to
+
         if not text.strip():
             raise UsageError(seen="an empty question", expected="some words", hint="type what you want to know")
-        return self._answer(Turn("user", (*self.waiting, text)), waiting=list(self.waiting))
+        named = {"image": image, "video": video, "audio": audio, "points": points}
+        more = [ref for kind, value in named.items() if value is not None for ref in references_to(kind, value)]
+        self._settle()
+        for ref in more:
+            self._look(ref)
+        before = tuple(self._waiting)
+        return self._answer(Turn("user", (*before, *more, text)), (*before, *more), waiting=before)
 
     def retry(self) -> Answer:
         """Forget the last answer and answer the same question again, with the next seed."""
         self._need_turns("nothing to answer again")
         self.settings.seed += 1
-        return self._answer(self.turns[-2], replaced=self.turns[-2:])
+        question = self._turns[-2]
+        return self._answer(question, self._given(question), replaced=self._turns[-2:])
 
     def undo(self) -> Turn:
-        """Forget the last question with its answer; returns the question. Its media are not put back."""
+        """Forget the last question with its answer; returns the question. What it was about waits again."""
         self._need_turns("nothing to undo")
-        question = self.turns[-2]
-        del self.turns[-2:]
+        question = self._turns[-2]
+        self._waiting[:0] = self._given(question)
+        del self._turns[-2:]
         return question
 
     def clear(self) -> None:
         """Forget every turn and every waiting medium; settings and the system text stay."""
-        self.turns.clear()
-        self.waiting.clear()
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        self._turns.clear()
+        self._waiting.clear()
         self._looked.clear()
 
     # -- looking at it
 
     def sample(self, question: Turn | None = None) -> Sample:
         """History and question as the processor gets them; the assistant's answer is left open."""
-        head = (Turn("system", (self.system,)),) if self.system else ()
-        tail = (question,) if question else ()
-        return Sample("chat", (*head, *self.turns, *tail))
+        self._settle()
+        return self._sample(question)
 
     def rendered(self) -> str:
         """The exact prompt that the next question would continue, media places marked."""
@@ -217,114 +177,152 @@ class Conversation:
         return told + [part for part in self.waiting if isinstance(part, MediaRef)]
 
     def transcript(self) -> dict[str, Any]:
-        """The conversation as plain data: text in full, media by origin and digest."""
-        return {
-            "run": str(self.engine.run),
-            "system": self.system,
-            "settings": vars(self.settings).copy(),
-            "turns": [
-                {"role": turn.role, "parts": [_plain(part) for part in turn.parts]} for turn in self.sample().turns
-            ],
-        }
+        """The conversation as plain data: text in full, media by origin, path and digest."""
+        return transcript.record(
+            str(self.engine.run),
+            self.system,
+            vars(self.settings).copy(),
+            self.turns,
+            self._waiting,
+            self.engine.digest,
+        )
+
+    def restore(self, saved: transcript.Saved, check: transcript.Check | None = None) -> list[str]:
+        """Go on with a conversation that was saved, in the place of this one.
+
+        Args:
+            check: raises UsageError for a medium that the run does not take.
+
+        Returns:
+            A line for each medium that is left out because it is not here any more, has changed, or does not fit.
+        """
+        turns, waiting, notes = saved.restored(check)
+        self.clear()
+        self.system = saved.system
+        self._turns, self._waiting, self._asked = turns, waiting, []
+        for turn in turns:
+            quotes = [part for part in turn.parts if isinstance(part, Quote)]
+            told = frozenset((quote.source, ref, None) for quote in quotes for ref in turn.media)
+            self._asked.append(_Asked(turn, turn.media, told))
+        for name, value in saved.settings.items():
+            self.settings.change(name, value)
+        return notes
 
     # -- inside
+
+    def _settle(self) -> None:
+        """Bring an answer that was asked for to its end before anything else happens."""
+        answer, self._open = self._open, None
+        if answer is not None:
+            answer.settle()
+
+    def _look(self, ref: MediaRef) -> MediaUse:
+        use = self.engine.look(ref)
+        self._looked.setdefault(ref, use)
+        return use
+
+    def _sample(self, question: Turn | None = None) -> Sample:
+        head = (Turn("system", (self.system,)),) if self.system else ()
+        tail = (question,) if question else ()
+        return Sample("chat", (*head, *self._turns, *tail))
+
+    def _given(self, question: Turn) -> tuple[MediaRef | Quote, ...]:
+        return next((one.given for one in self._asked if one.question is question), question.media)
 
     def _need_turns(self, seen: str) -> None:
         if len(self.turns) < 2:
             raise UsageError(seen=seen, expected="at least one question with its answer", hint="ask something first")
 
     def _answer(
-        self, question: Turn, waiting: Sequence[MediaRef | Quote] = (), replaced: Sequence[Turn] = ()
+        self,
+        question: Turn,
+        given: tuple[MediaRef | Quote, ...],
+        waiting: Sequence[MediaRef | Quote] = (),
+        replaced: Sequence[Turn] = (),
     ) -> Answer:
-        answer = Answer()
-        answer._run = self._stream(answer, question, waiting, replaced)
-        return answer
+        facts = Facts()
+        self._open = Answer(self._stream(facts, question, given, waiting, replaced), facts)
+        return self._open
 
     def _stream(
-        self, answer: Answer, question: Turn, waiting: Sequence[MediaRef | Quote], replaced: Sequence[Turn]
+        self,
+        facts: Facts,
+        question: Turn,
+        given: tuple[MediaRef | Quote, ...],
+        waiting: Sequence[MediaRef | Quote],
+        replaced: Sequence[Turn],
     ) -> Iterator[str]:
-        del self.waiting[: len(waiting)]
-        del self.turns[len(self.turns) - len(replaced) :]
+        del self._waiting[: len(waiting)]
+        del self._turns[len(self._turns) - len(replaced) :]
         start = time.perf_counter()
         settings = self.settings
         done = False
         try:
-            question, told = self._advised(question, answer)
+            question, told = self._advised(question, facts)
             begin = time.perf_counter()
-            prompt, question = self._prompt(question, answer)
-            answer.prompt_tokens, answer.left_out = prompt.tokens, prompt.left_out
-            answer.media = tuple(self._looked.pop(use.ref, use) for use in prompt.media)
-            answer.prepare_seconds = time.perf_counter() - begin
+            prompt, question = self._prompt(question, facts)
+            facts.prompt_tokens, facts.left_out = prompt.tokens, prompt.left_out
+            facts.media = tuple(self._looked.pop(use.ref, use) for use in prompt.media)
+            facts.prepare_seconds = time.perf_counter() - begin
             text = TextStream(self.engine.decode)
             finish: Finish = "stop"
             for token in self.engine.stream(prompt, settings.max_tokens, settings.temperature, settings.seed):
-                answer.answer_tokens += 1
-                if answer.answer_tokens == 1:
-                    answer.first_seconds = time.perf_counter() - start
+                facts.answer_tokens += 1
+                if facts.answer_tokens == 1:
+                    facts.first_seconds = time.perf_counter() - start
                 piece = text.push(token)
-                if not answer.text:
+                if not facts.text:
                     piece = piece.lstrip()  # many tokenizers begin a text with a blank
-                answer.text += piece
-                answer.total_seconds = time.perf_counter() - start
+                facts.text += piece
+                facts.total_seconds = time.perf_counter() - start
                 if piece:
                     yield piece
-            if answer.answer_tokens >= settings.max_tokens:
+            if facts.answer_tokens >= settings.max_tokens:
                 finish = "length"
             piece = text.flush()
-            answer.text += piece
-            answer.finish, done = finish, True
+            facts.text += piece
+            facts.finish, done = finish, True
             if piece:
                 yield piece
         except (KeyboardInterrupt, GeneratorExit):
             if not done:
-                answer.finish, done = "interrupted", bool(answer.text.strip())
+                facts.finish, done = "interrupted", bool(facts.text.strip())
             raise
         finally:
-            answer.total_seconds = time.perf_counter() - start
+            facts.total_seconds = time.perf_counter() - start
             if done:
-                self.turns += [question, Turn("assistant", (answer.text,))]
-                self._told.append((question, told))
+                self._turns += [question, Turn("assistant", (facts.text,))]
+                self._asked.append(_Asked(question, given, told))
             else:
-                self.turns += replaced
-                self.waiting[:0] = waiting
+                self._turns += replaced
+                self._waiting[:0] = waiting
 
-    def _advised(self, question: Turn, answer: Answer) -> tuple[Turn, Told]:
+    def _advised(self, question: Turn, facts: Facts) -> tuple[Turn, Told]:
         """The question with what experts say about its media and earlier ones, and a note of who has spoken."""
-        kept = [question, *self.turns]
-        self._told = [(turn, told) for turn, told in self._told if any(turn is one for one in kept)]
-        here = frozenset[Any]().union(*(told for turn, told in self._told if turn is question))
+        kept = [question, *self._turns]
+        self._asked = [one for one in self._asked if any(one.question is turn for turn in kept)]
+        here = frozenset[Any]().union(*(one.told for one in self._asked if one.question is question))
         if not self.experts:
             return question, here
         from mmtune.serve.experts import with_quotes
 
-        before = frozenset[Any]().union(*(told for _, told in self._told))
-        refs = [ref for turn in (*self.turns, question) for ref in turn.media]
+        before = frozenset[Any]().union(*(one.told for one in self._asked))
+        refs = [ref for turn in (*self._turns, question) for ref in turn.media]
         findings = self.experts.hear(refs, question.text, before)
-        answer.experts = tuple(findings)
+        facts.experts = tuple(findings)
         return with_quotes(question, findings), here | self.experts.told(findings, question.text)
 
-    def _prompt(self, question: Turn, answer: Answer) -> tuple[Prompt, Turn]:
+    def _prompt(self, question: Turn, facts: Facts) -> tuple[Prompt, Turn]:
         """The prompt; without what experts said if it cannot be made with it, such as for its length."""
         try:
-            return self.engine.prompt(self.sample(question)), question
+            return self.engine.prompt(self._sample(question)), question
         except DataError as error:
-            said = [finding.quote for finding in answer.experts if finding.quote]
+            said = [finding.quote for finding in facts.experts if finding.quote]
             if not said:
                 raise
             parts = (part for part in question.parts if not any(part is one for one in said))
             bare = replace(question, parts=tuple(parts))
-            prompt = self.engine.prompt(self.sample(bare))
+            prompt = self.engine.prompt(self._sample(bare))
             note = f"what it said cannot be used ({error.reason})"
-            answer.experts = tuple(one.left_out(note) if one.quote else one for one in answer.experts)
+            facts.experts = tuple(one.left_out(note) if one.quote else one for one in facts.experts)
             return prompt, bare
-
-
-def _plain(part: Part) -> dict[str, str]:
-    match part:
-        case MediaRef():
-            clip = {"range": part.range} if part.range else {}
-            return {"kind": part.kind, "origin": part.origin, "sha256": part.digest, **clip}
-        case Quote():
-            return {"kind": "quote", "source": part.source, "text": part.text}
-        case _:
-            return {"kind": "text", "text": part}

@@ -114,6 +114,10 @@ class Engine:
         seconds = time.perf_counter() - start if fresh else 0.0
         return MediaUse(ref, self._features.digest(ref), branch, frames, taken, seconds)
 
+    def digest(self, ref: MediaRef) -> str:
+        """sha256 of the bytes of a medium as it was when it was first seen."""
+        return self._features.digest(ref)
+
     def prompt(self, sample: Sample) -> Prompt:
         """Tokens and media of a conversation whose answer is open. The oldest exchanges go when it gets too long.
 

@@ -5,9 +5,6 @@ The weights are read by a thread while the person types the first question.
 
 from __future__ import annotations
 
-import json
-import shlex
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +12,20 @@ from typing import TYPE_CHECKING
 
 from mmtune import registry
 from mmtune.errors import MmtuneError, UsageError
-from mmtune.serve.chat import show_answer
-from mmtune.serve.conversation import Answer, Conversation, Settings
+from mmtune.serve import drops, transcript
+from mmtune.serve.answer import Answer
+from mmtune.serve.complete import complete
+from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel
-from mmtune.serve.plan import to_stay
-from mmtune.serve.references import reference
+from mmtune.serve.kept import Keeper
+from mmtune.serve.loading import Loading
+from mmtune.serve.questions import refuse_unreadable
+from mmtune.serve.settings import Settings
+from mmtune.serve.shown import show_answer
 from mmtune.serve.terminal import Reader, say
 from mmtune.types import KINDS, Kind, MediaRef
 
 if TYPE_CHECKING:
-    from mmtune.serve.engine import Engine
     from mmtune.serve.plan import Plan
 
 PROMPT = ">>> "
@@ -32,9 +33,11 @@ _MORE = "... "
 
 HELP = """\
 /image PATH   /video PATH   /audio PATH   /points PATH
-                 put a file in front of the next question; words after the path are the question
+                 put a file in front of the next question; words after the path are the question.
+                 A range may follow a clip: /video clip.mp4 00:10-00:20
+                 A file that is dropped here, or named in a question, is put in front of it too.
 /media           what has been shown so far
-/undo            forget the last question and its answer
+/undo            forget the last question and its answer; what it was about waits again
 /retry           answer the last question again
 /clear           forget everything said and shown
 /expert          who else looks at media;  /expert ocr  or  /expert ocr:frames=8  adds one,
@@ -42,41 +45,10 @@ HELP = """\
 /set             list the settings;  /set temperature 0.5  changes one
 /show            the exact prompt, with the places of media
 /save FILE       write the conversation as JSON
+/load FILE       go on with one that was saved; `mmtune chat -c` goes on with the last
 /help            this list
 /exit            leave (so does Ctrl-D); Ctrl-C stops an answer
 \"\"\" on a line of its own begins and ends a question of several lines."""
-
-
-class Loading:
-    """An engine on its way, read by a thread."""
-
-    def __init__(self, load: Callable[[], Engine]) -> None:
-        self._engine: Engine | None = None
-        self._error: BaseException | None = None
-        self._load = load
-        self._thread = threading.Thread(target=self._work, name="mmtune-load", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            self._engine = to_stay(self._load)
-        except BaseException as error:  # handed to the thread that asks
-            self._error = error
-
-    def done(self) -> bool:
-        """Whether `result` returns at once."""
-        return not self._thread.is_alive()
-
-    def result(self) -> Engine:
-        """The engine; waits for it. Raises what reading it raised."""
-        if not self.done():
-            say("(reading the weights)")
-        while self._thread.is_alive():
-            self._thread.join(0.2)  # in slices, so that Ctrl-C gets through
-        if self._error is not None:
-            raise self._error
-        assert self._engine is not None
-        return self._engine
 
 
 class Repl:
@@ -89,6 +61,7 @@ class Repl:
         settings: how answers are drawn.
         verbose: numbers after every answer.
         experts: who is asked about media.
+        saved: a conversation to go on with.
     """
 
     def __init__(
@@ -99,6 +72,7 @@ class Repl:
         settings: Settings,
         verbose: bool = False,
         experts: Panel | None = None,
+        saved: transcript.Saved | None = None,
     ) -> None:
         self.plan = plan
         self.settings = settings
@@ -106,9 +80,12 @@ class Repl:
         self.verbose = verbose
         self.experts = Panel() if experts is None else experts
         self._early = list(refs)
+        self._saved = saved
         self._loading = Loading(plan.load)
+        self._keeper = Keeper()
         self._conversation: Conversation | None = None
         self._commands: dict[str, Callable[[str], None]] = {
+            **{kind: lambda rest, kind=kind: self._attach(kind, rest) for kind in KINDS},
             "media": self._media,
             "undo": self._undo,
             "retry": self._retry,
@@ -117,6 +94,7 @@ class Repl:
             "set": self._set,
             "show": lambda _: say(self.conversation.rendered()),
             "save": self._save,
+            "load": self._load,
             "help": lambda _: say(HELP),
         }
 
@@ -125,6 +103,8 @@ class Repl:
         """The conversation; the first use waits for the weights and looks at the media given so far."""
         if self._conversation is None:
             self._conversation = Conversation(self._loading.result(), self.system, self.settings, self.experts)
+            if self._saved is not None:
+                self._restore(self._saved)
         while self._early:
             self._conversation.attach(self._early.pop(0))
         return self._conversation
@@ -133,6 +113,8 @@ class Repl:
         """Read, answer, until Ctrl-D or /exit. Returns the exit code 0."""
         reader = Reader(self._complete)
         say(f"Takes {', '.join(('text', *self.plan.kinds))}. /help lists the commands, Ctrl-D leaves.")
+        if self._saved is not None:
+            say(f"(going on: {self._saved.summary()})")
         try:
             while True:
                 try:
@@ -147,9 +129,11 @@ class Repl:
                 except KeyboardInterrupt:
                     say("\n(Ctrl-D or /exit leaves)")
                 except MmtuneError as error:
-                    if self._loading.done() and self._loading._error is error:
+                    if self._loading.failed(error):
                         raise  # nothing can be answered without weights
                     say(str(error))
+                if self._conversation is not None:
+                    self._keeper.keep(self._conversation)
         finally:
             reader.keep()
             self.experts.close()
@@ -167,67 +151,64 @@ class Repl:
         return "\n".join(lines)
 
     def _take(self, line: str) -> None:
-        if not line.startswith("/"):
-            return self._ask(line)
         word, _, rest = line[1:].partition(" ")
-        if word in KINDS:
-            return self._attach(word, rest.strip())
-        if word in self._commands:
+        if line.startswith("/") and word in self._commands:
             return self._commands[word](rest.strip())
-        path = _path_and_rest(line)[0]
-        if path and Path(path).is_file():  # a file dropped on the terminal
-            return self._attach(None, line)
-        known = [f"/{name}" for name in (*KINDS, *self._commands, "exit")]
+        if not line.startswith("/"):
+            return self._ask(drops.media_in(line))
+        if drops.begins_with_path(line):  # a file dropped on the terminal
+            return self._ask(drops.path_first(None, line))
+        known = [f"/{name}" for name in (*self._commands, "exit")]
         raise UsageError(seen=f"/{word}", expected=" ".join(known), hint="/help")
 
-    def _ask(self, text: str) -> None:
-        self._answer(self.conversation.ask(text))
+    def _ask(self, typed: drops.Typed) -> None:
+        """Put the media in front of the next question, and ask it if there is one."""
+        refuse_unreadable(typed.question)
+        for ref in typed.media:
+            self.plan.check(ref.kind, ref.origin)
+        for ref in typed.media:
+            self._show(ref)
+        for address in typed.unread:
+            say(f"({address} is not read: a chat fetches nothing)")
+        if typed.question:
+            self._answer(self.conversation.ask(typed.question))
 
     def _answer(self, answer: Answer) -> None:
         show_answer(answer, self.verbose)
 
-    def _complete(self, text: str) -> list[str]:
-        if text.startswith("/") and "/" not in text[1:]:
-            commands = [f"/{name} " for name in (*KINDS, *self._commands, "exit") if f"/{name}".startswith(text)]
-            if commands:
-                return commands
-        start = Path(text).expanduser()
-        folder = start if text.endswith("/") else start.parent
-        begin = "" if text.endswith("/") else start.name
-        try:
-            found = sorted(entry for entry in folder.iterdir() if entry.name.startswith(begin))
-        except OSError:
-            return []
-        head = text[: len(text) - len(begin)]
-        return [head + entry.name + ("/" if entry.is_dir() else " ") for entry in found]
+    def _complete(self, line: str, begin: int) -> list[str]:
+        words = dict.fromkeys(self._commands) | {"exit": None}
+        words |= {"expert": lambda: registry.names("experts"), "set": lambda: list(vars(self.settings))}
+        return complete(line, begin, words)
 
     # -- commands
 
-    def _attach(self, kind: Kind | None, rest: str) -> None:
+    def _attach(self, kind: Kind, rest: str) -> None:
         if not rest:
             raise UsageError(seen=f"/{kind} without a path", expected=f"/{kind} PATH")
-        path, question = _path_and_rest(rest)
-        if path == "-":
+        if rest == "-" or rest.startswith("- "):
             raise UsageError(seen="`-` inside a chat", expected="the path of a file")
-        ref = reference(kind, path)
-        self.plan.check(ref.kind, ref.origin)
+        self._ask(drops.path_first(kind, rest))
+
+    def _show(self, ref: MediaRef) -> None:
         if self._conversation is None and not self._loading.done():
             self._early.append(ref)
-            say(f"({ref.kind} {ref.origin})")
+            say(f"({ref.kind} {ref.origin}{ref.range})")
         else:
             say(f"({self.conversation.attach(ref).line()})")
-        if question:
-            self._ask(question)
 
     def _media(self, _: str) -> None:
-        if self._conversation is None and not self._loading.done():
-            lines = [f"{ref.kind} {ref.origin}, not yet looked at" for ref in self._early]
+        if self._conversation is None and self._saved is None and not self._loading.done():
+            lines = [f"{ref.kind} {ref.origin}{ref.range}, not yet looked at" for ref in self._early]
         else:
             lines = [self.conversation.engine.look(ref).line() for ref in self.conversation.media()]
         say("\n".join(lines) or "nothing yet; /image PATH shows something")
 
     def _undo(self, _: str) -> None:
-        say(f"(forgot: {self.conversation.undo().text})")
+        question = self.conversation.undo()
+        say(f"(forgot: {question.text})")
+        for ref in question.media:
+            say(f"({ref.kind} {ref.origin}{ref.range} waits for the next question)")
 
     def _retry(self, _: str) -> None:
         answer = self.conversation.retry()
@@ -237,6 +218,7 @@ class Repl:
 
     def _clear(self, _: str) -> None:
         self._early.clear()
+        self._saved = None
         if self._conversation is not None:
             self._conversation.clear()
         say("(a fresh start)")
@@ -255,30 +237,21 @@ class Repl:
             say(f"({self.experts.switch_on(name)} is on)")
 
     def _set(self, rest: str) -> None:
-        values = vars(self.settings)
         if not rest:
-            say("\n".join(f"{name} {value}" for name, value in values.items()))
+            say("\n".join(f"{name} {value}" for name, value in vars(self.settings).items()))
             return
         name, _, text = rest.partition(" ")
-        if name not in values:
-            raise UsageError(seen=f"no setting {name!r}", expected="one of " + ", ".join(values))
-        try:
-            value = type(values[name])(text.strip())
-        except ValueError:
-            kind = "a whole number" if isinstance(values[name], int) else "a number"
-            raise UsageError(seen=f"{name} {text.strip() or '(nothing)'}", expected=kind) from None
-        self.settings.change(name, value)
-        say(f"({name} {value})")
+        self.settings.read(name, text)
+        say(f"({name} {vars(self.settings)[name]})")
 
     def _save(self, rest: str) -> None:
         if not rest:
             raise UsageError(seen="/save without a name", expected="/save FILE")
-        path = Path(rest).expanduser()
+        path = Path(drops.whole_path(rest)).expanduser()
         record = self.conversation.transcript() | {"saved": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         try:
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(record, file, ensure_ascii=False, indent=1)
-                file.write("\n")
+            with path.open("xb") as file:
+                file.write(transcript.dumps(record))
         except OSError as error:
             raise UsageError(
                 seen=f"{path} was not written: {(error.strerror or str(error)).lower()}",
@@ -287,16 +260,18 @@ class Repl:
             ) from error
         say(f"(saved {path})")
 
+    def _load(self, rest: str) -> None:
+        if not rest:
+            raise UsageError(seen="/load without a name", expected="/load FILE, which /save wrote")
+        path = Path(drops.whole_path(rest)).expanduser()
+        saved = transcript.read(path)
+        self._early.clear()
+        self._saved = None
+        _ = self.conversation
+        self._restore(saved)
+        say(f"(loaded {path}: {saved.summary()})")
 
-def _path_and_rest(text: str) -> tuple[str, str]:
-    """A path, quoted or not, and the words after it. A whole line that names a file is the path, blanks and all."""
-    if Path(text).expanduser().is_file():
-        return text, ""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    try:
-        path = lexer.get_token() or ""
-    except ValueError as error:
-        raise UsageError(seen=text, expected="a path; one that begins with a quote must end with it") from error
-    return path, lexer.instream.read().strip()
+    def _restore(self, saved: transcript.Saved) -> None:
+        assert self._conversation is not None
+        for note in self._conversation.restore(saved, self.plan.check):
+            say(f"({note})")

@@ -25,9 +25,11 @@ class Reader:
     `~/.local/state`; an empty `MMTUNE_HISTORY` keeps none. The file is readable by its owner only.
     """
 
-    def __init__(self, complete: Callable[[str], list[str]]) -> None:
+    def __init__(self, complete: Callable[[str, int], list[str]]) -> None:
         self._readline = None
-        self._file = _history_file()
+        self._complete = complete
+        self._candidates: list[str] = []
+        self._file = state_file("MMTUNE_HISTORY", "chat_history")
         if not sys.stdin.isatty():
             return
         try:
@@ -36,7 +38,7 @@ class Reader:
             return
         self._readline = readline
         readline.set_completer_delims(" \t\n")
-        readline.set_completer(lambda text, state: dict(enumerate(complete(text))).get(state))
+        readline.set_completer(self._candidate)
         readline.parse_and_bind("tab: complete")
         if self._file and self._file.is_file():
             try:
@@ -59,6 +61,13 @@ class Reader:
             raise EOFError
         return text.rstrip("\n")
 
+    def _candidate(self, _: str, state: int) -> str | None:
+        if state == 0:
+            assert self._readline is not None
+            line = self._readline.get_line_buffer()[: self._readline.get_endidx()]
+            self._candidates = self._complete(line, self._readline.get_begidx())
+        return self._candidates[state] if state < len(self._candidates) else None
+
     def keep(self) -> None:
         """Write the history."""
         if not (self._readline and self._file):
@@ -72,9 +81,14 @@ class Reader:
             say(f"the history could not be kept in {self._file}: {error}")
 
 
-def _history_file() -> Path | None:
-    wish = os.environ.get("MMTUNE_HISTORY")
+def state_file(variable: str, name: str) -> Path | None:
+    """A file in which a chat keeps something for its owner.
+
+    It is `$variable`, else `mmtune/name` in `$XDG_STATE_HOME` or `~/.local/state`; none where the variable is empty,
+    which keeps nothing.
+    """
+    wish = os.environ.get(variable)
     if wish is not None:
         return Path(wish).expanduser() if wish else None
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "mmtune" / "chat_history"
+    return Path(state) / "mmtune" / name

@@ -35,6 +35,9 @@ class FakeEngine:
             raise MediaError(Reason.unreadable_image, f"{ref.origin} is broken")
         return MediaUse(ref, ref.digest, "sight", 1, 4, 0.5)
 
+    def digest(self, ref: MediaRef) -> str:
+        return ref.digest
+
     def prompt(self, sample: Sample) -> FakePrompt:
         self.samples.append(sample)
         media = tuple(self.look(ref) for ref in sample.media)

@@ -42,8 +42,9 @@ def test_numbers_of_an_answer() -> None:
     talk = _talk()
     talk.attach(PICTURE)
     answer = talk.ask("what?")
-    assert answer.finish == "waiting"
-    text = "".join(answer)
+    pieces = iter(answer)
+    assert next(pieces) == "a" and answer.finish == "waiting"
+    text = "a" + "".join(pieces)
     record = answer.record()
     assert record["answer"] == text and record["finish"] == "stop"
     assert record["tokens"] == {"prompt": len("user: <image>what?\nassistant:"), "media": 4, "answer": len(text)}
@@ -94,11 +95,41 @@ def test_a_failed_question_leaves_no_trace() -> None:
     assert talk.turns == [] and talk.waiting == [PICTURE]
 
 
-def test_an_answer_that_nobody_reads_changes_nothing() -> None:
+def test_an_answer_is_said_when_it_is_looked_at() -> None:
+    talk = _talk()
+    answer = talk.ask("what?")
+    assert talk.engine.samples == []
+    assert str(answer) == answer.text == "a red circle" and answer.finish == "stop"
+    assert len(talk.engine.samples) == 1 and "".join(answer) == "a red circle"
+    assert talk.ask("what?").answer_tokens == 12
+    with pytest.raises(AttributeError, match="no 'texts'"):
+        _ = answer.texts
+
+
+def test_an_answer_that_nobody_looked_at_is_said_before_the_conversation_goes_on() -> None:
     talk = _talk()
     talk.attach(PICTURE)
-    talk.ask("what?")
-    assert talk.turns == [] and talk.waiting == [PICTURE] and talk.engine.samples == []
+    talk.ask("one")
+    assert [turn.text for turn in talk.turns] == ["one", "a red circle"] and talk.waiting == []
+    talk.ask("two")
+    assert talk.ask("three").text == "a red circle"
+    assert [turn.text for turn in talk.turns[2::2]] == ["two", "three"]
+
+
+def test_an_answer_left_in_the_middle_stands_as_far_as_it_was_said() -> None:
+    talk = _talk()
+    for _ in talk.ask("what?"):
+        break
+    assert [turn.text for turn in talk.turns] == ["what?", "a"]
+
+
+def test_what_goes_wrong_with_an_answer_that_nobody_looked_at_is_told_once() -> None:
+    talk = _talk()
+    talk.engine.prompt = lambda _: (_ for _ in ()).throw(UsageError("too long"))
+    talk.ask("one")
+    with pytest.raises(UsageError, match="too long"):
+        _ = talk.turns
+    assert talk.turns == []
 
 
 def test_a_broken_medium_is_refused_when_it_is_shown() -> None:
@@ -128,6 +159,21 @@ def test_undo_forgets_the_last_exchange_only() -> None:
     _said(talk, "two")
     assert talk.undo().text == "two"
     assert [turn.text for turn in talk.turns] == ["one", "a red circle"]
+
+
+def test_undo_puts_media_and_quotes_back() -> None:
+    talk = _talk()
+    quote = Quote("me", "EXIT")
+    talk.attach(PICTURE)
+    talk.quote(quote)
+    _said(talk, "one")
+    talk.undo()
+    assert talk.turns == [] and talk.waiting == [PICTURE, quote]
+    _said(talk, "two")
+    assert talk.turns[0].parts == (PICTURE, quote, "two")
+    talk.retry().whole()
+    talk.undo()
+    assert talk.waiting == [PICTURE, quote]
 
 
 def test_undo_and_retry_need_an_answer() -> None:

@@ -117,7 +117,7 @@ def test_after_undo_it_is_told_again(panel: Panel) -> None:
     talk.attach(SIGN)
     said(talk)
     talk.undo()
-    talk.attach(SIGN)
+    assert talk.waiting == [SIGN]
     [finding] = said(talk).experts
     assert finding.cached and talk.turns[0].parts == (SIGN, EXIT, "what?")
     talk.clear()
@@ -269,12 +269,13 @@ def test_a_plan_knows_the_experts_of_its_recipe(tmp_path: Path) -> None:
 def test_the_command_line_goes_before_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plan = FakePlan(experts=({"name": FAKE, "text": "recipe"},))
     monkeypatch.setattr(chats.plans.Plan, "read", classmethod(lambda *_, **__: plan))
+    (tmp_path / "recipe.yaml").touch()
     monkeypatch.setattr(chats, "_one_answer", lambda talk, *_: seen.append(talk.experts) or 0)
     seen: list[Panel] = []
     registry.allow([FAKE])
     line = {"experts": [f"{FAKE}:text=line"]}
     for options in ({"experts_of_run": True}, {"experts_of_run": True, **line}, line, {}, {"no_experts": True}):
-        chats.command(chats.Options(run=tmp_path, question="what?", **options))
+        chats.command(chats.Options(words=[str(tmp_path), "what?"], **options))
     texts = [[runner.config.text for runner in panel._runners.values()] for panel in seen]
     assert texts == [["recipe"], ["line"], ["line"], [], []]
     assert [mmtune.chat(tmp_path, experts=named).experts.names for named in ("of_run", ["ocr"], ())] == [
