@@ -229,3 +229,16 @@ def test_the_record_of_an_answer_is_plain_data() -> None:
     from mmtune.serve.conversation import Answer
 
     assert json.loads(json.dumps(Answer().record()))["finish"] == "waiting"
+
+
+def test_libraries_draw_no_progress_bars() -> None:
+    code = (
+        "import mmtune.cli.process as process\n"
+        "process._settle_output()\n"
+        "import tqdm\n"
+        "from huggingface_hub.utils import tqdm as hub\n"
+        "from transformers.utils.logging import tqdm as weights\n"
+        "for bar in (tqdm.tqdm, hub, weights):\n    list(bar(range(3), desc='raw'))\n"
+    )
+    done = _run(code=code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -19,6 +19,7 @@ def main() -> None:
     traceback with `MMTUNE_DEBUG=1`); 130 stopped by Ctrl-C.
     """
     _open_streams()
+    _settle_output()
     code = 0
     try:
         code = app(prog_name="mmtune", standalone_mode=False) or 0
@@ -64,6 +65,16 @@ def _open_streams() -> None:
             except OSError:
                 os.dup2(nowhere, number, inheritable=True)
             setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
+
+
+def _settle_output() -> None:
+    """What a terminal has no letters for is written as an escape, and libraries draw no progress bars of their own."""
+    for stream in (sys.stdout, sys.stderr):
+        utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
+        if hasattr(stream, "reconfigure") and (not utf8 or stream.errors == "strict"):
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # transformers and datasets heed the first too
+        os.environ.setdefault(name, "1")
 
 
 def _leave(code: int) -> None:

@@ -18,7 +18,7 @@ from mmtune.serve import arguments, kept, transcript
 from mmtune.serve import plan as plans
 from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel, Spec, brief
-from mmtune.serve.questions import beside, piped, refuse_unreadable
+from mmtune.serve.questions import beside, piped, readable
 from mmtune.serve.settings import Settings
 from mmtune.serve.shown import say_findings, say_remarks, show_answer
 from mmtune.serve.terminal import is_terminal, say
@@ -99,7 +99,7 @@ def command(options: Options) -> int:
     for ref in words.media:
         plan.check(ref.kind, ref.origin)
     if options.system is not None:
-        refuse_unreadable(options.system, "the system text")
+        options.system = readable(options.system, "the system text")
     settings = _settings(options, plan, saved)
     panel = Panel(options.experts, of_run=_of_run(plan, options))
     question = words.question if words.question is not None else _piped_question(options)
@@ -111,7 +111,7 @@ def command(options: Options) -> int:
         from mmtune.serve.repl import Repl
 
         return Repl(plan, words.media, options.system, settings, options.verbose, panel, saved).run()
-    refuse_unreadable(question)
+    question = readable(question)
     start = time.perf_counter()
     conversation = Conversation(plans.to_stay(plan.load), options.system, settings, panel)
     loaded = time.perf_counter() - start

@@ -33,9 +33,8 @@ class Keeper:
         if self._file is None:
             return
         try:
-            record = conversation.transcript()
-            if record["turns"] or record["waiting"]:
-                _write(self._file, _fitting(record))
+            if conversation.turns or conversation.waiting:
+                _write(self._file, _fitting(conversation.transcript()))
                 self._wrote = True
             elif self._wrote:
                 self._file.unlink(missing_ok=True)

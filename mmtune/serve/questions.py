@@ -26,12 +26,17 @@ _MARKS = (
 )
 
 
-def refuse_unreadable(text: str, what: str = "the question") -> None:
-    """Refuse text of an argument or a line whose bytes were no characters. Raises UsageError."""
+def readable(text: str, what: str = "the question") -> str:
+    """The text of an argument or a line, also where its bytes are not of the terminal's encoding but UTF-8.
+
+    Raises:
+        UsageError: they are neither.
+    """
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _undecoded(what, os.fsencode(text[error.start]), error.start) from None
+    except UnicodeEncodeError:
+        return _text(text.encode("utf-8", "surrogateescape"), what)
+    return text
 
 
 def decoded(data: bytes, what: str = _SOURCE) -> str:

@@ -19,7 +19,7 @@ from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel
 from mmtune.serve.kept import Keeper
 from mmtune.serve.loading import Loading
-from mmtune.serve.questions import refuse_unreadable
+from mmtune.serve.questions import readable
 from mmtune.serve.settings import Settings
 from mmtune.serve.shown import show_answer
 from mmtune.serve.terminal import Reader, say
@@ -163,7 +163,6 @@ class Repl:
 
     def _ask(self, typed: drops.Typed) -> None:
         """Put the media in front of the next question, and ask it if there is one."""
-        refuse_unreadable(typed.question)
         for ref in typed.media:
             self.plan.check(ref.kind, ref.origin)
         for ref in typed.media:
@@ -171,7 +170,7 @@ class Repl:
         for address in typed.unread:
             say(f"({address} is not read: a chat fetches nothing)")
         if typed.question:
-            self._answer(self.conversation.ask(typed.question))
+            self._answer(self.conversation.ask(readable(typed.question)))
 
     def _answer(self, answer: Answer) -> None:
         show_answer(answer, self.verbose)

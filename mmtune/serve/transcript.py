@@ -126,18 +126,19 @@ def _saved(path: Path, tree: Any) -> Saved:
     system, run = tree.get("system"), tree.get("run")
     texts = all(isinstance(one, (str, type(None))) for one in (system, run))
     numbers = isinstance(settings, dict) and all(
-        name in vars(Settings()) and isinstance(value, (int, float)) and not isinstance(value, bool)
-        for name, value in settings.items()
+        type(value) in ((int, float) if name == "temperature" else (int,)) for name, value in settings.items()
     )
-    if not (texts and numbers and _are_parts(waiting)):
+    if not (texts and numbers and set(settings) <= set(vars(Settings())) and _are_parts(waiting)):
         raise _wrong(path, "its system text, settings, or waiting media are not as they are written")
+    Settings(**settings)  # refuses what is out of range
     return Saved(turns, waiting, system, settings, run)
 
 
 def _are_parts(parts: Any) -> bool:
     return isinstance(parts, list) and all(
         isinstance(part, dict)
-        and all(isinstance(part.get(name), str) for name in _FIELDS.get(part.get("kind", ""), ("nothing",)))
+        and isinstance(part.get("kind"), str)
+        and all(isinstance(part.get(name), str) for name in _FIELDS.get(part["kind"], ("nothing",)))
         and isinstance(part.get("path"), (str, type(None)))
         and all(isinstance(part.get(name), (int, float, type(None))) for name in ("start", "end"))
         for part in parts

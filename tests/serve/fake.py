@@ -22,9 +22,10 @@ class FakePrompt:
 
 @dataclass
 class FakeEngine:
-    """Says the bytes of `answer`, one token each, `pause` seconds apart."""
+    """Says the bytes of `answer`, or of the prompt itself, one token each, `pause` seconds apart."""
 
     answer: str = "a red circle"
+    echo: bool = False
     pause: float = 0.0
     run: Path = Path("fake")
     samples: list[Sample] = field(default_factory=list)
@@ -45,7 +46,8 @@ class FakeEngine:
 
     def stream(self, prompt: FakePrompt, max_tokens: int, temperature: float, seed: int) -> Iterator[int]:
         self.drawn.append((max_tokens, temperature, seed))
-        for byte in self.answer.encode()[:max_tokens]:
+        said = self.rendered(prompt.sample) if self.echo else self.answer
+        for byte in said.encode()[:max_tokens]:
             time.sleep(self.pause)
             yield byte
 

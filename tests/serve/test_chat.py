@@ -330,3 +330,85 @@ def test_history_is_kept_for_its_owner(terminal, tmp_path: Path) -> None:
         assert t.code() == 0
     assert re.findall("^what.*$", history.read_text(), re.MULTILINE)
     assert history.stat().st_mode & 0o77 == 0
+
+
+# ------------------------------------------------------------------------------------------------ what people type
+
+
+def test_files_are_taken_as_people_write_them(terminal, picture: str, tmp_path: Path) -> None:
+    talk, history = tmp_path / "my talk.json", tmp_path / "history"
+    t = terminal({}, MMTUNE_HISTORY=str(history), MMTUNE_CONVERSATION=str(tmp_path / "last.json"))
+    t.wait(">>> ")
+    escaped = picture.replace(" ", "\\ ")
+    for dropped in (f"'{picture}' what?", f"{escaped} what?", f"what is in {escaped}?"):
+        t.type(f"{dropped}\n")
+        t.wait("a red circle\n")
+        t.wait(">>> ")
+    t.type("true/false?\n")
+    t.wait("a red circle\n")
+    t.type("/undo\n")
+    t.wait("(forgot: true/false?)")
+    t.type("/undo\n")
+    t.wait("(forgot: what is in a picture.png?)")
+    t.wait("waits for the next question)")
+    t.type("and this?\n")
+    t.wait("a red circle\n")
+    t.type(f'/save "{talk}"\n')
+    t.wait(f"(saved {talk})")
+    t.type("/clear\n")
+    t.wait("(a fresh start)")
+    t.type(f"/load '{talk}'\n")
+    t.wait("3 exchanges, 3 media shown)")
+    t.type("/show\n")
+    t.wait("user: <image>and this?\nassistant: a red circle\n")
+    t.type(f"/image {tmp_path!s}/a\\ pic\t\n")  # Tab behind a blank
+    t.wait("(image ")
+    t.type("/exit\n")
+    assert t.code() == 0
+    again = terminal({}, "-c", MMTUNE_CONVERSATION=str(tmp_path / "last.json"))
+    again.wait("(going on: 3 exchanges, 3 media shown)")
+    again.type("/show\n")
+    again.wait("assistant: a red circle\nuser: <image>\nassistant:")
+
+
+def test_going_on_with_the_last_conversation(picture: str, tmp_path: Path) -> None:
+    last = {"MMTUNE_CONVERSATION": str(tmp_path / "last.json")}
+    assert b"no conversation to go on with" in _run("-c", "what?", **last).stderr
+    assert _run(picture, "what?", "-s", "be brief", **last).returncode == 0
+    record = json.loads(_run("-c", "and?", "--json", **last).stdout)
+    assert record["tokens"]["prompt"] == len(
+        "system: be brief\nuser: <image>what?\nassistant: a red circle\nuser: and?\nassistant:"
+    )
+    Path(picture).write_bytes(PNG + b"changed")
+    done = _run("-c", "and?", **last)
+    assert done.returncode == 0 and b"has changed since it was shown; it is left out" in done.stderr
+    assert (tmp_path / "last.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "answer"),
+    [
+        (("what?",), b"some words", "user: [standard input: some words]what?\nassistant:"),
+        (("what?",), PNG, "user: <image>what?\nassistant:"),
+        ((), "größer?".encode("utf-16"), "user: größer?\nassistant:"),
+        (("{}", "what?"), None, "user: <image>what?\nassistant:"),
+        (("true/false?",), None, "user: true/false?\nassistant:"),
+        (("is '{}' good?",), None, "user: <image>is a picture.png good?\nassistant:"),
+    ],
+)
+def test_what_the_model_is_asked(picture: str, words: tuple[str, ...], stdin: bytes | None, answer: str) -> None:
+    done = _run(*(word.format(picture) for word in words), script={"echo": True}, stdin=stdin)
+    assert (done.returncode, done.stdout.decode()) == (0, answer + "\n"), done.stderr
+
+
+def test_a_question_in_another_encoding_is_a_plain_line() -> None:
+    for done in (_run(stdin="größer?".encode("latin-1")), _run(os.fsdecode("größer?".encode("latin-1")))):
+        assert done.returncode == 2 and b"is not UTF-8: byte 0xf6" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_an_answer_that_the_terminal_has_no_letters_for(settings: dict[str, str]) -> None:
+    script = {"answer": "größer \u2192"}
+    assert _run("größer?", script=script, PYTHONCOERCECLOCALE="0", **settings).stdout == b"gr\\xf6\\xdfer \\u2192\n"
+    done = _run("what?", "--json", script=script, PYTHONCOERCECLOCALE="0", **settings)
+    assert json.loads(done.stdout)["answer"] == "größer \u2192"

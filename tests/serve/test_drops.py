@@ -75,7 +75,8 @@ def test_files_are_found_wherever_they_stand(here: Path, text: str, names: list[
     "text",
     [
         "true/false?", "and/or", "?!", "~", "\U0001f600", 'what does "STOP" mean?', "it's 3/4", "plain",
-        "what is plain", "notes.md", "read notes.md", "is x.png good?", "what is a .png?", "'unclosed", "a\\b", "x" * 9000, "\0",
+        "what is plain", "notes.md", "read notes.md", "is x.png good?", "what is a .png?", "'unclosed", "a\\b",
+        "x" * 9000, "\0",
     ],
 )  # fmt: skip
 def test_words_stay_words(here: Path, text: str) -> None:
