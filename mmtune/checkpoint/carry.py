@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmtune import config as configs
-from mmtune import disk, places, registry
+from mmtune import disk, dtypes, places, registry
 from mmtune import model as models
-from mmtune.checkpoint import store
-from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Source, is_file_name, submodule
+from mmtune.checkpoint import fidelity, store
+from mmtune.checkpoint.foreign.base import (
+    Back,
+    Exported,
+    Foreign,
+    Imported,
+    Opened,
+    Part,
+    Source,
+    is_file_name,
+    submodule,
+)
 from mmtune.checkpoint.given import Given, state_of
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
 from mmtune.recipe import EncoderEntry, LLMEntry, Recipe
@@ -174,8 +184,11 @@ def make_run(imported: Imported, draft: Path, changes: Sequence[str], facts: Map
     store.save_run(draft, model, recipe, facts)
 
 
-def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
-    """The folder of an encoder or a language model alone: its files, model.safetensors, and how a recipe names it."""
+def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> Any:
+    """The folder of an encoder or a language model alone: its files, model.safetensors, and how a recipe names it.
+
+    Returns the part, loaded from there.
+    """
     ((name, part),) = imported.parts.items()
     tree = imported.recipe
     for text in changes:
@@ -189,11 +202,13 @@ def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: 
     inside = part.holds.removeprefix("llm").removeprefix(".") if room == "llm" else part.holds
     given.compare(*state_of(submodule(built, inside), name))
     _write_tensors(draft / "model.safetensors", given.part(name), part)
-    _entry(room, {**entry, place: str(draft)}).load_weights()
+    loaded = _entry(room, {**entry, place: str(draft)})
+    loaded.load_weights()
     disk.write_file(draft / f"{kind}.yaml", configs.dump({kind: {**entry, place: "FOLDER"}}))
     lines = [f"# {entry['name']}: a part for mmtune", "", *(f"- {key}: {value}" for key, value in facts.items())]
     lines += ["", f"Use it as in {kind}.yaml, with this folder in place of FOLDER."]
     disk.write_file(draft / "card.md", "\n".join(lines) + "\n")
+    return loaded
 
 
 class _Holder(configs.Config):
@@ -205,8 +220,10 @@ class _Holder(configs.Config):
 
 def _entry(room: str, entry: Mapping[str, Any]) -> Any:
     """An encoder or a language model from its settings."""
-    settings = getattr(configs.validate(_Holder, {room: entry}, "the part that is brought in"), room)
-    return registry.find(room, settings.name)(settings)
+    with torch.device("cpu"):  # what a library makes while it is imported must not stay on the meta device
+        settings = getattr(configs.validate(_Holder, {room: entry}, "the part that is brought in"), room)
+        found = registry.find(room, settings.name)
+    return found(settings)
 
 
 def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
@@ -277,35 +294,83 @@ def _wanted(recipe: Recipe, parts: Mapping[str, Part]) -> tuple[dict[str, Tensor
 # -------------------------------------------------------------------------------------------------------------- out
 
 
-def send(run: Path | str, kind: str, out: Path | str, options: Sequence[str] = ()) -> Path:
-    """Write a run in a published layout into a new folder; returns it.
+def send(
+    run: Path | str,
+    kind: str,
+    out: Path | str,
+    options: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write a run in a published layout into a new folder, read it back and compare; returns the folder.
+
+    Args:
+        tell: gets a line for what stays behind, and for how exact the export is.
 
     Raises:
-        ConfigError, UsageError: what was asked for. CheckpointError: a run that the layout has no place for.
+        ConfigError, UsageError: what was asked for. CheckpointError: a run that the layout has no place for, or that
+            becomes another model in it. Nothing is left behind then.
     """
     foreign = importer(kind, options)
     if type(foreign).write is Foreign.write:
         foreign.write(None)  # type: ignore[arg-type]  # raises: this kind has no way out
-    with _whole(Path(out)) as (draft, _):
-        model, _, recipe = store.load_run(run)
-        write(foreign.write(Opened(model, recipe, Path(places.resolve(str(run))))), draft)
+    with _whole(Path(out)) as (draft, scratch):
+        model, _, recipe = store.load_run(run, widen=True)
+        opened = Opened(model, recipe, Path(places.resolve(str(run))))
+        dtype = foreign.config.dtype or foreign.type_of(opened)
+        asked = fidelity.Asked(kind, dtypes.TYPES[dtype], model.llm.depth)
+        write(foreign.write(opened), draft, dtype)
+        fidelity.check(asked, foreign, opened, draft, scratch, _read_back)
+        for line in asked.told():
+            tell(line)
     return Path(out)
 
 
-def write(exported: Exported, folder: Path) -> None:
-    """Write what an importer made into a folder that is there and empty."""
+def _read_back(foreign: Foreign, back: Back, scratch: Path) -> Any:
+    """A run folder, or an encoder with its weights, of what an export and its base hold."""
+    tree = {**foreign.config.model_dump(mode="json", exclude={"dtype"}), **back.options}
+    reader = type(foreign)(configs.validate(type(foreign).Config, tree, "the options of reading back"))
+    draft = scratch / "back"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    with _making_sense_of(back.sources):
+        imported = reader.read(back.sources)
+        if set(imported.recipe) == {"encoder"}:
+            return _bring_part(imported, draft, (), {})
+        make_run(imported, draft, (), {})
+    return draft
+
+
+def write(exported: Exported, folder: Path, dtype: str = "float32") -> None:
+    """Write what an importer made into a folder that is there and empty.
+
+    Args:
+        dtype: the one type of all floating tensors.
+
+    Raises CheckpointError for numbers that are not finite, or are not any more in that type.
+    """
     _write_files(folder, exported.files)
     for name, tensors in exported.tensors.items():
         if not is_file_name(name):
             raise CheckpointError(f"a file called {name!r}", "a plain file name")
+        plain = _plain(tensors, dtypes.TYPES[dtype])
+        dtypes.require_finite(_leaves(plain), f"{name} in {dtype}")
         if name.endswith(".safetensors"):
-            save_file(_plain(tensors), folder / name, metadata={"format": "pt"})
+            save_file(plain, folder / name, metadata={"format": "pt"})
         else:
-            torch.save(_plain(tensors), folder / name)
+            torch.save(plain, folder / name)
 
 
-def _plain(tree: Any) -> Any:
+def _plain(tree: Any, dtype: torch.dtype) -> Any:
     """Tensors of their own on the CPU, so that neither views nor ties make a file larger or unreadable."""
     if isinstance(tree, Mapping):
-        return {key: _plain(value) for key, value in tree.items()}
-    return tree.detach().cpu().contiguous().clone() if isinstance(tree, Tensor) else tree
+        return {key: _plain(value, dtype) for key, value in tree.items()}
+    if not isinstance(tree, Tensor):
+        return tree
+    return tree.detach().to("cpu", dtype if tree.is_floating_point() else None).contiguous().clone()
+
+
+def _leaves(tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        found |= _leaves(value) if isinstance(value, Mapping) else {key: value} if isinstance(value, Tensor) else {}
+    return found

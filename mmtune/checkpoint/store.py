@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
-from mmtune import disk, params, places, registry
+from mmtune import disk, dtypes, params, places, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
 from mmtune.errors import CheckpointError
-from mmtune.recipe import Recipe
+from mmtune.recipe import ModelSection, Recipe
 from mmtune.version import __version__
 
 if TYPE_CHECKING:
@@ -83,11 +83,16 @@ def _split(model: nn.Module, groups: Groups) -> tuple[dict[str, dict[str, Tensor
     return bases, rest
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+def digest(tensors: Mapping[str, Tensor], held: torch.dtype | None = None) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names.
+
+    Args:
+        held: type that floating tensors are turned to first: that in which a widened part was taken down.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = files_of.whole(tensors[name].detach()).cpu().contiguous()
+        tensor = files_of.whole(tensors[name].detach()).cpu()
+        tensor = (tensor.to(held) if held is not None and tensor.is_floating_point() else tensor).contiguous()
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
@@ -99,8 +104,14 @@ def marks_of(model: nn.Module, groups: Groups) -> dict[str, int]:
     return {part: files_of.mark(tensors) for part, tensors in bases.items()}
 
 
-def base_of(model: MultimodalModel, recipe: Recipe, groups: Groups) -> dict[str, dict[str, Any]]:
-    """What each frozen part is and where it comes from: the content of base.yaml under `parts`."""
+def base_of(
+    model: MultimodalModel, recipe: Recipe, groups: Groups, held: Mapping[str, torch.dtype] | None = None
+) -> dict[str, dict[str, Any]]:
+    """What each frozen part is and where it comes from: the content of base.yaml under `parts`.
+
+    Args:
+        held: part to the type in which its checksum is taken, where it is held in another one here.
+    """
     bases, _ = _split(model, groups)
     configured = {f"branches.{name}.encoder": branch.encoder for name, branch in recipe.model.branches.items()}
     configured["llm"] = recipe.model.llm
@@ -114,7 +125,7 @@ def base_of(model: MultimodalModel, recipe: Recipe, groups: Groups) -> dict[str,
             "revision": written.get("revision"),
             "tensors": len(tensors),
             "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
-            "sha256": digest(tensors),
+            "sha256": digest(tensors, (held or {}).get(part)),
         }
     return table
 
@@ -234,7 +245,10 @@ def read_recipe(path: Path | str) -> Recipe:
 
 
 def load_run(
-    path: Path | str, device: str | torch.device = "cpu", allow_code: Iterable[str] = ()
+    path: Path | str,
+    device: str | torch.device = "cpu",
+    allow_code: Iterable[str] = (),
+    widen: bool = False,
 ) -> tuple[MultimodalModel, Processor, Recipe]:
     """Read a run folder back: base parts from where they come from, then what was trained.
 
@@ -242,6 +256,7 @@ def load_run(
         path: the folder; `mmtune:NAME` is one inside the package.
         device: `auto` takes an accelerator where there is one.
         allow_code: classes outside mmtune that the model may be made of, see `mmtune.registry.allow`.
+        widen: open the language model in float32 whatever the recipe says, so that no digit of what is stored is lost.
 
     Raises:
         ConfigError: a class outside mmtune that is not allowed.
@@ -255,9 +270,11 @@ def load_run(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = read_recipe(path)
-    model = models.build(recipe.model, weights=True)
+    held = getattr(recipe.model.llm, "dtype", "float32")
+    widen = widen and held != "float32"
+    model = models.build(_widened(recipe.model) if widen else recipe.model, weights=True)
     groups = groups_of(model, recipe)
-    _check_base(path, base_of(model, recipe, groups))
+    _check_base(path, base_of(model, recipe, groups, {"llm": dtypes.TYPES[held]} if widen else {}))
     load_weights(path, model, groups)
     model.requires_grad_(False)
     model.to(device).eval()
@@ -265,6 +282,11 @@ def load_run(
 
 
 load = load_run
+
+
+def _widened(section: ModelSection) -> ModelSection:
+    llm = section.llm.model_copy(update={"dtype": "float32"})
+    return section.model_copy(update={"llm": llm})
 
 
 def processor_for(

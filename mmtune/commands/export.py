@@ -9,5 +9,5 @@ def run(folder: str, kind: str, out: Path, options: list[str]) -> None:
     """Export, and say where. Raises what `carry.send` raises."""
     from mmtune.checkpoint import carry
 
-    written = carry.send(folder, kind, out, options)
+    written = carry.send(folder, kind, out, options, tell=print)
     print(f"{kind} is in {written}: " + ", ".join(sorted(path.name for path in written.iterdir())))

@@ -28,6 +28,8 @@ PREFIXES = ("vision_model.", "dinov2.", "dinov2_with_registers.")
 NORMS = ("post_layernorm", "layernorm")
 RESAMPLE = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
 UNUSED = ("embeddings.position_ids",)
+PADDING = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
+"""Image processors that fill a picture up to a square where `do_pad` says so."""
 
 
 class Config(ImageConfig):
@@ -170,4 +172,7 @@ def _pixels(tree: dict[str, Any], settings: PreTrainedConfig) -> Pixels:
     changes = {name: tuple(tree[key]) for name, key in (("mean", "image_mean"), ("std", "image_std")) if key in tree}
     if "resample" in tree:
         changes["interpolation"] = RESAMPLE.get(tree["resample"], "bicubic")
-    return Pixels(size=size, short=short or min(size), resize="stretch" if stretch else "crop", **changes)
+    resize = "stretch" if stretch else "crop"
+    if tree.get("do_pad") and tree.get("image_processor_type") in PADDING:
+        resize = "pad"
+    return Pixels(size=size, short=short or min(size), resize=resize, **changes)

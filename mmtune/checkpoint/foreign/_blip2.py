@@ -184,6 +184,11 @@ def eye(
     return sizes, [Piece(str(source), KeyMap(rules, ignored), tensors), *pieces]
 
 
+def options_of(encoder: Any) -> dict[str, int]:
+    """Options that an encoder `blip2_eva` asks for, where its files are read again."""
+    return {"blocks": encoder.vit_depth, "vit_heads": encoder.vit_heads, "qformer_heads": encoder.qformer_heads}
+
+
 def branch(run: Opened) -> str:
     """The branch of a run whose encoder is `blip2_eva`. Raises CheckpointError when none or several are."""
     found = [name for name, one in run.recipe.model.branches.items() if one.encoder.name == "blip2_eva"]

@@ -13,25 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from mmtune.checkpoint.foreign import _files, _llm
-from mmtune.checkpoint.foreign.base import HERE, Opened, Part, Source, unlike
+from mmtune.checkpoint.foreign import _llm
+from mmtune.checkpoint.foreign.base import HERE, Part, Source, unlike
 from mmtune.checkpoint.keymap import Rule
 from mmtune.errors import CheckpointError
 
 SIGHT = "branches.sight"
-IMAGE = "<image>"
 UNUSED = (
     "{a*}.embeddings.position_ids",
     "{a*}.rotary_emb.inv_freq",
 )
 """Names in old files that follow from the sizes."""
-RESAMPLE = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}
+CLASSLESS = ("siglip_vision_model",)
+"""Towers without a class token in front."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,20 @@ def check(plan: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
     for name, wanted in (("projector_hidden_act", "gelu"), ("multimodal_projector_bias", True)):
         if plan.get(name, wanted) != wanted:
             raise unlike(f"{name} of config.json", plan[name], wanted, "this variant is not supported")
-    if not isinstance(plan.get("vision_feature_layer", -2), int):
-        raise unlike("vision_feature_layer", plan["vision_feature_layer"], "one layer", "this variant is not supported")
+    layer, strategy = plan.get("vision_feature_layer", -2), plan.get("vision_feature_select_strategy", "default")
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer == 0:
+        raise unlike("vision_feature_layer", layer, "one layer, not 0", "this variant is not supported")
+    if strategy not in ("default", "full") or (strategy == "default" and _kind(plan) in CLASSLESS):
+        raise unlike(
+            f"vision_feature_select_strategy with a {_kind(plan)}",
+            strategy,
+            "full" if _kind(plan) in CLASSLESS else "default or full",
+            "default leaves out the first token, which is a patch where there is no class token",
+        )
+
+
+def _kind(plan: Mapping[str, Any]) -> Any:
+    return plan["vision_config"].get("model_type", "clip_vision_model")
 
 
 def encoder(plan: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -119,7 +127,8 @@ def encoder(plan: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     # transformers counts the embeddings as hidden state 0, we count blocks
     layer = stored - 1 if stored > 0 else stored
     whole = plan.get("vision_feature_select_strategy", "default") == "full"
-    tokens = "all" if whole else "patches"
+    # without a class token all tokens are patches, and keep their grid
+    tokens = "all" if whole and _kind(plan) not in CLASSLESS else "patches"
     return {"name": "hf_vision", "weights": f"{HERE}sight", "layer": layer, "tokens": tokens, **more}
 
 
@@ -151,138 +160,3 @@ def preprocessing(source: Source) -> dict[str, Any]:
     if source.has("processor_config.json"):
         return dict(source.json("processor_config.json").get("image_processor") or {})
     return {}
-
-
-# -------------------------------------------------------------------------------------------------------------- out
-
-
-def branch_of(run: Opened, connector: str, encoder_name: str = "hf_vision") -> tuple[Any, Any]:
-    """(encoder, connector) of a run that the layout has a place for.
-
-    Raises:
-        CheckpointError: other parts than that; each is named.
-    """
-    wrong = []
-    names = {name: (one.encoder.name, one.connector.name) for name, one in run.recipe.model.branches.items()}
-    if list(names.values()) != [(encoder_name, connector)]:
-        listed = "; ".join(f"{name}: {first} and {second}" for name, (first, second) in names.items())
-        wrong.append(f"branches {listed or '(none)'}")
-    if run.recipe.model.llm.name != "hf":
-        wrong.append(f"llm {run.recipe.model.llm.name}")
-    if run.recipe.model.fusion.name != "tokens":
-        wrong.append(f"fusion {run.recipe.model.fusion.name}")
-    if not wrong:
-        branch = next(iter(run.model.branches.values()))
-        strange = [name for name, _ in branch.connector.named_parameters() if name.startswith(("scale.", "norm."))]
-        config = branch.connector.config
-        if strange or config.hidden not in (None, run.model.llm.width) or getattr(config, "depth", 2) != 2:
-            wrong.append("a connector that is not two linear layers of the language model's width")
-        if not wrong:
-            return branch.encoder, branch.connector
-    raise CheckpointError(
-        "a run with " + "; ".join(wrong),
-        f"one branch of {encoder_name} and {connector}, llm hf, fusion tokens",
-        "other runs have no place in this layout",
-    )
-
-
-def check_inner(encoder: Any) -> None:
-    """Refuse tiles that another encoder than `hf_vision` sees. Raises CheckpointError."""
-    if encoder.config.name != "hf_vision":
-        raise CheckpointError(f"an encoder anyres around {encoder.config.name}", "anyres around hf_vision")
-
-
-def config_of(run: Opened, kind: str, encoder: Any) -> dict[str, Any]:
-    """config.json for a run.
-
-    Args:
-        kind: model_type.
-        encoder: our `hf_vision`.
-    """
-    text = run.model.llm.model.config.to_dict()
-    for name in ("transformers_version", "_name_or_path"):
-        text.pop(name, None)
-    layer = encoder.config.layer
-    return {
-        "model_type": kind,
-        "text_config": text,
-        "vision_config": dict(encoder.structure),
-        "vision_feature_layer": layer + 1 if layer >= 0 else layer,
-        "vision_feature_select_strategy": "full" if encoder.config.tokens == "all" else "default",
-        "projector_hidden_act": "gelu",
-        "multimodal_projector_bias": True,
-        "image_seq_length": encoder.tokens_per_frame,
-        "tie_word_embeddings": bool(text.get("tie_word_embeddings")),
-    }
-
-
-def preprocessor_of(pixels: Any, kind: str) -> dict[str, Any]:
-    """preprocessor_config.json for our `Pixels`; `kind` is the class that reads it.
-
-    Raises:
-        CheckpointError: a way of resizing that the layout does not have.
-    """
-    if pixels.resize not in ("crop", "pad", "stretch"):
-        raise CheckpointError(f"an encoder with resize: {pixels.resize}", "crop, pad or stretch")
-    height, width = pixels.size
-    stretch = pixels.resize == "stretch"
-    return {
-        "image_processor_type": kind,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_center_crop": not stretch,
-        **({"do_pad": True} if pixels.resize == "pad" else {}),
-        "size": {"height": height, "width": width} if stretch else {"shortest_edge": pixels.short},
-        "crop_size": {"height": height, "width": width},
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
-        "resample": RESAMPLE[pixels.interpolation],
-        "rescale_factor": 1 / 255,
-    }
-
-
-def tokenizer_of(run: Opened) -> dict[str, Any]:
-    """The tokenizer files of the run's language model: name to path, tokenizer.json as a tree."""
-    if run.model.llm.folder is None:  # a structure that is only looked at
-        return {}
-    folder = Path(run.model.llm.folder)
-    found: dict[str, Any] = {name: folder / name for name in _llm.TOKENIZER if (folder / name).is_file()}
-    if "tokenizer.json" in found:
-        found["tokenizer.json"] = _files.read_json(found["tokenizer.json"])
-    return found
-
-
-def placeholder(files: dict[str, Any], state: dict[str, Tensor], text: dict[str, Any], free: int) -> int:
-    """The id that marks the places of pictures: the tokenizer's own `<image>`, or a new one.
-
-    A new one takes the first row of the embedding that no token has, or a row that is added: there the head gets a
-    copy of row 0 (the unknown token in the LLaMA family), so that it is never the likeliest.
-
-    Args:
-        files: of the tokenizer; tokenizer.json is changed where a token is added.
-        state: of the language model; changed where a row is added.
-        text: its config; `vocab_size` is changed with it.
-        free: the first id that the tokenizer does not use. A structure that is only looked at has no tokenizer; there
-            the last row stands for it.
-    """
-    if not files:
-        return int(text["vocab_size"]) - 1
-    tree = files.get("tokenizer.json")
-    if not isinstance(tree, dict):
-        raise CheckpointError(
-            "a language model whose folder has no tokenizer.json", "a fast tokenizer", "save it with one first"
-        )
-    for token in tree.get("added_tokens", ()):
-        if token["content"] == IMAGE:
-            return int(token["id"])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tree["added_tokens"] = [*tree.get("added_tokens", ()), {"id": free, "content": IMAGE, **flags}]
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        table = state.get(name)
-        if table is not None and table.shape[0] <= free:
-            row = table.mean(0, keepdim=True) if "embed" in name and "lm_head.weight" in state else table[:1]
-            state[name] = torch.cat([table, row.expand(free + 1 - table.shape[0], -1)])
-    text["vocab_size"] = max(int(text["vocab_size"]), free + 1)
-    return free

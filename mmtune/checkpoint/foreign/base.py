@@ -14,10 +14,10 @@ stored in `weights/`, or `PART:NAME` (`llm:model.norm.weight`), which go to the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -30,10 +30,15 @@ from mmtune.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
     from mmtune.recipe import Recipe
+    from mmtune.types import Example, Media
 
 
 class ForeignConfig(Config):
     """Named options of an importer; each upstream oddity that weights depend on is one, and never a default."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """For export: the one type of everything that is written; null is that of the language model's own files where the
+    layout holds them, else float32. Half of float32's bytes lose digits, which is told."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,20 @@ class Opened:
     path: Path | None = None
     """The run folder; none for a model in memory."""
 
+    def base(self) -> Source:
+        """The folder of the language model that the run stands on."""
+        return Source("llm", Path(str(self.model.llm.folder)))
+
+    def stored(self, branch: str) -> dict[str, Tensor]:
+        """The weights of a branch's encoder as its own folder holds them, whatever training made of them.
+
+        Raises CheckpointError for an encoder without one.
+        """
+        encoder = self.recipe.model.branches[branch].encoder
+        if encoder.weights is None:
+            raise CheckpointError(f"branch {branch}: an encoder {encoder.name} without weights", "weights of its own")
+        return Source(branch, Path(places.resolve(encoder.weights)).expanduser()).tensors()
+
     def tensors(self, parts: Mapping[str, str]) -> dict[str, Tensor]:
         """Every tensor of the model under the names that a table's side `ours` has.
 
@@ -194,6 +213,22 @@ class Opened:
             part = next((p for p, module in parts.items() if name.startswith(module + ".")), None)
             found[f"{part}:{name[len(parts[part]) + 1 :]}" if part else name] = tensor.detach()
         return found
+
+
+@dataclass
+class Back:
+    """How an export is read again, to be compared with the run that it was made of."""
+
+    sources: dict[str, Source]
+    """Role to what was written, and to the base that it stands on where the layout does not hold that."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the importer that this run asks for."""
+    branches: dict[str, str] = field(default_factory=dict)
+    """Branch of the run to the branch that it becomes. Of a kind that brings in an encoder alone, the one branch."""
+    prompt: str | None = None
+    """Prompt template that the layout's readers use, where no option chooses one."""
+    apart: tuple[str, ...] = ()
+    """Branches whose encoder stays behind on purpose, so that comparing begins with the connector."""
 
 
 @dataclass
@@ -235,6 +270,46 @@ class Foreign(ABC):
         """
         kind = type(self).__module__.rpartition(".")[2]
         raise UsageError(f"{kind} is read only", "a kind that can be written: mmtune import --list")
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        """How what `write` made of a run, and now lies in `folder`, is read again; several where it holds several
+        encoders that are brought in one by one.
+
+        Every kind that can be written has this: nothing counts as exported before it was read back and compared.
+
+        Args:
+            scratch: folder for what pickled files are converted to.
+
+        Raises:
+            CheckpointError: a base that is not there to read it with.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.back")
+
+    def type_of(self, run: Opened) -> str:
+        """Name of the type that everything is written in, where the option `dtype` names none."""
+        return "float32"
+
+    def outside(self, folder: Path, ask: Ask) -> None:  # noqa: B027 - most layouts have no library at hand
+        """Compare with what others make of `folder`, where a library at hand reads the layout.
+
+        Args:
+            ask: what the run itself was asked, and what it said.
+
+        Raises:
+            CheckpointError: the library refuses the folder, or makes another model of it.
+        """
+
+
+class Ask(Protocol):
+    """What a run was asked and said, for `Foreign.outside`."""
+
+    def pictures(self) -> Iterator[tuple[Media, Example, Tensor]]:
+        """Each picture asked about, uint8 [1,3,height,width]; the example made of it; the logits [T,V] of the run."""
+        raise NotImplementedError
+
+    def close(self, what: str, ours: Tensor, theirs: Tensor) -> None:
+        """Raises CheckpointError for two tensors that differ by more than the type of the export explains."""
+        raise NotImplementedError
 
 
 def is_file_name(name: str) -> bool:

@@ -8,9 +8,10 @@ the tower beside it with the blocks that are used.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mmtune.checkpoint.foreign import _blip2
-from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Role, Source
+from mmtune.checkpoint.foreign.base import Back, Exported, Foreign, Imported, Opened, Part, Role, Source
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
@@ -63,3 +64,9 @@ class Blip2(Foreign):
                 TOWER_FILE: KeyMap(_blip2.tower("", f"{PART}:")).out(vit),
             }
         )
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        branch = _blip2.branch(run)
+        files = {"blip2": folder / FILE, "eva": folder / TOWER_FILE}
+        sources = {role: Source(role, path, scratch) for role, path in files.items()}
+        return [Back(sources, _blip2.options_of(run.recipe.model.branches[branch].encoder), {branch: branch})]

@@ -7,9 +7,10 @@ belongs to BLIP-2's own file (`blip2`). What goes out has the blocks that are us
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mmtune.checkpoint.foreign import _blip2
-from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import Back, Exported, Foreign, Imported, Opened, Part, Piece, Role, Source
 from mmtune.checkpoint.keymap import KeyMap
 
 FILE = "eva_vit_g.pth"
@@ -48,3 +49,13 @@ class Eva(Foreign):
         tensors = run.tensors({PART: f"branches.{_blip2.branch(run)}.encoder.tower"})
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PART}:vit.")}
         return Exported({FILE: KeyMap(_blip2.tower("", f"{PART}:")).out(own)})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        branch = _blip2.branch(run)
+        return [
+            Back(
+                {"eva": Source("eva", folder / FILE, scratch)},
+                _blip2.options_of(run.recipe.model.branches[branch].encoder),
+                {branch: branch},
+            )
+        ]

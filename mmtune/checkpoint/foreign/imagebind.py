@@ -6,12 +6,24 @@ The towers of the other senses are left unread. The published weights are not fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from mmtune.checkpoint.foreign._imagebind import ENCODERS, LICENCE, encoder, pick, rules
-from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Part, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import (
+    Back,
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Part,
+    Piece,
+    Role,
+    Source,
+)
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
@@ -72,3 +84,14 @@ class Imagebind(Foreign):
             seen = {branch: section.encoder.name for branch, section in run.recipe.model.branches.items()}
             raise CheckpointError(f"a run with the encoders {seen}", f"one of {', '.join(ENCODERS.values())}")
         return Exported({FILE: found})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        found = []
+        for modality, name in ENCODERS.items():
+            branches = {b: s.encoder for b, s in run.recipe.model.branches.items() if s.encoder.name == name}
+            for branch, settings in list(branches.items())[:1]:
+                own = ("frames", "heads", "mels", "length", "stride", "spacing")
+                options = {key: getattr(settings, key) for key in own if hasattr(settings, key)}
+                source = Source("imagebind", folder / FILE, scratch)
+                found.append(Back({"imagebind": source}, {**options, "modality": modality}, {branch: branch}))
+        return found

@@ -11,6 +11,7 @@ the same bind network, without training. ImageBind's own weights are not for com
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from torch import Tensor
 from mmtune.checkpoint.foreign import _imagebind, _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign.base import (
     HERE,
+    Back,
     Exported,
     Foreign,
     ForeignConfig,
@@ -212,6 +214,22 @@ class ImagebindLLM(Foreign):
         names = table(plan.num_attention_heads, plan.num_key_value_heads, tree, branch)
         ours = {name: tensor for name, tensor in run.tensors({}).items() if names.theirs(name)}
         return Exported({FILE: {"model": names.out(ours)}})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        branches, towers, names = run.recipe.model.branches, {}, {}
+        for sense, name in _imagebind.ENCODERS.items():
+            for branch in [b for b, one in branches.items() if one.encoder.name == name][:1]:
+                names[branch] = SOUND if sense == "audio" else BRANCH
+                held = {f"{sense}:{key}": tensor for key, tensor in run.stored(branch).items()}
+                towers |= KeyMap(_imagebind.rules(sense, f"{sense}:")).out(held)
+        sources = {
+            "llm": run.base(),
+            "adapter": Source("adapter", folder / FILE, scratch),
+            "imagebind": Source.memory("imagebind", towers),
+        }
+        eye = next((one.encoder for one in branches.values() if one.encoder.name == "imagebind_vision"), None)
+        options = {"heads": getattr(eye, "heads", None), "sound": SOUND in names.values()}
+        return [Back(sources, options, names, prompt="alpaca")]
 
 
 def _unlike(tuners: list[Tree]) -> str | None:

@@ -10,12 +10,23 @@ Written and read for 65B; any size of LLaMA has the same names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
-from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import (
+    Back,
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Piece,
+    Role,
+    Source,
+)
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
@@ -114,3 +125,7 @@ class LlamaAdapter65B(Foreign):
         wanted = {name for found in run.model.tuned.values() for name in found}
         ours = {name: tensor for name, tensor in run.tensors({}).items() if name in wanted}
         return Exported({FILE: {"model": names.out(ours)}})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        sources = {"llm": run.base(), "adapter": Source("adapter", folder / FILE, scratch)}
+        return [Back(sources, prompt="llama_adapter_65b")]

@@ -11,12 +11,23 @@ one file. `raw_gate` chooses the second.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from mmtune.checkpoint.foreign import _llm, _meta_llama, _prompts
-from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import (
+    Back,
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Piece,
+    Role,
+    Source,
+)
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
@@ -91,7 +102,7 @@ class LlamaAdapterV1(Foreign):
 
     def write(self, run: Opened) -> Exported:
         """Raises CheckpointError for a model with anything else than this tuner."""
-        tuner = one_tuner(run.recipe.model.tuners)
+        one_tuner(run.recipe.model.tuners)
         held = run.tensors({})
         prompts = run.model.llm.prompts
         ours = {name: tensor for name, tensor in held.items() if name.startswith("llm.prompts.")}
@@ -99,8 +110,18 @@ class LlamaAdapterV1(Foreign):
             name = f"llm.prompts.gates.{layer}.weight"
             if name not in ours:
                 ours[name] = ours[f"llm.prompts.gates.{prompts.layers[0]}.weight"].new_zeros(run.model.llm.heads, 1)
-        file = FILE.format(length=tuner["length"], layers=len(prompts.layers))
-        return Exported({file: table().out(ours)})
+        return Exported({_file(run): table().out(ours)})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        tuner = one_tuner(run.recipe.model.tuners)
+        sources = {"llm": run.base(), "adapter": Source("adapter", folder / _file(run), scratch)}
+        return [Back(sources, {"length": tuner["length"], "raw_gate": tuner["gate"] == "raw"}, prompt="alpaca")]
+
+
+def _file(run: Opened) -> str:
+    """Name of the file that is written."""
+    tuner = one_tuner(run.recipe.model.tuners)
+    return FILE.format(length=tuner["length"], layers=len(run.model.llm.prompts.layers))
 
 
 def one_tuner(tuners: Sequence[Any]) -> dict[str, Any]:

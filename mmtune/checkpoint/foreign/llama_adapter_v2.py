@@ -14,14 +14,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
+from mmtune import places
 from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign._blip2 import ratio
-from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import (
+    Back,
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Piece,
+    Role,
+    Source,
+)
 from mmtune.checkpoint.keymap import KeyMap, Rule
 from mmtune.errors import CheckpointError
 
@@ -192,9 +204,29 @@ class LlamaAdapterV2(Foreign):
         plan = run.model.llm.model.config
         names = table(plan.num_attention_heads, plan.num_key_value_heads, **has)
         r = int(lora.options.get("r", 8)) if lora else 16
-        kind = "LORA-BIAS" if lora else "BIAS" if has["bias"] else "CAPTION"
         config = {"w_bias": has["bias"], "w_lora": lora is not None, "lora_rank": r}
-        return Exported({f"{kind}-7B.pth": {"model": names.out(ours), "config": config}})
+        return Exported({_file(run): {"model": names.out(ours), "config": config}})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        section = run.recipe.model
+        encoder, connector = section.branches[SIGHT].encoder, section.branches[SIGHT].connector
+        sources = {"llm": run.base(), "adapter": Source("adapter", folder / _file(run), scratch)}
+        if encoder.weights not in (None, CLIP):
+            sources["clip"] = Source("clip", Path(places.resolve(encoder.weights)).expanduser())
+        options = {
+            "heads": connector.heads,
+            "bgr": getattr(encoder, "channels", "rgb") == "bgr",
+            "blank": section.fusion.blank == SIGHT,
+        }
+        return [Back(sources, options, prompt="alpaca")]
+
+
+def _file(run: Opened) -> str:
+    """Name of the file that is written."""
+    wanted = [name for names in run.model.tuned.values() for name in names]
+    lora = any(one.name == "hf_peft" for one in run.recipe.model.tuners)
+    bias = any(name.endswith(".bias") for name in wanted)
+    return f"{'LORA-BIAS' if lora else 'BIAS' if bias else 'CAPTION'}-7B.pth"
 
 
 def tuned(bias: bool, norms: bool, r: int | None) -> list[dict[str, Any]]:

@@ -2,17 +2,30 @@
 
 In: the folder is taken apart into a vision tower and a language model, which are base parts of the run, and the
 projector (for 1.6 with `image_newline`), which is what trains. Out: any run of an `hf_vision` tower, an `mlp` of two
-layers as wide as the language model (or `anyres` with it) and fusion `tokens`. A LoRA is merged on the way out.
+layers as wide as the language model (or `anyres` with it) and fusion `tokens`. What `peft` merges is merged on the
+way out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mmtune.checkpoint.foreign import _llava, _lora
+from mmtune.checkpoint.foreign import _llava, _llava_out, _llava_outside, _merged
 from mmtune.checkpoint.foreign._llava import SIGHT, Spelling
-from mmtune.checkpoint.foreign.base import Exported, Foreign, ForeignConfig, Imported, Opened, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import (
+    Ask,
+    Back,
+    Exported,
+    Foreign,
+    ForeignConfig,
+    Imported,
+    Opened,
+    Piece,
+    Role,
+    Source,
+)
 from mmtune.checkpoint.keymap import KeyMap, Rule
 from mmtune.errors import CheckpointError
 
@@ -108,31 +121,30 @@ class LlavaHf(Foreign):
 
     def write(self, run: Opened) -> Exported:
         tiled = any(branch.encoder.name == "anyres" for branch in run.recipe.model.branches.values())
-        encoder, connector = _llava.branch_of(run, *(("anyres", "anyres") if tiled else ("mlp", "hf_vision")))
+        encoder, connector = _llava_out.branch_of(run, *(("anyres", "anyres") if tiled else ("mlp", "hf_vision")))
         inner = encoder.inner if tiled else encoder
         if tiled:
-            _llava.check_inner(inner)
-        plan = _llava.config_of(run, KINDS[tiled], inner)
+            _llava_out.check_inner(inner)
+        plan = _llava_out.config_of(run, KINDS[tiled], inner)
         plan["architectures"] = ["LlavaNextForConditionalGeneration" if tiled else "LlavaForConditionalGeneration"]
         if tiled:
             plan["image_grid_pinpoints"] = [list(grid) for grid in encoder.config.grids]
-        llm, files = _lora.folded(run), _llava.tokenizer_of(run)
-        plan["image_token_index"] = _llava.placeholder(
+        llm, files = _merged.language_model(run), _llava_out.tokenizer_of(run)
+        plan["image_token_index"] = _llava_out.placeholder(
             files, llm, plan["text_config"], run.model.llm.tokenizer.vocabulary
         )
         ours = {f"sight:{name}": tensor for name, tensor in inner.tower.state_dict().items()}
         ours |= {f"llm:{name}": tensor for name, tensor in llm.items()}
         ours |= {f"{SIGHT}.connector.{name}": tensor for name, tensor in connector.state_dict().items()}
-        if plan["tie_word_embeddings"]:
-            ours.pop("llm:lm_head.weight", None)
+        _llava_out.tie(plan, ours)
         kind = "LlavaNextImageProcessor" if tiled else "LlavaImageProcessor"
         padded = inner.pixels.resize == "pad"
-        pixels = _llava.preprocessor_of(inner.pixels, kind if tiled or padded else "CLIPImageProcessor")
+        pixels = _llava_out.preprocessor_of(inner.pixels, kind if tiled or padded else "CLIPImageProcessor")
         if tiled:
             pixels["image_grid_pinpoints"] = plan["image_grid_pinpoints"]
         processor = {
             "processor_class": "LlavaNextProcessor" if tiled else "LlavaProcessor",
-            "image_token": _llava.IMAGE,
+            "image_token": _llava_out.IMAGE,
             "patch_size": inner.structure["patch_size"],
             "vision_feature_select_strategy": plan["vision_feature_select_strategy"],
             "num_additional_image_tokens": 1,
@@ -140,3 +152,15 @@ class LlavaHf(Foreign):
         files |= {"config.json": plan, "preprocessor_config.json": pixels, "processor_config.json": processor}
         table = self.table(_llava.SPELLINGS[self.config.names], tiled)
         return Exported({"model.safetensors": table.out(ours)}, files)
+
+    def type_of(self, run: Opened) -> str:
+        return _llava_out.type_of(run)
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        (branch,) = run.recipe.model.branches
+        options = {"prompt": run.recipe.chat.prompt}
+        return [Back({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"})]
+
+    def outside(self, folder: Path, ask: Ask) -> None:
+        """As `transformers` opens it: the same pixels, and the same logits."""
+        _llava_outside.compare(folder, ask)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mmtune.checkpoint.foreign._blip2 import common, ratio
 from mmtune.checkpoint.foreign.base import (
+    Back,
     Exported,
     Foreign,
     ForeignConfig,
@@ -105,6 +107,20 @@ class P2P(Foreign):
         tensors = run.tensors({PART: f"branches.{name}.encoder"})
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PART}:")}
         return Exported({FILE: {"state_dict": TABLE.out(own)}})
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        branches = run.recipe.model.branches
+        branch = next(name for name, one in branches.items() if one.encoder.name == "p2p_points")
+        encoder = branches[branch].encoder
+        tower = run.model.branches[branch].encoder.image.tower
+        alike = [name for name, one in DATA.items() if encoder.normalise == one["normalise"]]
+        options = {
+            "data": alike[0],
+            "object": encoder.object,
+            "heads": getattr(encoder.image, "args", {}).get("num_heads"),
+            "classifier": any(name.startswith(("head.fc.", "head.weight", "fc.")) for name in tower.state_dict()),
+        }
+        return [Back({"weights": Source("weights", folder / FILE, scratch)}, options, {branch: branch})]
 
 
 def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, Any], str]:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from mmtune.checkpoint.foreign import _llava
+from mmtune.checkpoint.foreign import _llava, _llava_out
 from mmtune.checkpoint.foreign._llava import SIGHT, Spelling
 from mmtune.checkpoint.foreign.base import (
     HERE,
+    Back,
     Exported,
     Foreign,
     ForeignConfig,
@@ -41,7 +43,7 @@ OURS = "llm.model.model."
 
 
 class Config(ForeignConfig):
-    lora_alpha: int = Field(ge=0)
+    lora_alpha: float = Field(ge=0, allow_inf_nan=False)
     """Scale of the LoRA times its rank. Trained with 32; the published scripts run the 7B, 13B and 34B weights with
     4, which the paper calls post-training optimisation."""
     prompt: str = "pllava"
@@ -174,7 +176,7 @@ class Pllava(Foreign):
         }
 
     def write(self, run: Opened) -> Exported:
-        encoder, connector = _llava.branch_of(run, "pool")
+        encoder, connector = _llava_out.branch_of(run, "pool")
         tuners = run.recipe.model.tuners
         if len(tuners) != 1 or getattr(tuners[0], "method", None) != "lora" or tuners[0].adapter != "default":
             raise CheckpointError(
@@ -193,7 +195,7 @@ class Pllava(Foreign):
         tuned, _ = pairs(ours)
         config = connector.config
         plan = {
-            **_llava.config_of(run, "llava", encoder),
+            **_llava_out.config_of(run, "llava", encoder),
             "architectures": ["PllavaForConditionalGeneration"],
             "pooling_method": "avg",
             "use_pooling": True,
@@ -201,17 +203,26 @@ class Pllava(Foreign):
             "frame_shape": list(connector.grid),
             "num_frames": encoder.config.frames,
         }
-        files = _llava.tokenizer_of(run)
+        files = _llava_out.tokenizer_of(run)
         free = run.model.llm.tokenizer.vocabulary
-        plan["image_token_index"] = _llava.placeholder(files, llm, plan["text_config"], free)
+        plan["image_token_index"] = _llava_out.placeholder(files, llm, plan["text_config"], free)
         ours |= {f"llm:{name}": tensor for name, tensor in llm.items()}
-        if plan["tie_word_embeddings"]:
-            ours.pop("llm:lm_head.weight", None)
+        _llava_out.tie(plan, ours)
         files |= {
             "config.json": plan,
-            "preprocessor_config.json": _llava.preprocessor_of(encoder.pixels, "CLIPImageProcessor"),
+            "preprocessor_config.json": _llava_out.preprocessor_of(encoder.pixels, "CLIPImageProcessor"),
         }
         return Exported({"model.safetensors": self.table(tuned).out(ours)}, files)
+
+    def type_of(self, run: Opened) -> str:
+        return _llava_out.type_of(run)
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        (branch,) = run.recipe.model.branches
+        # the layout leaves the scale to whoever uses it, so that of the run is what it is compared at
+        options = {"lora_alpha": run.recipe.model.tuners[0].options.get("lora_alpha", 8)}
+        options["prompt"] = run.recipe.chat.prompt
+        return [Back({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"})]
 
 
 def pairs(tensors: Mapping[str, Tensor]) -> tuple[list[str], int]:

@@ -12,13 +12,26 @@ published to be used on sound, whose features have norm 20; nothing here makes u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from mmtune.checkpoint.foreign import _blip2, _imagebind, _llm
-from mmtune.checkpoint.foreign.base import HERE, Exported, Foreign, Imported, Opened, Part, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import (
+    HERE,
+    Back,
+    Exported,
+    Foreign,
+    Imported,
+    Opened,
+    Part,
+    Piece,
+    Role,
+    Source,
+)
 from mmtune.checkpoint.keymap import KeyMap, Rule
+from mmtune.encoders import imagebind_audio
 from mmtune.errors import CheckpointError
 
 EYE, EAR = "eye", "ear"
@@ -89,8 +102,8 @@ class VideoLlama(Foreign):
     about = "Video-LLaMA's VL and AL files over their base pieces"
     roles = (
         Role("llm", "folder of Vicuna v0 or Llama-2 chat"),
-        Role("vl", "VL_LLaMA_2_7B_Finetuned.pth or another file of the vision branch"),
-        Role("blip2", "blip2_pretrained_flant5xxl.pth"),
+        Role("vl", "VL_LLaMA_2_7B_Finetuned.pth or another file of the vision branch", optional=True),
+        Role("blip2", "blip2_pretrained_flant5xxl.pth, for the vision branch", optional=True),
         Role("eva", "eva_vit_g.pth", optional=True),
         Role("al", "AL_LLaMA_2_7B_Finetuned.pth or another file of the audio branch", optional=True),
         Role("imagebind", "imagebind_huge.pth, for the audio branch", optional=True),
@@ -99,14 +112,24 @@ class VideoLlama(Foreign):
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """Raises CheckpointError for files of another kind, or an audio branch without its ImageBind."""
         llm, parts, pieces = _llm.place(sources["llm"])
-        eye, eye_pieces = _blip2.eye(sources["blip2"], sources.get("eva"), EYE, self.config)
-        pieces = [*pieces, *eye_pieces]
-        parts = {**parts, EYE: Part(holds=f"branches.{SIGHT}.encoder.tower")}
-        encoder = {"name": "blip2_eva", "weights": HERE + EYE, "frames": self.config.frames, "rule": "video_llama"}
-        sections = {SIGHT: {"encoder": {**encoder, **eye}, **self._branch(SIGHT, sources["vl"], pieces)}}
+        pieces, sections = [*pieces], {}
+        for one, other in (("vl", "blip2"), ("al", "imagebind")):
+            if (one in sources) != (other in sources):
+                branch = "vision" if one == "vl" else "audio"
+                raise CheckpointError(
+                    f"one of `{one}` and `{other}` alone", f"both for the {branch} branch, or neither"
+                )
+        if not {"vl", "al"} & sources.keys():
+            raise CheckpointError(
+                "neither `vl` nor `al`", "the file of the vision branch, of the audio branch, or both"
+            )
+        if "vl" in sources:
+            eye, eye_pieces = _blip2.eye(sources["blip2"], sources.get("eva"), EYE, self.config)
+            pieces += eye_pieces
+            parts = {**parts, EYE: Part(holds=f"branches.{SIGHT}.encoder.tower")}
+            encoder = {"name": "blip2_eva", "weights": HERE + EYE, "frames": self.config.frames, "rule": "video_llama"}
+            sections[SIGHT] = {"encoder": {**encoder, **eye}, **self._branch(SIGHT, sources["vl"], pieces)}
         facts = {"published as": "Video-LLaMA over its base pieces; the weights are for research, not commercial use"}
-        if ("al" in sources) != ("imagebind" in sources):
-            raise CheckpointError("one of `al` and `imagebind` alone", "both for the audio branch, or neither")
         if "al" in sources:
             sections[SOUND] = {**self._ear(sources["imagebind"], pieces), **self._branch(SOUND, sources["al"], pieces)}
             parts[EAR] = Part(holds=f"branches.{SOUND}.encoder")
@@ -141,7 +164,7 @@ class VideoLlama(Foreign):
         Raises CheckpointError for a run without such branches, or with connectors that the layout has no place for.
         """
         files = {}
-        for which, encoders in ((SIGHT, ("blip2_eva",)), (SOUND, ("imagebind_audio", "imagebind_vision"))):
+        for which, encoders in ((SIGHT, EYES), (SOUND, EARS)):
             name = _find(run, encoders)
             if name is None:
                 continue
@@ -153,6 +176,48 @@ class VideoLlama(Foreign):
                 "a run without a branch of `blip2_eva` or ImageBind behind `video_qformer`", "Video-LLaMA's branches"
             )
         return Exported(files)
+
+    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+        sources, names, apart = {"llm": run.base()}, {}, []
+        options: dict[str, Any] = {}
+        if run.recipe.chat.prompt in ("video_llama", "video_llama2"):
+            options["prompt"] = run.recipe.chat.prompt
+        if (name := _find(run, EYES)) is not None:
+            names[name] = SIGHT
+            held = {f"{EYE}:{key}": tensor for key, tensor in run.stored(name).items()}
+            sources["vl"] = Source("vl", folder / FILES[SIGHT], scratch)
+            sources["blip2"] = Source.memory("blip2", _eye_out(held))
+            encoder = run.recipe.model.branches[name].encoder
+            options |= {**_blip2.options_of(encoder), "frames": encoder.frames}
+        if (name := _find(run, EARS)) is not None:
+            names[name] = SOUND
+            sources["al"] = Source("al", folder / FILES[SOUND], scratch)
+            encoder, width = run.recipe.model.branches[name].encoder, run.model.branches[name].encoder.width
+            if encoder.name == "imagebind_audio":
+                held = {f"{EAR}:{key}": tensor for key, tensor in run.stored(name).items()}
+                tower = KeyMap(_imagebind.rules("audio", f"{EAR}:")).out(held)
+                options["sound_heads"] = encoder.heads
+            else:  # trained on pictures, to be used behind the sound tower, which the run does not have
+                tower, apart = _stand_in(width), [name]
+                options["sound_heads"] = 1
+            sources["imagebind"] = Source.memory("imagebind", tower)
+        return [Back(sources, options, names, prompt=run.recipe.chat.prompt, apart=tuple(apart))]
+
+
+EYES, EARS = ("blip2_eva",), ("imagebind_audio", "imagebind_vision")
+
+
+def _eye_out(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BLIP-2's file with the tower inside it."""
+    rules = [*_blip2.tower("visual_encoder.", f"{EYE}:"), *_blip2.norm(f"{EYE}:"), *_blip2.queries(f"{EYE}:")]
+    return KeyMap(rules).out(held)
+
+
+def _stand_in(width: int) -> dict[str, Tensor]:
+    """A sound tower of the least size whose vectors have this width, where only what stands behind it is compared."""
+    config = imagebind_audio.Config(tower_width=1, depth=1, heads=1, out=width)
+    state = {f"{EAR}:{name}": tensor for name, tensor in imagebind_audio.ImagebindAudio(config).state_dict().items()}
+    return KeyMap(_imagebind.rules("audio", f"{EAR}:")).out(state)
 
 
 def _find(run: Opened, encoders: Sequence[str]) -> str | None:

@@ -239,10 +239,12 @@ def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     folder, _ = tiny.folder(tmp_path / "published")
     run = carry.bring("llava_hf", [str(folder)], tmp_path / "run", changes=["chat.max_tokens=9"])
     assert "max_tokens: 9" in (run / "recipe.yaml").read_text()
-    ia3 = "{name: hf_peft, method: ia3, target_modules: [k_proj], feedforward_modules: []}"
-    changes = [f"model.tuners=[{ia3}]", "groups.ia3={match: ['@hf_peft'], lr: 0.01}"]
+    lily = "{name: hf_peft, method: lily, r: 4, target_modules: [k_proj]}"
+    changes = [f"model.tuners=[{lily}]", "groups.lily={match: ['@hf_peft'], lr: 0.01}"]
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
-    with pytest.raises(CheckpointError, match="ia3_l"):
+    with pytest.raises(
+        CheckpointError, match=r"hf_peft: lily, which cannot be merged(.|\n)*layers\.0\.self_attn\.k_proj"
+    ):
         carry.send(tuned, "llava_hf", tmp_path / "out")
     pooled = carry.bring("llava_hf", [str(folder)], tmp_path / "pooled", ["pool=[2, 2, 2]"])
     with pytest.raises(CheckpointError, match="sight: hf_vision and pool"):

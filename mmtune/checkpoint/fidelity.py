@@ -1,0 +1,196 @@
+"""Nothing counts as exported before it was read back: by our own importer of the kind, and by the library whose layout
+it is, and found to be the model that it was made of.
+
+What differs is refused with the settings that are not the same there, because a layout that has no word for a setting
+drops it without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmtune import dtypes
+from mmtune.checkpoint import probe, store
+from mmtune.checkpoint.foreign.base import Back, Foreign, Opened
+from mmtune.checkpoint.probe import Answer, Question
+from mmtune.errors import CheckpointError, MmtuneError
+from mmtune.types import Example, Media
+
+SHALLOW = 8
+"""Layers up to which the tolerance is that of the type; it grows with deeper models, as rounding does."""
+TEXT = "USER: what is this? a red circle"
+
+Build = Callable[[Foreign, Back, Path], Any]
+"""A run folder, or an encoder, out of what was written; from `mmtune.checkpoint.carry`."""
+
+
+@dataclass
+class Asked:
+    """What the run itself says, taken down before anything is written."""
+
+    kind: str
+    dtype: torch.dtype
+    """Of what is written."""
+    layers: int
+    answers: list[tuple[Question, Answer]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is not in the layout and does not change what the model is: to be told."""
+    worst: float = 0.0
+    """Largest difference so far, as a part of the largest value."""
+
+    @property
+    def tolerance(self) -> float:
+        return dtypes.ROUNDING[self.dtype] * max(1.0, self.layers / SHALLOW)
+
+    def told(self) -> list[str]:
+        """Lines for whoever exports."""
+        how = f"compared with the run after reading it back: the same to {self.worst:.1g} of the largest value"
+        return [*dict.fromkeys(self.notes), f"written in {dtypes.name_of(self.dtype)}; {how}"]
+
+    def close(self, what: str, ours: Tensor, theirs: Tensor, settings: str = "") -> None:
+        """Raises CheckpointError for two tensors that differ by more than the type of the export explains."""
+        if ours.shape != theirs.shape:
+            raise self._other(f"{what} is {list(ours.shape)} in the run and {list(theirs.shape)} there", settings)
+        if not ours.numel():
+            return
+        off, scale = float((ours.float() - theirs.float()).abs().max()), max(1.0, float(ours.float().abs().max()))
+        if not off <= scale * self.tolerance:  # also where it is no number
+            raise self._other(f"{what} is off by {off:.2g} of {scale:.2g}", settings)
+        self.worst = max(self.worst, off / scale)
+
+    def _other(self, what: str, settings: str = "") -> CheckpointError:
+        return CheckpointError(
+            f"{self.kind}: loaded back it is another model: {what}"
+            + (f"; not the same: {settings}" if settings else ""),
+            f"the model of the run, to {self.tolerance:.0e}",
+            "the layout has no word for what is named here; keep the run folder, or train without it",
+        )
+
+    def pictures(self) -> Iterator[tuple[Media, Example, Tensor]]:
+        for question, answer in self.answers:
+            if question.kind == "image" and question.media is not None:
+                yield question.media, answer.example, answer.logits
+
+
+def check(asked: Asked, foreign: Foreign, run: Opened, folder: Path, scratch: Path, build: Build) -> None:
+    """Read an export back and compare it with the run.
+
+    Args:
+        build: makes a run folder, or a loaded encoder for a kind that brings in one alone.
+
+    Raises:
+        CheckpointError: what was written cannot be read, or is another model.
+    """
+    backs = foreign.back(run, folder, scratch)
+    for back in backs:
+        try:
+            made = build(foreign, back, scratch)
+        except MmtuneError as error:
+            raise CheckpointError(
+                f"{asked.kind}: what was written cannot be read back: {error.seen}",
+                error.expected,
+                error.hint or "keep the run folder; the layout has no place for this run",
+            ) from error
+        if isinstance(made, Path):
+            _whole(asked, run, back, made)
+        else:
+            _encoder(asked, run, back, made)
+    foreign.outside(folder, asked)
+
+
+def _encoder(asked: Asked, run: Opened, back: Back, made: Any) -> None:
+    """An encoder that was read back alone."""
+    ((branch, _),) = back.branches.items()
+    ours = run.model.branches[branch].encoder
+    told = _unlike(run.recipe.model.branches[branch].encoder, made.config)
+    for kind in ours.kinds:
+        if kind not in made.kinds:
+            raise asked._other(f"branch {branch} takes no {kind}", told)
+        media = probe.item(ours, kind)
+        (item, tokens), (again, seen) = (probe.features(one, media) for one in (ours, made))
+        asked.close(f"what the encoder of {branch} is given of a probe ({kind})", item, again, told)
+        asked.close(f"the features of {branch} for a probe ({kind})", tokens, seen, told)
+
+
+def _whole(asked: Asked, run: Opened, back: Back, folder: Path) -> None:
+    """A run that was read back whole."""
+    questions = probe.questions(run.model)
+    ours = [probe.ask(run.model, one, one.branch, one.branch in back.apart) for one in questions]
+    asked.answers = list(zip(questions, ours, strict=True))
+    run.model.to("meta")  # its weights are written and it has been asked: there need not be room for both
+    model, _, recipe = store.load_run(folder, widen=True)
+    _say_prompt(asked, run, back, recipe)
+    _same_words(asked, run.model, model)
+    for question, answer in asked.answers:
+        if question.branch is None:
+            _compare(asked, "the logits of a text", answer, probe.ask(model, question, None), "")
+            continue
+        there = back.branches.get(question.branch, question.branch)
+        if there not in model.branches:
+            raise asked._other(f"it has no branch {question.branch}")
+        told = _parts_unlike(run.recipe.model.branches[question.branch], recipe.model.branches[there])
+        if question.branch in back.apart:
+            again = probe.ask(model, question, there, apart=True)
+            _compare(asked, f"the logits behind the encoder of {question.branch}", answer, again, told)
+            continue
+        if question.kind not in model.branches[there].kinds:
+            asked.notes.append(f"branch {question.branch}: {question.kind} is not part of the layout and stays behind")
+            continue
+        what = f"branch {question.branch} ({question.kind})"
+        mine = run.model.branches[question.branch].encoder.sampling(question.kind)
+        if mine != (other := model.branches[there].encoder.sampling(question.kind)):
+            raise asked._other(f"{what} takes {mine} in the run and {other} there", told)
+        again = probe.ask(model, question, there)
+        if answer.item is not None and again.item is not None:
+            asked.close(f"{what}: what the encoder is given of a probe", answer.item, again.item, told)
+        _compare(asked, f"{what}: the logits for a probe", answer, again, told)
+
+
+def _compare(asked: Asked, what: str, ours: Answer, theirs: Answer, told: str) -> None:
+    if len(ours.example) != len(theirs.example):
+        raise asked._other(f"{what}: {len(ours.example)} places in the run and {len(theirs.example)} there", told)
+    words = min(ours.logits.shape[1], theirs.logits.shape[1])  # a mark for pictures may have been added
+    asked.close(what, ours.logits[:, :words], theirs.logits[:, :words], told)
+
+
+def _say_prompt(asked: Asked, run: Opened, back: Back, recipe: Any) -> None:
+    mine, there = run.recipe.chat.prompt, back.prompt or recipe.chat.prompt
+    if mine != there:
+        asked.notes.append(f"the run talks with the prompt `{mine}`, readers of this layout with `{there}`")
+    else:
+        asked.notes.append(f"the prompt is `{mine}`")
+
+
+def _same_words(asked: Asked, ours: Any, theirs: Any) -> None:
+    """Both tokenizers give the same ids."""
+    pairs = [(one.llm.tokenizer.encode(TEXT), one.llm.tokenizer.bos, one.llm.tokenizer.eos) for one in (ours, theirs)]
+    if pairs[0] != pairs[1]:
+        raise asked._other(
+            f"the tokenizer gives {pairs[0]} in the run and {pairs[1]} there for {TEXT!r}, begin and end"
+        )
+
+
+def _unlike(ours: Any, theirs: Any) -> str:
+    """The settings in which two sections differ."""
+    mine, there = (dict(probe.settings(one.model_dump(mode="json"))) for one in (ours, theirs))
+    return ", ".join(
+        f"{key}: {_short(mine.get(key))} (there {_short(there.get(key))})"
+        for key in mine
+        if mine.get(key) != there.get(key)
+    )
+
+
+def _parts_unlike(ours: Any, theirs: Any) -> str:
+    found = {part: _unlike(getattr(ours, part), getattr(theirs, part)) for part in ("encoder", "connector")}
+    return "; ".join(f"{part} {told}" for part, told in found.items() if told)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,171 @@
+"""What a model is asked so that two of them can be compared: one made-up item of each kind that it takes, and text.
+
+Pictures are neither square nor of the encoder's size, with all colours apart, so that resizing, cropping, order of
+channels and statistics all show. Answers are logits, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmtune.model import MultimodalModel
+from mmtune.types import IGNORE, Batch, Example, Kind, Media, Slot
+
+WORDS = 6
+"""Tokens of text before an item, and as many behind it."""
+FRAMES = 3
+"""Most frames of a video."""
+CLIPS = 1.5
+"""Length of a sound, in clips of the encoder: so that several of them overlap."""
+POINTS = 300
+
+
+@dataclass
+class Question:
+    """One thing that a model is asked."""
+
+    branch: str | None
+    """None for text alone."""
+    kind: Kind | None
+    media: Media | None
+    words: tuple[Tensor, Tensor]
+    """Ids before and behind the item."""
+
+
+@dataclass
+class Answer:
+    """What a model made of a question."""
+
+    item: Tensor | None
+    """What the encoder is given, or features where the comparing begins behind it."""
+    example: Example
+    logits: Tensor
+    """float32 [T,V]"""
+
+
+def questions(model: MultimodalModel) -> list[Question]:
+    """For each branch and kind that a model takes one item, and text alone."""
+    generator = torch.Generator().manual_seed(0)
+    words = _words(model, generator)
+    found = [Question(None, None, None, words)]
+    for name, branch in model.branches.items():
+        found += [Question(name, kind, item(branch.encoder, kind), words) for kind in branch.kinds]
+    return found
+
+
+def item(encoder: Any, kind: Kind) -> Media:
+    """A made-up item, always the same for an encoder."""
+    generator = torch.Generator().manual_seed(1)
+    if kind in ("image", "video"):
+        pixels = getattr(encoder, "pixels", None) or getattr(getattr(encoder, "inner", None), "pixels", None)
+        side = max(8, min(800, max(pixels.size))) if pixels else 64
+        count = 1 if kind == "image" else min(FRAMES, encoder.max_frames)
+        coarse = torch.rand(count, 3, 5, 7, generator=generator)
+        coarse[:, 0] *= 0.6
+        size = (side * 5 // 4, side * 7 // 4)
+        smooth = F.interpolate(coarse, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+        times = torch.arange(count, dtype=torch.float64) if kind == "video" else None
+        return Media(kind, (smooth * 255).round().to(torch.uint8), times=times, origin="a probe")
+    if kind == "audio":
+        rate = encoder.sampling("audio").rate
+        seconds = CLIPS * getattr(encoder.config, "clip_seconds", 2.0)
+        wave = 0.2 * torch.randn(2, int(rate * seconds), generator=generator) + 0.02
+        return Media("audio", wave.clamp(-1, 1), rate=rate, origin="a probe")
+    cloud = torch.rand(POINTS, 6, generator=generator)
+    cloud[:, :3] = cloud[:, :3] * torch.tensor([1.0, 0.7, 0.4]) - 0.3
+    return Media("points", cloud, origin="a probe", columns=("x", "y", "z", "red", "green", "blue"))
+
+
+def _words(model: MultimodalModel, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    tokenizer = model.llm.tokenizer
+    usual = torch.tensor([one for one in range(tokenizer.vocabulary) if one not in tokenizer.controls] or [0])
+    ids = usual[torch.randint(len(usual), (2 * WORDS,), generator=generator)]
+    return ids[:WORDS], ids[WORDS:]
+
+
+def ask(model: MultimodalModel, question: Question, branch: str | None, apart: bool = False) -> Answer:
+    """What a model says to a question.
+
+    Args:
+        branch: the branch that is asked, which may have another name in another model.
+        apart: give the connector random features instead of asking the encoder.
+    """
+    before, behind = question.words
+    slots: tuple[Slot, ...] = ()
+    media: dict[str, list[Tensor]] = {}
+    given, places = None, 0
+    if branch is not None:
+        held = model.branches[branch]
+        encoder = held.encoder
+        given = _features(encoder) if apart else encoder.prepare(question.media)
+        places = held.connector.places(given, encoder) if model.fusion.takes_places else 0
+        slots, media = (Slot(branch, len(before), places, 0),), {branch: [given]}
+    elif model.fusion.blank is not None:
+        slots, media = (Slot(model.fusion.blank, 0, 0, 0),), {model.fusion.blank: [_blank(model)]}
+    pad = model.llm.tokenizer.pad
+    tokens = torch.cat([before, before.new_full((places,), pad), behind])
+    example = Example("a probe", tokens, torch.full_like(tokens, IGNORE), slots, media)
+    with torch.no_grad(), _behind(model, branch if apart else None):
+        return Answer(given, example, model.llm.head(model(_batch(example))[0]).float())
+
+
+def _batch(example: Example) -> Batch:
+    """One example in a row of its own, without padding."""
+    tokens, labels = example.tokens[None], example.labels[None]
+    media = {branch: items[0][None] for branch, items in example.media.items()}
+    frames = {branch: torch.ones(items.shape[:2], dtype=torch.bool) for branch, items in media.items()}
+    slots = {slot.branch: torch.tensor([[0, 1, slot.start, slot.length]]) for slot in example.slots}
+    positions = torch.arange(len(example))[None]
+    return Batch(tokens, labels, positions, torch.ones_like(tokens, dtype=torch.int32), media, frames, slots)
+
+
+def features(encoder: Any, media: Media) -> tuple[Tensor, Tensor]:
+    """(what an encoder is given, its tokens [F,N,E]) for an item."""
+    given = encoder.prepare(media)
+    with torch.no_grad():
+        return given, encoder(given[None], torch.ones(1, given.shape[0], dtype=torch.bool)).tokens[0].float()
+
+
+def _features(encoder: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    shape = (min(FRAMES, encoder.max_frames), encoder.tokens_per_frame, encoder.width)
+    return torch.randn(shape, generator=generator)
+
+
+def _blank(model: MultimodalModel) -> Tensor:
+    return model.branches[model.fusion.blank].nothing()
+
+
+class _behind:
+    """Asks a branch behind its encoder, for the time of one call."""
+
+    def __init__(self, model: MultimodalModel, branch: str | None) -> None:
+        self.held = None if branch is None else model.branches[branch]
+
+    def __enter__(self) -> None:
+        if self.held is not None:
+            self.before, self.held.cached = self.held.cached, True
+
+    def __exit__(self, *_: object) -> None:
+        if self.held is not None:
+            self.held.cached = self.before
+
+
+def settings(section: Any) -> Iterator[tuple[str, Any]]:
+    """The settings of a part as (dotted name, value), without those that only say where it lies or how fast it is."""
+    for key, value in section.items():
+        if key in ELSEWHERE:
+            continue
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", one) for inner, one in settings(value))
+        else:
+            yield key, value
+
+
+ELSEWHERE = {"weights", "model", "revision", "chunk", "folder", "repo", "like", "attention", "dtype", "seed"}

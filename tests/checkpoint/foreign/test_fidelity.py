@@ -1,0 +1,179 @@
+"""An export is the model that it was made of, or it is refused by name and leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtune.checkpoint import carry, store
+from mmtune.errors import CheckpointError
+from mmtune.tuners import _merge
+from tests.checkpoint.foreign.made import make
+from tests.checkpoint.foreign.makers import llava_hf as tiny
+from tests.checkpoint.foreign.runs import tuned, variant
+from tests.encoders.tiny import hf_folder
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, _ = tiny.folder(tmp_path_factory.mktemp("published") / "llava")
+    return carry.bring("llava_hf", [str(folder)], folder.parent / "run")
+
+
+def refused(run: Path, kind: str, tmp_path: Path, *words: str, options: tuple[str, ...] = ()) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CheckpointError) as caught:
+        carry.send(run, kind, tmp_path / "out", options)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert caught.value.expected and caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == before, "something was left behind"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "lora", "r": 4, "use_dora": True, "target_modules": "[q_proj, v_proj]"},
+        {"method": "oft", "oft_block_size": 8, "r": 0, "target_modules": "[q_proj, down_proj]"},
+        {"method": "miss", "r": 4, "target_modules": "[q_proj]"},
+        {"method": "lora", "r": 4, "target_modules": "[embed_tokens, q_proj]", "modules_to_save": "[lm_head]"},
+    ],
+    ids=lambda settings: "-".join(str(one) for one in list(settings.values())[:4]),
+)
+def test_what_peft_merges_comes_out_as_it_is(llava: Path, settings: dict, tmp_path: Path) -> None:
+    """Adding `get_delta_weight` was another model for most methods; the reading back would refuse that."""
+    run = variant(llava, tmp_path / "run", tuned(**settings), moved="llm.")
+    plain, own = (store.load_run(one)[0].llm for one in (llava, run))
+    ids = torch.arange(30, 40)[None]
+    with torch.no_grad():
+        before, after = (one.head(one.forward(one.embed(ids), torch.arange(10)[None], None)) for one in (plain, own))
+    assert (before - after).abs().max() > 1e-3, "the tuner does something"
+    lines: list[str] = []
+    out = carry.send(run, "llava_hf", tmp_path / "out", tell=lines.append)
+    assert (out / "model.safetensors").is_file() and any("float32" in line for line in lines)
+
+
+def test_two_tuners_on_top_of_each_other(llava: Path, tmp_path: Path) -> None:
+    two = "[{name: hf_peft, method: hra, r: 4, target_modules: [q_proj]}, "
+    two += "{name: hf_peft, method: lora, adapter: more, r: 4, target_modules: [q_proj, v_proj]}]"
+    changes = [f"model.tuners={two}", "groups.tuned={match: ['@hf_peft'], lr: 0.01}"]
+    run = variant(llava, tmp_path / "run", changes, moved="llm.")
+    carry.send(run, "llava_hf", tmp_path / "out")
+
+
+def test_a_merge_that_is_another_layer_is_found(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if peft's merge of a method were wrong: the layer is tried before anything is written."""
+    from peft.tuners.lora.layer import Linear
+
+    run = variant(llava, tmp_path / "run", tuned(method="lora", r=4, target_modules="[q_proj]"), moved="llm.")
+    real = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 1.5 * real(self, adapter))
+    monkeypatch.setattr(carry, "write", lambda *_: pytest.fail("something was written"))
+    refused(run, "llava_hf", tmp_path, "hf_peft: lora", "layers.0.self_attn.q_proj", "off by")
+
+
+def test_what_cannot_be_merged_is_named(llava: Path, tmp_path: Path) -> None:
+    for number, (settings, word) in enumerate(
+        [
+            ({"method": "lily", "r": 4, "target_modules": "[q_proj]"}, "hf_peft: lily"),
+            ({"method": "beft", "target_modules": "[q_proj]"}, "hf_peft: beft"),
+            ({"method": "prompt_tuning", "num_virtual_tokens": 3}, "soft."),
+        ]
+    ):
+        here = tmp_path / str(number)
+        here.mkdir()
+        run = variant(llava, here / "run", tuned(**settings), moved="llm.")
+        refused(run, "llava_hf", here, word)
+
+
+def test_the_model_stays_as_it_is(llava: Path, tmp_path: Path) -> None:
+    run = variant(llava, tmp_path / "run", tuned(method="oft", oft_block_size=8, r=0, target_modules="[q_proj]"))
+    model = store.load_run(run)[0].llm.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    done = _merge.merged(model)
+    assert not done.refused and set(done.state).isdisjoint(name for name in before if "oft" in name)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+ENCODER = "model.branches.sight.encoder."
+
+
+def test_settings_that_the_layout_has_no_word_for(llava: Path, tmp_path: Path) -> None:
+    """All of them are told at once; what is seen only in pixels is told by the reading back."""
+    changes = [f"{ENCODER}{one}" for one in ("channels=bgr", "norm=true", "size=48")]
+    run = variant(llava, tmp_path / "run", changes)
+    refused(run, "llava_hf", tmp_path, "channels: bgr", "norm: true", "size: 48")
+    smaller = variant(llava, tmp_path / "smaller", [f"{ENCODER}decode_side=100"])
+    refused(smaller, "llava_hf", tmp_path, "decode_side: 100")
+
+
+def test_settings_that_it_has_a_word_for(llava: Path, tmp_path: Path) -> None:
+    changes = [f"{ENCODER}{one}" for one in ("tokens=all", "layer=0", "mean=[0.1,0.2,0.3]", "resize=pad")]
+    run = variant(llava, tmp_path / "run", changes)
+    carry.send(run, "llava_hf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("siglip", "patches"), ("siglip", "all"), ("dinov2", "patches")])
+def test_other_towers_come_out_exact_or_not_at_all(llava: Path, kind: str, tokens: str, tmp_path: Path) -> None:
+    """A SigLIP has no class token that `default` could leave out."""
+    tower = hf_folder(tmp_path / "tower", kind)
+    changes = [f"{ENCODER}weights={tower}", f"{ENCODER}tokens={tokens}"]
+    run = variant(llava, tmp_path / "run", changes, moved="branches.")
+    try:
+        out = carry.send(run, "llava_hf", tmp_path / "out")
+    except CheckpointError as error:
+        assert kind == "dinov2" and "transformers" in str(error), error
+        return
+    back = carry.bring("llava_hf", [str(out)], tmp_path / "back")
+    assert store.read_recipe(back).model.branches["sight"].encoder.layer == -2
+
+
+def test_weights_that_train_outside_of_an_adapter_are_not_lost(tmp_path: Path) -> None:
+    """The file of LLaMA-Adapter has prompts and gates; a base that was trained too would stay behind."""
+    made = make("llama_adapter_v1", tmp_path / "published")
+    base = carry.bring("llama_adapter_v1", made.words, tmp_path / "base", made.options)
+    changes = ["groups.more={match: [llm.model.lm_head.weight], lr: 0.01}"]
+    run = variant(base, tmp_path / "run", changes, moved="llm.model.lm_head")
+    refused(run, "llama_adapter_v1", tmp_path, "another model", "logits")
+    carry.send(base, "llama_adapter_v1", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "word"),
+    [
+        ("blip2", ["channels=bgr"], "channels"),
+        ("eva", ["mean=[0.1,0.2,0.3]"], "mean"),
+        ("imagebind", ["mean=-4.0"], "mean: -4.0"),
+    ],
+)
+def test_settings_of_an_encoder_that_is_exported_alone(kind: str, changes: list, word: str, tmp_path: Path) -> None:
+    """Its file has no word for them; a run that holds it is exported and read back by the same kind."""
+    made = make(kind, tmp_path / "published")
+    part = carry.bring(kind, made.words, tmp_path / "part", made.options)
+    from mmtune import config
+    from tests.checkpoint.foreign.meta import transformers_folder as folder
+
+    entry = config.parse((part / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
+    entry |= {"weights": str(part)}
+    connector = {"name": "linear"}
+    tree = {
+        "model": {
+            "branches": {"one": {"encoder": entry, "connector": connector}},
+            "llm": {"name": "hf", "folder": str(folder(tmp_path / "llm"))},
+            "fusion": {"name": "tokens"},
+        },
+        "chat": {"prompt": "vicuna"},
+        "streams": {"a": {"data": ["alpaca"], "prompt": "vicuna"}},
+        "groups": {"connector": {"match": ["branches.one.connector.*"], "lr": 0.01}},
+    }
+    from mmtune import model as models
+    from mmtune.recipe import Recipe
+
+    recipe = config.validate(Recipe, tree)
+    store.save_run(tmp_path / "base", models.build(recipe.model, weights=True), recipe)
+    carry.send(tmp_path / "base", kind, tmp_path / "good")
+    run = variant(tmp_path / "base", tmp_path / "run", [f"model.branches.one.encoder.{one}" for one in changes])
+    refused(run, kind, tmp_path, word)
