@@ -55,6 +55,7 @@ BORDERS = {
     "torchaudio": ("media/", "encoders/"),
     "webdataset": ("data/",),
     "fsspec": ("data/fetch.py",),
+    "pyarrow": ("data/convert/columns.py",),
     "tensorboard": ("train/log.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),

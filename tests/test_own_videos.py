@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from mmtune import cli
-from mmtune.data import convert
 from tests.media import make
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +28,6 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(*words: object) -> str:
         first, *rest = (str(word) for word in words)
         module.ran.append(first if first != "mmtune" else " ".join(rest[: 2 if rest[0] == "data" else 1]))
-        if first == "mmtune.data.convert":
-            assert convert.main(rest) == 0
-            return ""
         done = CliRunner().invoke(cli.app, rest)
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
@@ -56,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_whole_way_from_names_and_lengths(tool: ModuleType, folder: Path, tmp_path: Path) -> None:
     answer = tool.whole_way(folder, tmp_path / "out", None, 40, "pocket", SMALL)
-    assert tool.ran == ["mmtune.data.convert", "data index", "data check", "train", "chat"]
+    assert tool.ran == ["data convert", "data index", "data check", "train", "chat"]
     records = json.loads((tmp_path / "out" / "talks.json").read_text())
     said = [[turn["value"] for turn in record["conversations"]] for record in records]
     assert [record["video"] for record in records] == ["Red_ball-2.mp4", "yard.mp4"]

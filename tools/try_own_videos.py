@@ -28,10 +28,12 @@ from typing import Any
 
 import av
 
-from mmtune.data.convert import VIDEOS
+from mmtune.data._names import SUFFIXES
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED, LONG = "What is this clip called?", "How long is it?"
+VIDEOS = tuple(suffix for suffix, kind in SUFFIXES.items() if kind == "video")
+"""Ends of the names of videos."""
 EDGE = 5
 """Steps at the beginning and at the end whose mean losses are compared."""
 
@@ -108,7 +110,7 @@ def whole_way(folder: Path, out: Path, file: Path | None, steps: int, recipe: st
     path, asked, answer = question(folder, json.loads(file.read_text(encoding="utf-8")))
 
     shards = out / "shards"
-    run("mmtune.data.convert", "llava", file, "--media", folder, "--out", shards)
+    run("mmtune", "data", "convert", file, "--media", folder, "--out", shards)
     pattern = str(shards / "*.tar")
     stream = {"data": [pattern], "format": {"name": "llava"}, "prompt": "pocket"}
     groups = {

@@ -37,6 +37,58 @@ def data_make(
     )
 
 
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file of records, a folder, or an address.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="For the shards; a folder of their own, or an address.")],
+    media: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="What names of media are relative to, and may not leave. Repeat. Else the folder of SOURCE.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="NAME", help="auto, llava, alpaca, caption, question, video_chatgpt, videochat2, webvid"
+        ),
+    ] = "auto",
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=NAME", help="Read a field or column under another name. Repeat.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a data set that has several.")] = None,
+    per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Records in a shard; else what makes about 256 MB, 1000 at most.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
+    frame_rate: Annotated[
+        float, typer.Option(min=0.001, max=1000, help="Frames/s of a video given as pictures, without `fps`.")
+    ] = 1.0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the shards are the same with any number.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a conversion that was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the shards of an earlier one first.")] = False,
+) -> None:
+    """Make shards of records and their media.
+
+    SOURCE is told by its content: a JSON list, JSON lines, CSV or TSV with column names, parquet, a data set of
+    Hugging Face on disk, or a folder of media with .txt or .json beside them. Records may be conversations (LLaVA,
+    ShareGPT, chat messages), questions and answers, or captions. Media are names, addresses file:// and data:, base64,
+    or bytes; a list of pictures under `video` is one video. What cannot be used is a line of FOLDER/convert.jsonl.
+    """
+    pairs = dict(word.partition("=")[::2] for word in rename or [])
+    if not all(pairs) or not all(pairs.values()):
+        raise UsageError(f"--rename {' '.join(rename or [])}", "FIELD=NAME", "--rename clip_path=video")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite", "one of them")
+
+    from mmtune.commands import convert as command
+    from mmtune.data.convert.base import Options
+
+    options = Options(form, tuple(media or ()), pairs, split, per_shard, limit, frame_rate)
+    command.run(source, out, options, workers, resume, overwrite)
+
+
 @data_app.command("index")
 def data_index(patterns: Annotated[list[str], typer.Argument(metavar="PATTERN...", help="Shards.")]) -> None:
     """Read shards once and write an index beside each, with digests and what was refused."""

@@ -26,13 +26,16 @@ MAX_DIGITS = 400
 _MARK = re.compile(rb'(?:[^"\[\]{},]++|"(?:[^"\\]++|\\.?)*+(?:"|\Z))*+([\[\]{},]|\Z)', re.DOTALL)
 
 
-def tree(raw: bytes, origin: str) -> dict[str, Any]:
+def tree(raw: bytes, origin: str, most: int = MAX_BYTES) -> dict[str, Any]:
     """A JSON object. Numbers that are not finite, or too long, come as floats that are not finite.
+
+    Args:
+        most: most bytes.
 
     Raises DataError bad_json, or bad_text where it is not UTF-8.
     """
-    if len(raw) > MAX_BYTES:
-        raise DataError(Reason.bad_json, f"{origin}: {len(raw)} bytes of JSON", f"at most {MAX_BYTES}")
+    if len(raw) > most:
+        raise DataError(Reason.bad_json, f"{origin}: {len(raw)} bytes of JSON", f"at most {most}")
     try:
         source = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

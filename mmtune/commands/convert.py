@@ -1,0 +1,80 @@
+"""`mmtune data convert`: records and media of every usual kind to shards."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mmtune.reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mmtune.data.convert.base import Options
+    from mmtune.data.convert.run import Report
+
+EVERY = 10.0
+"""Seconds between lines that say how far it is, where there is no terminal."""
+
+
+def run(source: str, out: str, options: Options, workers: int, resume: bool, overwrite: bool) -> None:
+    """Convert and say what came of it.
+
+    Raises:
+        UsageError: a source without records, a folder with other shards, or nothing written.
+    """
+    from mmtune.data.convert.run import convert
+
+    errors = Reader("stderr")
+    start = time.monotonic()
+    with _progress(errors) as progress:
+        report = convert(source, out, options, workers, resume, overwrite, errors.say, progress)
+    print("\n".join(summary(report, out)))
+    errors.say(f"{time.monotonic() - start:.1f} s")
+
+
+def summary(report: Report, out: str) -> list[str]:
+    """The end of a conversion for people."""
+    folder = out.rstrip("/")
+    total = report.written + report.refused
+    size = f"{report.bytes / 1e9:.2f} GB" if report.bytes >= 1e8 else f"{report.bytes / 1e6:.2f} MB"
+    lines = [
+        f"{total} records: {report.written} written into {report.shards} shards ({size}), {report.refused} refused"
+    ]
+    for reason, count in report.reasons.most_common():
+        lines.append(f"  {count} {reason}" + (f", first: {report.first[reason]}" if reason in report.first else ""))
+    lines += [
+        f"  field {name} of {count} records holds bytes and was left out" for name, count in report.passed.items()
+    ]
+    lines += [f"every refused record: {folder}/convert.jsonl"] if report.refused else []
+    return [*lines, f"in a recipe: data: ['{folder}/*.tar'], format: {{name: {report.format}}}"]
+
+
+@contextmanager
+def _progress(errors: Reader) -> Iterator[Callable[[Report], None]]:
+    """A line that changes on a terminal, and one now and then elsewhere."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("reading")
+            yield lambda report: bar.update(task, description=_so_far(report))
+        return
+    last = time.monotonic()
+
+    def tell(report: Report) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            errors.say(_so_far(report))
+
+    yield tell
+
+
+def _so_far(report: Report) -> str:
+    return f"{report.written} records written into {report.shards} shards, {report.refused} refused"

@@ -1,0 +1,235 @@
+"""A whole conversion: the source is recognised, cut into pieces, and each piece becomes a shard."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmtune.data.convert import addresses, sources, spellings, state
+from mmtune.data.convert.base import Options, Piece, Raw, Refusal
+from mmtune.data.convert.mirror import Mirror
+from mmtune.data.convert.write import Job, Note, build
+from mmtune.data.pool import Pool
+from mmtune.errors import DataError, MmtuneError, UsageError
+
+HEAD = 100
+"""Records looked at before the first is written, to tell how they are spelled."""
+TRIED = 8
+"""Of these, records that are made for trial, to tell how large they are."""
+SHARD = 256 << 20
+"""Bytes of a shard that is aimed at."""
+MOST = 1000
+"""Most records of a shard, if nothing else is said."""
+
+
+@dataclass
+class Report:
+    """How a conversion went, so far or in the end."""
+
+    written: int = 0
+    refused: int = 0
+    shards: int = 0
+    bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    """Reason to the first record that was refused for it, in words."""
+    passed: Counter[str] = field(default_factory=Counter)
+    """Fields with bytes that were left out."""
+    format: str = "llava"
+    """The format that reads the shards."""
+
+    def take(self, note: Note) -> None:
+        self.written += note.written
+        self.bytes += note.bytes
+        self.shards += bool(note.bytes)
+        self.refused += len(note.refused)
+        self.passed.update(note.passed)
+        for line in note.refused:
+            self.reasons[line["reason"]] += 1
+            self.first.setdefault(line["reason"], described(line))
+
+
+def described(line: dict[str, Any]) -> str:
+    """A line of the report in words."""
+    at = f"line {line['line']}" if line.get("line") else f"record {line['record']}"
+    return f"{line['file']}, {at}: {line['message']}" if line.get("file") else f"{at}: {line['message']}"
+
+
+def convert(
+    where: str,
+    out: str,
+    options: Options,
+    workers: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Make shards of a source in the folder `out`, with an index beside each and `convert.jsonl`.
+
+    Args:
+        where: file, folder or address.
+        workers: processes; the shards do not depend on their number.
+        resume: go on with a conversion that was stopped.
+        overwrite: remove the shards of an earlier conversion first.
+        say: told what the source is taken for.
+        progress: told after every piece.
+
+    Raises:
+        UsageError: a source that holds no records, a folder that holds others' shards, or not one record written.
+        MmtuneError: an address that does not answer, or a worker that died.
+    """
+    source = sources.find(where, options)
+    with ExitStack() as stack:
+        target = addresses.parse(out)
+        mirror = None
+        if not isinstance(target, Path):
+            mirror = Mirror(target, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmtune-"))))
+            target = mirror.here
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"--out {out} is a file", "a folder for the shards")
+        job, head = _settled(source, target, options, resume)
+        say(f"{where}: {source.what}; its records are read as `{job.spelling}` ({_spelling(job).about})")
+        target.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(state.locked(target))
+        if state.begin(job, resume, overwrite).get("finished"):
+            say(f"{out}: this conversion is finished")
+            return _finished(target, _spelling(job).format)
+        if mirror:
+            mirror.settle()
+        return _made(job, head, workers, mirror, out, progress)
+
+
+def _spelling(job: Job) -> spellings.Spelling:
+    return spellings.SPELLINGS[job.spelling]
+
+
+def _settled(source: sources.Source, out: Path, options: Options, resume: bool) -> tuple[Job, list[Raw]]:
+    """The spelling of the records and their number in a shard, where these were not said; and the first records."""
+    first = next(sources.pieces(source, HEAD, options.limit), None)
+    if first is None:
+        raise UsageError(f"{source.what} without a record", sources.KNOWN)
+    head = list(sources.read(source, first))
+    rows = []
+    for raw in head:
+        try:
+            rows += [spellings.renamed(raw.row, options.rename)] if raw.row is not None else []
+        except DataError:
+            continue
+    try:
+        spelling = spellings.choose(rows, options.format)
+    except UsageError as error:
+        fault = next((raw for raw in head if raw.fault), None) if not rows else None
+        if fault is None or fault.fault is None:
+            raise
+        raise UsageError(f"{fault.where}: {fault.fault.seen}", fault.fault.expected, fault.fault.hint) from error
+    job = Job(source, spelling.name, options, out)
+    if options.per_shard is None:
+        known = _stored(out).get("settings", {}).get("per_shard") if resume else None
+        job = replace(job, options=replace(options, per_shard=known or _fitting(job, head)))
+    return job, head
+
+
+def _fitting(job: Job, head: list[Raw]) -> int:
+    """How many records make a shard of the size aimed at, by some of the first ones."""
+    builder = job.builder()
+    made = [members for raw in head[:TRIED] if not isinstance(members := build(builder, raw), Refusal)]
+    each = sum(len(content) for members in made for content in members.values()) / max(1, len(made))
+    return max(1, min(MOST, int(SHARD / max(1.0, each))))
+
+
+def _made(
+    job: Job, head: list[Raw], workers: int, mirror: Mirror | None, out: str, progress: Callable[[Report], None]
+) -> Report:
+    report = Report(format=_spelling(job).format)
+    shards, count = [], 0
+    for number, note in _notes(job, workers, mirror):
+        report.take(note)
+        shards += [job.shard(number)] if note.bytes else []
+        count = number + 1
+        progress(report)
+    about = {
+        "written": report.written, "refused": report.refused, "shards": report.shards, "bytes": report.bytes,
+        "reasons": dict(report.reasons), "left_out": dict(report.passed),
+    }  # fmt: skip
+    lines = (line for number in range(count) for line in (job.done(number) or Note()).refused)
+    state.finish(job, about, shards, lines)
+    if mirror:
+        mirror.finish()
+    if not report.written:
+        (job.out / state.ABOUT).unlink()
+        reason = next(iter(report.first.values()), "there is no record")
+        hint = "--media FOLDER says where media are; " * ("missing_key" in report.reasons)
+        raise UsageError(
+            f"none of {report.refused} records could be written. {reason}",
+            "records with their media",
+            f"{hint}all reasons are in {out.rstrip('/')}/{state.REPORT}",
+        )
+    return report
+
+
+def _notes(job: Job, workers: int, mirror: Mirror | None) -> Iterator[tuple[int, Note]]:
+    """What became of every piece, in their order; those that are done already are not made again."""
+
+    def sent(number: int, note: Note) -> tuple[int, Note]:
+        if mirror:
+            mirror.sent(job.shard(number), job.note(number))
+        return number, note
+
+    assert job.options.per_shard is not None
+    pieces = enumerate(sources.pieces(job.source, job.options.per_shard, job.options.limit))
+    if workers < 2:
+        for number, piece in pieces:
+            done = job.done(number)
+            yield (number, done) if done else sent(number, Note.parse(job.work(number, piece).decode()))
+        return
+    pool = Pool(job.work, workers, lambda task: _named(task[1]))
+    try:
+        waiting: deque[tuple[int, int | Note]] = deque()
+        for number, piece in pieces:
+            waiting.append((number, job.done(number) or pool.put(number, piece)))
+            if len(waiting) >= 2 * workers:
+                yield _fetched(pool, *waiting.popleft(), sent)
+        while waiting:
+            yield _fetched(pool, *waiting.popleft(), sent)
+    finally:
+        pool.close()
+
+
+def _fetched(
+    pool: Pool, number: int, task: int | Note, sent: Callable[[int, Note], tuple[int, Note]]
+) -> tuple[int, Note]:
+    if isinstance(task, Note):
+        return number, task
+    try:
+        return sent(number, Note.parse(pool.get(task).decode()))
+    except MmtuneError as error:
+        hint = "--workers 1 --resume shows the fault itself; a killed worker often means too little memory"
+        raise MmtuneError(error.seen, "workers that live until the end", hint) from error
+
+
+def _named(piece: Piece) -> str:
+    return f"records {piece.first} to {piece.first + piece.count - 1}"
+
+
+def _stored(out: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads((out / state.ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) and isinstance(tree.get("settings", {}), dict) else {}
+
+
+def _finished(out: Path, form: str) -> Report:
+    """The report of a conversion that was finished before."""
+    tree = _stored(out)
+    counts = {key: int(tree.get(key, 0)) for key in ("written", "refused", "shards", "bytes")}
+    return Report(
+        **counts, reasons=Counter(tree.get("reasons", {})), passed=Counter(tree.get("left_out", {})), format=form
+    )

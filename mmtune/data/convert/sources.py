@@ -1,0 +1,186 @@
+"""What a source is, told by its content: a file of records, a data set's files, or a folder of media with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from mmtune.data.convert import addresses, columns, folders, tables, text
+from mmtune.data.convert.addresses import Place
+from mmtune.data.convert.base import Options, Piece, Raw
+from mmtune.errors import DataError, UsageError
+
+Reader = Literal["text", "table", "columns", "folder"]
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"PK\x03\x04": "zip",
+}
+_JSON = (".json", ".jsonl", ".ndjson", ".jsonlines")
+_TABLE = (".csv", ".tsv")
+KNOWN = "a JSON list, JSON lines, a CSV or TSV, parquet or Arrow files, or a folder of media with texts beside them"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one kind, in their order."""
+
+    reader: Reader
+    what: str
+    """For people: "a JSON list"."""
+    root: Place
+    """Where names of media are relative to, if nothing else is said."""
+    files: tuple[Place, ...]
+    start: Any = None
+    """How the first record is found, for the readers `text` and `table`."""
+
+    def stamps(self) -> list[list[Any]]:
+        """Name, size and time of every file, by which a source is known again."""
+        return [[addresses.shown(place), *addresses.stamp(place)] for place in self.files]
+
+
+def find(where: str, options: Options) -> Source:
+    """What lies at a path or address.
+
+    Raises UsageError: nothing, something that holds no records, or several data sets of which none was chosen.
+    """
+    place = addresses.parse(where)
+    if isinstance(place, Path) and not place.exists():
+        raise UsageError(f"{where}: nothing is there", KNOWN, "check the path; the working folder counts")
+    if not addresses.is_folder(place):
+        return _file(place)
+    found = folders.find(place, options.split)
+    if found.media:
+        return Source("folder", "a folder of media with texts beside them", place, (place,), found.names)
+    if len(found.names) == 1:
+        one = _file(addresses.below(place, found.names[0]))
+        return replace(one, what=f"{one.what} ({found.names[0]})")
+    files = tuple(addresses.below(place, name) for name in found.names)
+    return Source(
+        "columns", f"{len(files)} files of a data set", files[0].parent if isinstance(files[0], Path) else place, files
+    )
+
+
+def _file(place: Place) -> Source:
+    """One file, judged by its first bytes; the end of its name counts where these say nothing."""
+    name = addresses.shown(place)
+    try:
+        with addresses.open_binary(place) as file:
+            head = file.read(512)
+            if head[:4] == b"PAR1" or head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
+                what = "a parquet file" if head[:4] == b"PAR1" else "an Arrow file"
+                return Source("columns", what, _parent(place), (place,))
+            _refuse_others(head, name)
+            first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            suffix = Path(place.name).suffix.lower()
+            if suffix in _TABLE or (suffix not in _JSON and first not in (b"[", b"{", b"")):
+                start: Any = tables.start_of(file, name)
+                what = {"\t": "a TSV", ";": "a CSV with semicolons"}.get(start.delimiter, "a CSV")
+                return Source("table", what, _parent(place), (place,), start)
+            start, what = text.start_of(file, name)
+            return Source("text", what, _parent(place), (place,), start)
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror or error}", "a file that can be read") from error
+
+
+def _refuse_others(head: bytes, name: str) -> None:
+    packed = next((kind for mark, kind in _PACKED.items() if head.startswith(mark)), None)
+    if packed:
+        hint = "save it as CSV" if name.lower().endswith((".xlsx", ".ods")) else "unpack it"
+        raise UsageError(f"{name} is packed ({packed})", KNOWN, hint)
+    if head[257:262] == b"ustar":
+        raise UsageError(f"{name} is a tar file, and so may be a shard already", KNOWN, f"mmtune data index {name}")
+    from mmtune.media import sniff
+
+    try:
+        kind = sniff(head) if head[:1] not in (b"[", b"{") else None
+    except DataError:
+        kind = None
+    except Exception:  # MediaError: no medium, which is right
+        kind = None
+    if kind and b"\0" in head:
+        raise UsageError(f"{name} is a medium ({kind})", KNOWN, "give the folder or the file that says what it shows")
+
+
+def _parent(place: Place) -> Place:
+    if isinstance(place, Path):
+        return place.parent
+    return addresses.Remote(place.url.rpartition("/")[0])
+
+
+# -------------------------------------------------------------------------------------------------------------- pieces
+
+
+def pieces(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
+    """The source in pieces of `per_shard` records, the same whenever it is cut. Raises UsageError, OSError."""
+    if source.reader == "folder":
+        names = source.start[:limit]
+        for first in range(0, len(names), per_shard):
+            yield Piece(first + 1, len(names[first : first + per_shard]), names[first : first + per_shard])
+    elif source.reader == "columns":
+        yield from _rows(source, per_shard, limit)
+    else:
+        yield from _records(source, per_shard, limit)
+
+
+def _records(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
+    """Pieces of a text; records of one line stay in one piece, for only lines are found again."""
+    begin, count, last = None, 0, -1
+    with addresses.open_binary(source.files[0]) as file:
+        if source.reader == "text":
+            starts = (span.start for span in text.spans(file, source.start))
+        else:
+            starts = (
+                replace(source.start, offset=raw.offset, line=raw.line, number=raw.number)
+                for raw in tables.read(file, source.start)
+            )
+        for start in islice(starts, limit):
+            if begin is None or (count >= per_shard and start.offset != last):
+                if begin is not None:
+                    yield Piece(begin.number, count, begin)
+                begin, count = start, 0
+            count, last = count + 1, start.offset
+    if begin is not None:
+        yield Piece(begin.number, count, begin)
+
+
+def _rows(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
+    """Pieces of files with columns; a file begins a piece, and one that cannot be read is a piece with its fault."""
+    number = 1
+    for at, place in enumerate(source.files):
+        try:
+            with addresses.open_binary(place) as file:
+                rows = columns.count(file, place.name)
+        except (DataError, OSError) as error:
+            fault = error if isinstance(error, DataError) else text.bad_json(f"{place.name}: {error.strerror or error}")
+            yield Piece(number, 1, (at, fault))
+            number += 1
+            continue
+        for row in range(0, rows, per_shard):
+            left = per_shard if limit is None else min(per_shard, limit - number + 1)
+            if left < 1:
+                return
+            count = min(left, rows - row)
+            yield Piece(number, count, (at, columns.Start(row, number)))
+            number += count
+
+
+def read(source: Source, piece: Piece) -> Iterator[Raw]:
+    """The records of a piece. Raises OSError."""
+    if source.reader == "folder":
+        yield from folders.read(source.files[0], piece.place, piece.first)
+        return
+    at, start = piece.place if source.reader == "columns" else (0, piece.place)
+    label = source.files[at].name if len(source.files) > 1 else ""
+    if isinstance(start, DataError):
+        yield Raw(piece.first, fault=start, file=label)
+        return
+    reader: Any = {"text": text.read, "table": tables.read, "columns": columns.read}[source.reader]
+    with addresses.open_binary(source.files[at]) as file:
+        for raw in islice(reader(file, start), piece.count):
+            yield replace(raw, file=label)

@@ -1,0 +1,232 @@
+"""Spellings of records that are about, and each as a conversation or a caption.
+
+A spelling knows its records by their fields, and makes of a record what a format of `mmtune.data.formats` reads. Media
+stay as they are named here; `records` finds them. Fields that no spelling asks for are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmtune.data.convert import turns
+from mmtune.data.convert.base import Row, bad_json
+from mmtune.data.formats.llava import FIELDS
+from mmtune.errors import DataError, Reason, UsageError
+from mmtune.types import Kind
+
+MEDIA: dict[str, Kind | None] = {
+    **FIELDS,
+    **dict.fromkeys(("img", "picture", "photo", "image_path", "image_file", "image_name", "image_paths"), "image"),
+    **dict.fromkeys(
+        ("clip", "video_path", "video_file", "video_name", "video_paths", "frames", "video_frames"), "video"
+    ),
+    **dict.fromkeys(("sound", "speech", "audio_path", "audio_file", "audio_name", "audio_paths"), "audio"),
+    **dict.fromkeys(("points_path", "points_file", "pointcloud", "point_cloud_path"), "points"),
+    **dict.fromkeys(("file", "file_name", "filename", "file_path", "filepath", "path", "media", "media_path"), None),
+}  # type: ignore[dict-item]
+"""Field to the kind of media that it names; none where the content of the file decides."""
+CAPTIONS = ("caption", "captions", "text", "title", "description", "transcription", "transcript", "sentence", "name")
+"""Fields of a caption, the one that means most first."""
+QUESTIONS, ANSWERS = ("question", "query", "prompt"), ("answer", "response", "answers", "completion")
+TURNS = ("conversations", "messages", "conversation")
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How some records are written."""
+
+    name: str
+    about: str
+    knows: Callable[[Row], bool]
+    """Whether a record has the fields of this spelling."""
+    read: Callable[[Row], Row]
+    """The record as its format reads it, media as they were named. Raises DataError."""
+    format: str = "llava"
+    """The format that reads it."""
+    any_field: bool = False
+    """Whether fields like `file` and `path` name media; in a conversation they may mean anything."""
+
+
+def media_of(row: Row, any_field: bool = True) -> dict[str, Kind | None]:
+    """Fields of a record that name media, and their kinds. Of two names for one kind, the usual one counts.
+
+    Args:
+        any_field: count those that may name other things, too, as `path`, where no other names any.
+    """
+    named = {
+        key: MEDIA[key.lower()]
+        for key, value in row.items()
+        if isinstance(key, str) and key.lower() in MEDIA and names_any(value)
+    }
+    if not any_field:
+        named = {key: kind for key, kind in named.items() if kind is not None}
+    usual = {kind for key, kind in named.items() if key in FIELDS}
+    kept = {key: kind for key, kind in named.items() if key in FIELDS or (kind is not None and kind not in usual)}
+    return kept or named
+
+
+def names_any(value: Any) -> bool:
+    """Whether a field names anything: no null, blank or empty list."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, dict):
+        return any(one is not None for one in value.values())
+    return value is not None and value != [] and not (isinstance(value, float))
+
+
+def _field(row: Row, names: Iterable[str]) -> str | None:
+    """The first of some fields that a record has, whatever its letters' case."""
+    lower = {key.lower(): key for key in row if isinstance(key, str)}
+    return next((lower[name] for name in names if name in lower and row[lower[name]] is not None), None)
+
+
+def _text(row: Row, key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        raise DataError(Reason.missing_key, f"no field {key}", f"text in the field {key}")
+    if not isinstance(value, str):
+        raise bad_json(f"{key} is {str(value)[:80]!r}", "text")
+    return value
+
+
+def _said(asked: str, answer: str) -> list[Row]:
+    return [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+
+
+def _alpaca(row: Row) -> Row:
+    """Instruction and input in one turn of the user; and as they are, for the format `alpaca`."""
+    given = row.get("input") or ""
+    instruction, output = _text(row, "instruction"), _text(row, "output")
+    asked = "\n".join(text for text in (instruction, _text({"input": given}, "input")) if text)
+    past: list[Row] = []
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise bad_json(f"history is {str(history)[:80]!r}", "a list of questions and answers")
+    for pair in history:
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+            raise bad_json(f"history holds {str(pair)[:80]!r}", "pairs of question and answer")
+        past += _said(*pair)
+    kept = {"instruction": instruction, "input": given, "output": output}
+    return {**row, **kept, "conversations": [*past, *_said(asked, output)]}
+
+
+def _video_chatgpt(row: Row) -> Row:
+    talk = _said(f"<video>\n{_text(row, 'q')}", _text(row, "a"))
+    return {**_without(row, "q", "a", "video_id"), "video": row["video_id"], "conversations": talk}
+
+
+def _videochat2(row: Row) -> Row:
+    """The instruction `i` stands before the first question."""
+    kind = "video" if "video" in row else "image"
+    listed, talk = row["QA"], []
+    if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
+        raise bad_json(f"QA is {str(listed)[:80]!r}", "a list of questions and answers")
+    for place, turn in enumerate(listed):
+        parts = [turn.get("i") or "", _text(turn, "q")] if not place else [_text(turn, "q")]
+        asked = "\n".join(str(part) for part in parts if part)
+        talk += _said(f"<{kind}>\n{asked}" if not place else asked, _text(turn, "a"))
+    return {**_without(row, "QA"), "conversations": talk}
+
+
+def _webvid(row: Row) -> Row:
+    """A clip lies at PAGE_DIR/VIDEOID.mp4."""
+    kept = _without(row, "page_dir", "videoid", "name")
+    return {**kept, "video": f"{row['page_dir']}/{row['videoid']}.mp4", "caption": _text(row, "name")}
+
+
+def _caption(row: Row) -> Row:
+    key = _field(row, CAPTIONS)
+    value = row[key] if key else None
+    if key == "captions" and isinstance(value, dict):  # a column of lists, as tables have them
+        value = next(iter(value.values()), None)
+    if not value or (isinstance(value, str) and not value.strip()):
+        raise DataError(Reason.empty_target, "a caption that is blank", "text in one of " + ", ".join(CAPTIONS))
+    if not media_of(row):
+        raise DataError(Reason.missing_key, "a caption, and no medium", "a name in one of " + ", ".join(MEDIA))
+    return {**row, "caption": value}
+
+
+def _question(row: Row) -> Row:
+    asked, answer = _field(row, QUESTIONS), _field(row, ANSWERS)
+    value = row[answer] if answer else None
+    if isinstance(value, list) and value and all(one == value[0] for one in value):
+        value = value[0]
+    if asked is None or answer is None:
+        raise DataError(Reason.missing_key, "no question, or no answer", "both")
+    if not isinstance(value, str):
+        raise bad_json(f"{answer} is {str(value)[:80]!r}", "one answer", f"choose: --rename COLUMN={answer}")
+    return {**_without(row, asked, answer), "conversations": _said(_text(row, asked), value)}
+
+
+def _without(row: Row, *keys: str) -> Row:
+    return {key: value for key, value in row.items() if key not in keys}
+
+
+def _has(*keys: str) -> Callable[[Row], bool]:
+    return lambda row: all(key in row for key in keys)
+
+
+SPELLINGS = {
+    spelling.name: spelling
+    for spelling in (
+        Spelling(
+            "llava", "conversations of LLaVA and ShareGPT, chat messages, also with calls of functions",
+            lambda row: any(isinstance(row.get(key), list) for key in TURNS), turns.conversation,
+        ),
+        Spelling("alpaca", "instruction, input, output; also history, media", _has("instruction", "output"), _alpaca),
+        Spelling("video_chatgpt", "q, a, video_id", _has("q", "a", "video_id"), _video_chatgpt),
+        Spelling("videochat2", "video or image, and QA: a list of i, q, a", _has("QA"), _videochat2),
+        Spelling("webvid", "videoid, page_dir, name", _has("videoid", "page_dir", "name"), _webvid, "caption"),
+        Spelling(
+            "question", "question and answer, about a medium or none",
+            lambda row: _field(row, QUESTIONS) is not None and _field(row, ANSWERS) is not None, _question,
+            any_field=True,
+        ),
+        Spelling(
+            "caption", "a medium, and a text that says what it shows",
+            lambda row: bool(media_of(row)) and _field(row, CAPTIONS) is not None, _caption, "caption",
+            any_field=True,
+        ),
+    )
+}  # fmt: skip
+"""By name; where several know a record, the first does it."""
+
+
+def renamed(row: Row, names: Mapping[str, str]) -> Row:
+    """A record with some fields under other names; a field that had one of these goes. Raises DataError."""
+    lost = [old for old in names if old not in row]
+    if lost:
+        seen = f"no field {', '.join(lost)}; there are {', '.join(map(str, row))[:200]}"
+        raise DataError(Reason.missing_key, seen, "the fields that --rename names")
+    rest = {key: value for key, value in row.items() if key not in names and key not in names.values()}
+    return {**rest, **{new: row[old] for old, new in names.items()}}
+
+
+def choose(rows: Iterable[Row], name: str) -> Spelling:
+    """The spelling asked for, or that of the first record that any spelling knows.
+
+    Raises UsageError: no such spelling, or no record that any knows.
+    """
+    if name != "auto":
+        if name not in SPELLINGS:
+            raise UsageError(f"--format {name}", f"auto, {', '.join(SPELLINGS)}")
+        return SPELLINGS[name]
+    first: Row | None = None
+    for row in rows:
+        first = row if first is None else first
+        for spelling in SPELLINGS.values():
+            if spelling.knows(row):
+                return spelling
+    has = f"records with the fields {', '.join(map(str, first))[:300]}" if first else "no record that can be read"
+    if (
+        first
+        and _field(first, CAPTIONS)
+        and any(str(key).lower() in ("url", "image_url", "video_url") for key in first)
+    ):
+        hint = "addresses are not fetched here: img2dataset and video2dataset make shards of them"
+    else:
+        hint = "say which field is which, as --rename clip_path=video --rename words=caption" if first else ""
+    listed = "; ".join(f"{spelling.name}: {spelling.about}" for spelling in SPELLINGS.values())
+    raise UsageError(has, listed, hint)
