@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
-from mmtune.data import remote
+from mmtune.data import raw, remote
 from mmtune.data.remote import Remote
 from mmtune.errors import DataError, Reason, UsageError
 
@@ -23,7 +23,7 @@ def expand(patterns: Iterable[str | Path | Remote] | str | Path) -> list[Path | 
 
     Raises:
         DataError: a pattern matches nothing, or a numbered range names files that are not there.
-        UsageError: an address of a kind that is not read.
+        UsageError: an address of a kind that is not read, or records of which shards are still to be made.
         MmtuneError: an address that has to be listed and cannot be reached.
     """
     found: dict[str, Path | Remote] = {}
@@ -40,20 +40,28 @@ def place(path: Path | Remote) -> str:
 
 def _files(pattern: str) -> list[Path | Remote]:
     paths: list[Path | Remote] = []
+    others: list[Path] = []
     for name in braces(pattern):
         if (elsewhere := remote.find(name)) is not None:
             paths += elsewhere
             continue
         path = Path(name).expanduser()
         if path.is_dir():
+            others.append(path)
             paths += sorted(path.glob("*.tar"))
         elif has_magic(name) and not path.is_file():
             # beside shards lie their indexes and a manifest, which `*` matches, too
-            paths += sorted(Path(match) for match in glob(str(path)) if not match.endswith(_OTHERS))
+            matches = sorted(Path(match) for match in glob(str(path)))
+            others += matches[:1]
+            paths += [match for match in matches if not match.name.endswith(_OTHERS)]
         else:
             paths.append(path)
         if len(paths) > MOST:
             raise UsageError(seen=f"{pattern}: more than {MOST} files", expected="fewer")
+    candidates = [path for path in paths if isinstance(path, Path) and path.suffix != ".tar"][:1] if paths else others
+    for path in candidates:
+        if (error := raw.refusal(path)) is not None:
+            raise error
     missing = [str(path) for path in paths if isinstance(path, Path) and not path.is_file()]
     if missing or not paths:
         what = f"{len(missing)} of {len(paths)} files are missing: {', '.join(missing[:3])}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -168,13 +169,13 @@ def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
 
 def _serve(work: Readable, pipe: Connection, others: Sequence[Connection]) -> None:
     """The life of a worker."""
-    import torch
-
     for other in others:
         other.close()
     for number in ENDING:  # they go to the whole group; the main process decides, and may need its samples to save
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that the work imports later
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     while True:
         try:
             message = pipe.recv()

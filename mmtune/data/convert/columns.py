@@ -73,7 +73,7 @@ def _batches(ipc: Any, file: IO[bytes]) -> Iterator[Any]:
 
 def _parquet(parquet: Any, file: IO[bytes], skip: int) -> Iterator[Any]:
     """Batches of the row groups from the one on that has row `skip`, with empty stand-ins for those before it."""
-    table = parquet.ParquetFile(file)
+    table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)  # or a whole row group is held
     first, before = 0, 0
     while first < table.num_row_groups and before + table.metadata.row_group(first).num_rows <= skip:
         before += table.metadata.row_group(first).num_rows

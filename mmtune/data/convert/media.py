@@ -41,7 +41,7 @@ TRIED: dict[Kind, tuple[str, ...]] = {
 """Ends that are tried behind a name that is not there as it is written."""
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DATA = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.ASCII)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}={0,2}\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{90,}={0,2}\s*")
 _SYSTEM = ("/proc", "/sys", "/dev")
 _BYTES, _NAMES = (
     ("bytes", "data", "base64"),
@@ -228,7 +228,7 @@ def _inline(value: str) -> bytes | None:
         except (binascii.Error, ValueError):
             pass
         raise DataError(Reason.bad_json, f"a data address, {value[:40]!r}", "base64 that can be read")
-    if len(value) > 256 and _BASE64.fullmatch(value):
+    if len(value) > 90 and _BASE64.fullmatch(value):
         try:
             data = base64.b64decode("".join(value.split()), validate=True)
         except (binascii.Error, ValueError):

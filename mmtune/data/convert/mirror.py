@@ -52,7 +52,9 @@ class Mirror:
         if shard.exists():
             self._send(shard.name)
             self._send(f"{shard.name}.index.json")
+            size = shard.stat().st_size
             os.truncate(shard, 0)
+            os.truncate(shard, size)
         self._send(f"{NOTES}/{note.name}")
 
     def finish(self) -> None:

@@ -158,7 +158,7 @@ def _made(
         "written": report.written, "refused": report.refused, "shards": report.shards, "bytes": report.bytes,
         "reasons": dict(report.reasons), "left_out": dict(report.passed),
     }  # fmt: skip
-    lines = (line for number in range(count) for line in (job.done(number) or Note()).refused)
+    lines = (line for number in range(count) for line in job.stored(number).refused)
     state.finish(job, about, shards, lines)
     if mirror:
         mirror.finish()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from mmtune.data.convert.write import NOTES, Job
 from mmtune.errors import UsageError
 
 VERSION = 1
+PATIENCE = 20.0
+"""Seconds that the end of another conversion is waited for."""
 ABOUT, REPORT = "convert.json", "convert.jsonl"
 """What was converted and how it went; and a line for each record that was refused."""
 _OURS = re.compile(r"\d{5}\.tar(\.index\.json|\.\d+\.part)?")
@@ -108,15 +111,23 @@ def _remove(out: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Nobody else converts into this folder meanwhile. Raises UsageError, and OSError where the lock is a link."""
+    """Nobody else converts into this folder meanwhile. Raises UsageError, and OSError where the lock is a link.
+
+    Processes of a conversion that was killed hold it, too, until they are done with their piece; so it is waited for.
+    """
     path = out / f"{NOTES}.lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    file = disk.open_plain(path, os.O_RDWR)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            seen = f"{out}: another conversion writes into it"
-            raise UsageError(seen, "one at a time", "wait for it, or another --out") from error
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > end:
+                    seen = f"{out}: another conversion writes into it"
+                    raise UsageError(seen, "one at a time", "wait until it ends, or another --out") from error
+                time.sleep(0.1)
         yield
         path.unlink(missing_ok=True)
     finally:

@@ -231,7 +231,7 @@ class _Scanner:
         """The end of a broken record: the next line that begins with a bracket, as far in as this one began."""
         before = self.buffer[max(0, self.at - 256) : self.at].rpartition(b"\n")
         indent = re.escape(before[2]) if before[1] and not before[2].strip() else rb"[ \t]?"
-        line = re.compile(rb"\n" + indent + re.escape(self.buffer[self.at : self.at + 1]))
+        line = re.compile(rb"\n" + indent + rb"[\[{]")
         position = self.at
         while True:
             found = line.search(self.buffer, position)

@@ -69,10 +69,14 @@ class Job:
     def note(self, number: int) -> Path:
         return self.out / NOTES / f"{number:05d}.json"
 
+    def stored(self, number: int) -> Note:
+        """The note of a piece. Raises OSError, ValueError and TypeError."""
+        return Note.parse(self.note(number).read_text(encoding="utf-8"))
+
     def done(self, number: int) -> Note | None:
         """The note of a piece, if it is done and its shard is there."""
         try:
-            note = Note.parse(self.note(number).read_text(encoding="utf-8"))
+            note = self.stored(number)
             there = self.shard(number).stat().st_size if note.bytes else 0
         except (OSError, ValueError, TypeError):
             return None

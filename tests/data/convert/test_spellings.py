@@ -1,0 +1,148 @@
+"""Every spelling of records that is about becomes a conversation or a caption."""
+
+import json
+
+import pytest
+
+from mmtune import config, registry
+from mmtune.errors import UsageError
+from mmtune.recipe import Card
+from tests.data import sources
+from tests.data.sources import TALK
+
+
+@pytest.fixture
+def media(tmp_path):
+    return sources.folder(tmp_path / "media")
+
+
+def test_llava_records_with_one_several_and_no_media(tmp_path, media):
+    two = [{"from": "human", "value": "<image> and <image>"}, {"from": "gpt", "value": "ho"}]
+    rows = [
+        {"image": "a/1.png", "conversations": TALK},
+        {"images": ["a/1.png", "a/1.png"], "conversations": two},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
+        {"image": "a/2.png", "conversations": TALK},
+    ]
+    report, refused = sources.said(rows, tmp_path, media=[media], per_shard=2)
+    assert sorted(sources.shards(tmp_path / "out")) == ["00000.tar", "00001.tar"]
+    assert [len(sample.media) for sample in sources.samples(tmp_path / "out")] == [1, 2, 0]
+    assert (report.written, report.refused) == (3, 1)
+    assert [(line["record"], line["reason"]) for line in refused] == [(4, "missing_key")]
+    assert "a/2.png" in refused[0]["message"]
+
+
+def test_other_published_spellings(tmp_path, media):
+    alpaca = [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Hi", "input": "", "output": "Ho", "history": [["a", "b"]], "system": "Be short."},
+    ]
+    sources.said(alpaca, tmp_path)
+    first, second = sources.samples(tmp_path / "out")
+    assert first.turns[0].text == "Add.\n1 and 2"
+    assert [turn.text for turn in second.turns] == ["Be short.", "a", "b", "Hi", "Ho"]
+    assert sources.samples(tmp_path / "out", "alpaca")[0].turns[-1].text == "3"
+
+    for name, row, said in (
+        ("v", {"q": "What?", "a": "A cat.", "video_id": "v_1"}, ["What?", "A cat."]),
+        ("v2", {"video": "v_1.mp4", "QA": [{"i": "Answer.", "q": "A?", "a": "B"}, {"q": "C?", "a": "D"}]},
+         ["Answer.\nA?", "B", "C?", "D"]),
+        ("qa", {"video": "v_1.mp4", "question": "What?", "answer": "A cat."}, ["What?", "A cat."]),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        sources.said([row], tmp_path / name, media=[media])
+        sample = sources.samples(tmp_path / name / "out")[0]
+        assert [turn.text.strip() for turn in sample.turns] == said and sample.media[0].kind == "video"
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        ("video,caption\nv_1.mp4,A cat\n", "video"),
+        ("File Name,Title\nv_1.mp4,A cat\n".replace("File Name", "filename"), "video"),
+        ("path\ttext\na/1.png\tA cat\n", "image"),
+        ("image_path;caption\nC.jpg;A cat\n", "image"),
+        ("audio,transcription\ns.wav,A cat\n", "audio"),
+        ("points,description\np.npy,A cat\n", "points"),
+        ("videoid,page_dir,name\nv_1,.,A cat\n", "video"),
+        ("clip_file,words\nv_1.mp4,A cat\n", "video"),
+    ],
+)
+def test_a_plain_table_of_media_and_captions(tmp_path, media, table, kind):
+    file = tmp_path / "list.csv"
+    file.write_text("\ufeff" + table, encoding="utf-8")
+    names = {"clip_file": "video", "words": "caption"} if "words" in table else {}
+    report, _ = sources.made(file, tmp_path / "out", media=[media], rename=names)
+    assert report.format == "caption" and report.written == 1
+    sample = sources.samples(tmp_path / "out", "caption")[0]
+    assert [one.kind for one in sample.media] == [kind] and sample.turns[1].text == "A cat"
+
+
+def test_function_calls_get_turns_that_a_template_knows(tmp_path):
+    call = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+    asked = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": "Is it cold?"},
+                {"from": "function_call", "value": call},
+                {"from": "observation", "value": '{"degrees": -3}'},
+                {"from": "gpt", "value": "Yes."},
+            ],
+            "tools": '[{"name": "weather"}]',
+            "system": "Be short.",
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "Is it cold?"},
+                {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": asked}]},
+                {"role": "tool", "tool_call_id": "1", "content": '{"degrees": -3}'},
+                {"role": "assistant", "content": "Yes."},
+            ],
+        },
+    ]  # fmt: skip
+    sources.said(rows, tmp_path)
+    for sample in sources.samples(tmp_path / "out"):
+        turns = [turn for turn in sample.turns if turn.role != "system"]
+        assert [turn.role for turn in turns] == ["user", "assistant", "user", "assistant"]
+        assert turns[1].text == f"<tool_call>\n{call}\n</tool_call>"
+        assert turns[2].text == '<tool_response>\n{"degrees": -3}\n</tool_response>'
+    assert sources.samples(tmp_path / "out")[0].turns[0].text == 'Be short.\n\n<tools>\n{"name": "weather"}\n</tools>'
+
+
+def test_the_format_is_told_or_asked_for(tmp_path):
+    with pytest.raises(UsageError, match="fields id, score") as caught:
+        sources.said([{"id": 1, "score": 2}], tmp_path)
+    assert "caption" in caught.value.expected and "--rename" in caught.value.hint
+    with pytest.raises(UsageError, match="img2dataset"):
+        sources.said([{"url": "https://example.org/a.jpg", "caption": "x"}], tmp_path)
+    with pytest.raises(UsageError, match="--format lava"):
+        sources.said([{"conversations": TALK}], tmp_path, format="lava")
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    report, refused = sources.said([{"q": 1}, {"conversations": talk}], tmp_path, format="llava")
+    assert report.written == 1 and "fields q" in refused[0]["message"]
+
+
+def test_a_field_that_has_another_name(tmp_path, media):
+    _, refused = sources.said(
+        [{"pic": "a/1.png", "image": "thumb", "conversations": TALK}, {"conversations": TALK}],
+        tmp_path, media=[media], rename={"pic": "image"},
+    )  # fmt: skip
+    assert [line["record"] for line in refused] == [2] and "no field pic" in refused[0]["message"]
+
+
+def test_every_card_loads_and_names_a_command_that_there_is():
+    cards = {name: config.load(Card, name, kind="cards") for name in registry.shipped("cards")}
+    assert len(cards) >= 9 and "pocket" in cards
+    for name, card in cards.items():
+        assert card.licence and all(pattern.startswith(f"shards/{name}/") for pattern in card.shards), name
+        assert "python -m" not in card.about
+    assert sum("mmtune data convert" in card.about for card in cards.values()) >= 9
+
+
+def test_side_fields_are_not_checked(tmp_path):
+    file = tmp_path / "a.json"
+    said = json.dumps([{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}])
+    file.write_text(f'[{{"conversations": {said}, "score": NaN, "note": "\\ud83d", "big": {"9" * 5000}}}]')
+    report, refused = sources.made(file, tmp_path / "out")
+    assert report.written == 1 and not refused and len(sources.samples(tmp_path / "out")) == 1
