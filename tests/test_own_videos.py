@@ -31,7 +31,8 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         done = CliRunner().invoke(cli.app, rest)
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
-        assert done.exit_code == 0, done.output
+        if done.exit_code:
+            raise SystemExit(done.exit_code)
         return done.stdout.strip()
 
     module.ran = []
@@ -83,8 +84,9 @@ def test_it_stops_at_the_first_fault(tool: ModuleType, folder: Path, tmp_path: P
         "conversations": [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "x"}],
     }
     (tmp_path / "talks.json").write_text(json.dumps([record]))
-    with pytest.raises(SystemExit, match="cannot be used"):
+    with pytest.raises(SystemExit) as ended:
         tool.whole_way(folder, tmp_path / "b", tmp_path / "talks.json", 2, "pocket", SMALL)
+    assert ended.value.code == 1, "no record is usable, which `data check` answers with"
     assert tool.ran[-1] == "data check", "nothing was trained"
     with pytest.raises(SystemExit, match="not empty"):
         tool.whole_way(folder, tmp_path / "b", None, 2, "pocket", SMALL)
