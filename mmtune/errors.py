@@ -45,6 +45,23 @@ class Reason(StrEnum):
     non_finite = "non_finite"
 
 
+class Note(StrEnum):
+    """What was unusual about an item that was used all the same: the closed list that a ledger counts."""
+
+    odd_metadata = "odd_metadata"
+    """A library warned of side data that are not read."""
+    open_length = "open_length"
+    """A sound whose header does not know its length, as of a recorder that writes into a pipe."""
+    junk_skipped = "junk_skipped"
+    """Bytes in front of a sound that do not belong to it."""
+    gaps_filled = "gaps_filled"
+    """Silence where a sound sent nothing."""
+    range_clamped = "range_clamped"
+    """The end of a clip was a little behind that of its item."""
+    points_left_out = "points_left_out"
+    """Points of a cloud without a place."""
+
+
 class MmtuneError(Exception):
     """Base of every error that mmtune raises on purpose. What is secret in an address does not come into its words.
 

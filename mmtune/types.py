@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmtune.errors import MediaError, Reason, ShapeError
+from mmtune.errors import MediaError, Note, Reason, ShapeError
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +145,8 @@ class Media:
     columns: tuple[str, ...] = ()
     """Points only: a name for each column: x, y, z, then red, green, blue (in 0..1) where there are colours; empty for
     a column that the file does not name. None at all: nothing is known but x, y and z."""
+    notes: tuple[Note, ...] = ()
+    """What was unusual about the file; counted, and no reason not to use it."""
 
     def __post_init__(self) -> None:
         what = f"{self.kind} {self.origin}".strip()

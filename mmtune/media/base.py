@@ -1,4 +1,4 @@
-"""Encoded bytes to `Media`: what is asked for (`Sampling`), how much is allowed (`Limits`), and the way in (`load`).
+"""Encoded bytes to `Media`: what is asked for (`Sampling`), and the way in (`load`).
 
 Every refusal is a `MediaError` with a `Reason`, whatever the decoder underneath raised. Nothing is replaced by
 something else: a damaged file is refused, never turned into zeros or another file.
@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.media import _formats
+from mmtune.media._limits import Limits
 from mmtune.types import Kind, Media, MediaRef
 
 Span = tuple[float | None, float | None]
@@ -74,43 +75,6 @@ class Sampling:
             raise ConfigError(f"sampling of {self.seconds} seconds", "more than 0, or none for all")
         if self.side is not None and self.side < 1:
             raise ConfigError(f"sampling with side {self.side}", "pixels, at least 1, or none for all")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The most that one item may cost. Judged from headers and packets before anything is decoded where possible."""
-
-    bytes: int = 1 << 30
-    """Encoded size."""
-    image_pixels: int = 50_000_000
-    """Height times width of a picture."""
-    frame_pixels: int = 36_000_000
-    """Height times width of a video frame (8K is 33 million)."""
-    output_pixels: int = 400_000_000
-    """Pixels of all chosen frames together; three bytes each."""
-    video_seconds: float = 4 * 3600.0
-    """Length of a video."""
-    packets: int = 1_000_000
-    """Packets read from a container."""
-    decoded_frames: int = 30_000
-    """Frames that must be decoded to reach the chosen ones."""
-    wall_seconds: float = 120.0
-    """Time spent on decoding one item."""
-    audio_seconds: float = 3600.0
-    """Length of a sound, when all of it is asked for."""
-    audio_values: int = 200_000_000
-    """Samples times channels, before resampling; four bytes each."""
-    channels: int = 8
-    """Channels of a sound."""
-    min_rate: int = 1000
-    max_rate: int = 384_000
-    """Samples per second of a sound as stored, Hz."""
-    points: int = 5_000_000
-    """Points of a cloud."""
-    point_values: int = 40_000_000
-    """Points times values of each; four bytes each."""
-    complete: float = 0.9
-    """Least share of the promised frames or samples that must be there; less is a damaged file."""
 
 
 def sniff(data: bytes) -> Kind:
@@ -226,7 +190,7 @@ def _read(ref: MediaRef, limits: Limits, unreadable: Reason, origin: str) -> byt
         size = len(ref.source)
     if size > limits.bytes:
         reason = Reason.unreadable_image if ref.kind == "image" else Reason(f"{ref.kind}_limits")
-        raise MediaError(reason, f"{origin}: {size} bytes", f"at most {limits.bytes} bytes")
+        raise limits.refusal("bytes", reason, f"{origin}: {size} bytes")
     data = ref.read()
     if not data:
         raise MediaError(unreadable, f"{origin}: 0 bytes", f"an encoded {ref.kind}")

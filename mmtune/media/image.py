@@ -1,7 +1,8 @@
 """Pictures from bytes: JPEG, PNG, WebP, GIF, BMP and TIFF to uint8 [1,3,height,width].
 
-One convention for all of them: turned as EXIF says, transparency over white, first frame or page, sRGB taken as it
-is (an embedded colour profile is not applied, as in the pipelines that the published encoders were trained with).
+One convention for all of them: turned as EXIF says, which is all that is read of it; transparency over white, first
+frame or page, sRGB taken as it is (an embedded colour profile is not applied, as in the pipelines that the published
+encoders were trained with).
 Values of more than 8 bits are scaled by the range of their type; a library default clips them, which turns most
 16-bit pictures white.
 """
@@ -15,12 +16,21 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
-from mmtune.errors import MediaError, Reason
+from mmtune.errors import MediaError, Note, Reason
+from mmtune.media import _exif, _tiff, _trim
 from mmtune.media.base import Limits, Sampling, refusing
 from mmtune.types import Media
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""Orientation to what makes it upright."""
+_STRIP = 1 << 20
+"""Pixels converted at a time."""
 _guard = threading.Lock()
 """Filters of warnings are global to the process, so only one thread may change them at a time."""
 
@@ -37,35 +47,47 @@ if hasattr(os, "register_at_fork"):
 def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> Media:
     """`data` of format `name` to Media with uint8 [1,3,height,width].
 
+    What the library only warns of is noted, not refused.
+
     Raises:
-        MediaError: too_many_pixels from the header alone; unreadable_image for everything else, warnings included.
+        MediaError: too_many_pixels from the header alone; unreadable_image for everything else.
     """
-    with _guard, warnings.catch_warnings(), refusing(Reason.unreadable_image, origin):
-        # A warning (damaged EXIF, truncated tag) means that the picture may not be what its maker saw.
-        warnings.simplefilter("error")
-        for harmless in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
-            warnings.simplefilter("ignore", harmless)
+    with _guard, warnings.catch_warnings(record=True) as warned, refusing(Reason.unreadable_image, origin):
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         pixels = _pixels(data, name, sampling, limits, origin)
-    frame = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3,height,width]
-    return Media("image", frame[None], origin=origin)
+    notes = (Note.odd_metadata,) if warned else ()
+    return Media("image", torch.from_numpy(pixels)[None], origin=origin, notes=notes)
 
 
 def _pixels(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> np.ndarray:
-    """uint8 [height,width,3]"""
+    """uint8 [3,height,width]"""
     if name == "webp" and (size := _webp_size(data)) is not None:  # opening one takes memory for the whole canvas
         _check_size(*size, limits, origin)
+    if name == "tiff":
+        _tiff.check(data, origin)
+    trim = {"jpeg": _trim.jpeg, "png": _trim.png}.get(name, _trim.Trimmed)(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=[name.upper()])
+        image: Image.Image = Image.open(io.BytesIO(trim.data), formats=[name.upper()])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(origin, str(error), limits) from error
     with image:
         _check_size(*image.size, limits, origin)
+        if image.width * image.height * trim.scans > limits.scan_pixels:
+            raise limits.refusal(
+                "scan_pixels", Reason.too_many_pixels, f"{origin}: {image.width} x {image.height} pixels in "
+                f"{trim.scans} scans",
+            )  # fmt: skip
         if sampling.side is not None:
             image.draft(None, (sampling.side, sampling.side))  # JPEG only; a no-op for the others
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        return np.array(_rgb(upright, origin))
+        image.load()  # turns a TIFF
+        turned = trim.turned
+        if name == "webp":
+            turned = _exif.orientation(image.info.get("exif") or b"", image.info.get("xmp") or b"")
+        if turned in _TURNS:
+            image = image.transpose(_TURNS[turned])
+        return _rgb(image, origin)
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -90,24 +112,37 @@ def _check_size(width: int, height: int, limits: Limits, origin: str) -> None:
         raise MediaError(Reason.unreadable_image, f"{origin}: {width} x {height} pixels", "at least one pixel")
 
 
-def _rgb(image: Image.Image, origin: str) -> Image.Image:
-    """Any mode to RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(image, origin)).convert("RGB")
+def _rgb(image: Image.Image, origin: str) -> np.ndarray:
+    """Any mode to uint8 [3,height,width], in strips: a second copy of a large picture is never whole."""
+    out = np.empty((3, image.height, image.width), np.uint8)
+    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    top = _range(image, origin) if wide else 0.0
+    rows = max(1, _STRIP // image.width)
+    for low in range(0, image.height, rows):
+        high = min(image.height, low + rows)
+        strip = image if rows >= image.height else image.crop((0, low, image.width, high))
+        if wide:
+            out[:, low:high] = np.round(np.asarray(strip).astype(np.float64) * (255.0 / top)).astype(np.uint8)
+        else:
+            out[:, low:high] = np.asarray(_opaque(strip)).transpose(2, 0, 1)
+    return out
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Eight-bit modes to RGB, over white."""
     if image.has_transparency_data:
         straight = image.convert("RGBA")
-        white = Image.new("RGBA", straight.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, straight).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", straight.size, (255, 255, 255, 255)), straight).convert("RGB")
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image, origin: str) -> np.ndarray:
-    """One channel of more than 8 bits to uint8 [height,width], scaled by the range of its type.
+def _range(image: Image.Image, origin: str) -> float:
+    """What counts as white in a picture of more than 8 bits.
 
-    16-bit: 0..65535. "I" (32-bit) and "F" say nothing of their range, so the smallest of the usual ranges that holds
-    the values is taken: 1 (floats only), 255, 65535, 2^32 - 1.
+    16-bit: 65535. "I" (32-bit) and "F" say nothing of their range, so the smallest of the usual ranges that holds the
+    values is taken: 1 (floats only), 255, 65535, 2^32 - 1.
     """
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 2**32 - 1:
         raise MediaError(
@@ -117,17 +152,10 @@ def _eight_bits(image: Image.Image, origin: str) -> np.ndarray:
             "store the picture with 8 or 16 bits",
         )
     if image.mode.startswith("I;16"):
-        top = 65535.0
-    else:
-        ranges = (1.0, 255.0, 65535.0, 2.0**32 - 1) if image.mode == "F" else (255.0, 65535.0, 2.0**32 - 1)
-        top = next(top for top in ranges if high <= top)
-    return np.round(values * (255.0 / top)).astype(np.uint8)
+        return 65535.0
+    ranges = (1.0, 255.0, 65535.0, 2.0**32 - 1) if image.mode == "F" else (255.0, 65535.0, 2.0**32 - 1)
+    return next(top for top in ranges if high <= top)
 
 
 def _too_large(origin: str, seen: str, limits: Limits) -> MediaError:
-    return MediaError(
-        Reason.too_many_pixels,
-        f"{origin}: {seen}",
-        f"at most {limits.image_pixels} pixels",
-        "shrink the picture, or raise the limit on purpose",
-    )
+    return limits.refusal("image_pixels", Reason.too_many_pixels, f"{origin}: {seen}")

@@ -1,0 +1,98 @@
+"""JPEG and PNG without what nobody reads: profiles, texts, thumbnails, lists of further pictures.
+
+They are taken out before a library sees the file, so none of them is unpacked, checked or warned of, however large or
+damaged it is. What is said of the way the picture is turned is kept beside. A file whose structure is not understood
+is left as it is: the library judges it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mmtune.media import _exif
+
+_KEPT = {0xE0, 0xEE}
+"""Application segments that decide how pixels are read: JFIF, and Adobe's note on colour."""
+_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_XMP = b"http://ns.adobe.com/xap/1.0/\x00"
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A picture's file as the library gets it."""
+
+    data: bytes
+    turned: int = 1
+    """Orientation, 1 to 8."""
+    scans: int = 1
+    """JPEG: passes over the picture that decoding takes."""
+
+
+def jpeg(data: bytes) -> Trimmed:
+    """Without application segments and comments."""
+    kept, exif, xmp, parts, at, whole = [data[:2]], b"", b"", 0, 2, False
+    progressive = False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        mark = data[at + 1]
+        if mark in (0xFF, 0x01, 0xD8):  # fill bytes, and marks without a length
+            at += 1 if mark == 0xFF else 2
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if length < 2 or mark in (0x00, 0xD9):
+            break
+        body = at + 4
+        if mark == 0xDA:
+            progressive = progressive or data[body] < parts
+            whole = True
+            break
+        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
+            progressive, parts = mark in (0xC2, 0xC6, 0xCA, 0xCE), data[at + 9] if at + 9 < len(data) else 0
+        if mark == 0xE1:
+            if not exif and data.startswith(b"Exif\x00\x00", body):
+                exif = data[body : at + 2 + length]
+            elif not xmp and data.startswith(_XMP, body):
+                xmp = data[body : at + 2 + length]
+        if not (0xE0 <= mark <= 0xEF or mark == 0xFE) or mark in _KEPT:
+            kept.append(data[at : at + 2 + length])
+        at += 2 + length
+    turned = _exif.orientation(exif, xmp)
+    if not whole:
+        return Trimmed(data, turned)
+    return Trimmed(b"".join([*kept, data[at:]]), turned, _scans(data, at) if progressive else 1)
+
+
+def _scans(data: bytes, at: int) -> int:
+    """Start-of-scan marks from `at` up to the end of the picture."""
+    scans = 0
+    while match := _MARK.search(data, at):
+        mark, at = data[match.start() + 1], match.end()
+        if mark == 0xD9:
+            break
+        if mark == 0xDA:
+            scans += 1
+        if mark not in (0x01, 0xD8):
+            at += int.from_bytes(data[at : at + 2], "big")
+    return max(1, scans)
+
+
+def png(data: bytes) -> Trimmed:
+    """Without chunks that a reader may leave out, but for transparency."""
+    kept, at, exif, xmp = [data[:8]], 8, b"", b""
+    while at + 8 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 12 + length
+        if not name.isalpha():
+            kept.append(data[at:])
+            break
+        if name[:1].isupper() or name == b"tRNS":
+            kept.append(data[at:end])
+        elif not exif and name == b"eXIf":
+            exif = data[at + 8 : end - 4]
+        elif not exif and name in (b"tEXt", b"zTXt") and data.startswith(b"Raw profile type exif\x00", at + 8):
+            packed = name == b"zTXt"
+            exif = _exif.profile(data[at + 30 + packed : end - 4], packed)
+        elif not xmp and name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\x00", at + 8):
+            xmp = data[at + 8 : end - 4]
+        at = end
+    return Trimmed(b"".join(kept), _exif.orientation(exif, xmp))
