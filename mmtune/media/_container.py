@@ -150,3 +150,23 @@ def promised_seconds(container: InputContainer, stream: Any) -> float | None:
 def is_cover(stream: Any) -> bool:
     """True for a picture attached to a sound or film."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def is_whole_matroska(data: bytes) -> bool:
+    """Whether the file says how long it is, and is no shorter."""
+    at = 0
+    for _ in range(8):
+        first = data[at : at + 1]
+        if not first or not first[0]:
+            return False
+        name = data[at : at + 9 - first[0].bit_length()]
+        at += len(name)
+        width = 9 - data[at].bit_length() if at < len(data) and data[at] else 0
+        if not width:
+            return False
+        size = int.from_bytes(data[at : at + width], "big") & (1 << 7 * width) - 1
+        at += width
+        if name == b"\x18\x53\x80\x67":
+            return size != (1 << 7 * width) - 1 and at + size <= len(data)
+        at += size
+    return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 
+from mmtune.media import _mpeg
 from mmtune.types import Kind
 
 FORMATS: dict[str, tuple[Kind, ...]] = {
@@ -67,8 +68,30 @@ _TEXT = 4096
 _ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
+def locate(data: bytes) -> tuple[str | None, int]:
+    """The name in `FORMATS` of these bytes, and where in them the format begins, behind tags and torn frames of sound.
+
+    None and 0 when they are of no format that is read here.
+    """
+    name = _begin(data)
+    if name not in (None, "mp3"):
+        return name, 0
+    start = _mpeg.behind_tags(data)
+    if start and data[start : start + 4] in (b"fLaC", b"OggS"):
+        return _begin(data[start : start + 32]), start
+    found = _mpeg.first_frame(data, min(start, len(data)))
+    if found is not None:
+        return "mp3", found
+    return name, 0
+
+
 def detect(data: bytes) -> str | None:
     """The name in `FORMATS` of these bytes, or None when they are of no format that is read here."""
+    return locate(data)[0]
+
+
+def _begin(data: bytes) -> str | None:
+    """The format whose mark these bytes begin with."""
     head = data[:32]
     for prefix, name in _PREFIXES:
         if head.startswith(prefix):
@@ -84,7 +107,7 @@ def detect(data: bytes) -> str | None:
         return "mp4"
     if head[:2] == b"BM" and len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADERS:
         return "bmp"
-    if _mp3_frame(head):
+    if _mpeg.frame(head, 0):
         return "mp3"
     if _OFF.match(head):
         return "off"
@@ -96,14 +119,6 @@ def detect(data: bytes) -> str | None:
 def names(kind: Kind) -> str:
     """The formats read for `kind`, for messages."""
     return ", ".join(name for name, kinds in FORMATS.items() if kind in kinds)
-
-
-def _mp3_frame(head: bytes) -> bool:
-    """True when the bytes begin with a Layer III frame header whose fields are all in use."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return False
-    version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    return version != 1 and bitrate not in (0, 15) and rate != 3
 
 
 def first_row(data: bytes) -> tuple[int, int | None, bytes] | None:

@@ -45,10 +45,11 @@ class Track:
         Raises Full.
         """
         if at is not None:
-            if self._loose and (self.head or at < -LATE * self.rate):
+            late, slack = at - self.head, LATE * self.rate
+            if self._loose and (late < -slack if self.head == 0 else late <= slack):
                 self.head = at
             self._loose = False
-            if at - self.head > LATE * self.rate:
+            if late > slack:
                 self._silence(at - self.head)
         self._keep(block)
 
@@ -57,8 +58,13 @@ class Track:
         self.head, self._loose = max(head, self.head), True
 
     def stack(self) -> np.ndarray:
-        """float32 [channels,samples]"""
-        return np.concatenate(self._blocks, axis=1) if self._blocks else np.zeros((self.channels, 0), np.float32)
+        """float32 [channels,samples]; the blocks are given up while they are copied, so no sample is held twice."""
+        whole, at = np.empty((self.channels, self.kept), np.float32), 0
+        for place, block in enumerate(self._blocks):
+            whole[:, at : at + block.shape[1]] = block
+            at += block.shape[1]
+            self._blocks[place] = whole[:, :0]
+        return whole
 
     def _silence(self, length: int) -> None:
         low, high = self._window(length)

@@ -6,8 +6,6 @@ Three states stay apart: sound is there; the file has none (no_audio_stream); th
 
 from __future__ import annotations
 
-import math
-import struct
 import time
 from typing import Any
 
@@ -15,8 +13,9 @@ import av
 import numpy as np
 import torch
 
-from mmtune.errors import MediaError, Reason
-from mmtune.media._container import is_cover, opened, pick, promised_seconds
+from mmtune.errors import MediaError, Note, Reason
+from mmtune.media import _ogg, _wave
+from mmtune.media._container import is_cover, is_whole_matroska, opened, pick, promised_seconds
 from mmtune.media._frames import SLACK
 from mmtune.media._resample import resample
 from mmtune.media._track import LATE, Full, Track
@@ -36,9 +35,6 @@ _STAMPED = frozenset({"mp4", "m4a", "matroska", "ogg"})
 _PREROLL = 1.0
 """Seconds of sound decoded in front of a clip: every codec in use has come to its right values by then."""
 
-_ABRUPT = 60.0
-"""A sound without pictures that begins later than this, seconds, is a piece of a longer stream and begins at once."""
-
 
 def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, span: Span = (None, None)) -> Media:
     """`data` of format `name` to Media with float32 [channels,samples] in -1..1 at `sampling.rate`.
@@ -52,6 +48,9 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
     Raises:
         MediaError: no_audio_stream, audio_limits, bad_range, or unreadable_audio for everything else.
     """
+    notes: list[Note] = []
+    if name == "wav":
+        data = _whole_wave(data, notes, limits, origin)
     with refusing(Reason.unreadable_audio, origin), opened(data, name) as container:
         stream = pick(container, "audio", origin)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
@@ -59,19 +58,37 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
         promised = promised_seconds(container, stream)
         begin, end = _window(sampling, span, rate)
         if end is None and begin is None and promised is not None and promised > limits.audio_seconds:
-            raise _limit(origin, f"{promised:.0f} seconds", f"at most {limits.audio_seconds:.0f}")
+            raise limits.refusal("audio_seconds", Reason.audio_limits, f"{origin}: {promised:.0f} seconds")
         most = limits.audio_values // channels
         if end is None:
             most = min(most, int(limits.audio_seconds * rate))
         track = Track(rate, channels, begin, end, most)
-        _fill(track, container, stream, name, limits, origin)
-        _check_range(track, span, origin)
+        _fill(track, container, stream, _Clock(container, stream, name, data), limits, origin)
         if span == (None, None) and not track.done:
-            _check_length(track.head / rate, promised, name, data, limits, origin)
+            _check_length(track, promised, name, data, limits, origin)
+        _check_range(track, span, origin, notes)
         wave = track.stack()
         _check_values(wave, origin)
         sound = resample(torch.from_numpy(wave), rate, sampling.rate).clamp_(-1.0, 1.0)
-    return Media("audio", sound.contiguous(), rate=sampling.rate, origin=origin)
+    if track.silent:
+        notes.append(Note.gaps_filled)
+    return Media("audio", sound.contiguous(), rate=sampling.rate, origin=origin, notes=tuple(notes))
+
+
+def _whole_wave(data: bytes, notes: list[Note], limits: Limits, origin: str) -> bytes:
+    """A WAV whose header knows how long it is. Raises MediaError where much of what it promises is missing."""
+    wave = _wave.find(data)
+    if wave is None:
+        return data
+    if wave.promised is None:
+        notes.append(Note.open_length)
+        return _wave.closed(data, wave)
+    have = len(data) - wave.start
+    if have < limits.complete * wave.promised:
+        raise MediaError(
+            Reason.unreadable_audio, f"{origin}: {have} bytes of {wave.promised}", "a whole file (limit complete)"
+        )
+    return data
 
 
 def _window(sampling: Sampling, span: Span, rate: int) -> tuple[int | None, int | None]:
@@ -86,64 +103,103 @@ def _window(sampling: Sampling, span: Span, rate: int) -> tuple[int | None, int 
     return begin, end
 
 
-def _check_range(track: Track, span: Span, origin: str) -> None:
+def _check_range(track: Track, span: Span, origin: str, notes: list[Note]) -> None:
     """Refuse a clip that the sound does not hold; an end behind the sound's by rounding is that of the sound."""
     have, (start, end) = track.head / track.rate, span
     late = (start or 0) >= have or (end is not None and not track.done and end - have > SLACK)
     if span != (None, None) and late:
         raise outside(origin, span, have)
+    if end is not None and not track.done and end > have:
+        notes.append(Note.range_clamped)
 
 
 def _check_header(rate: int, channels: int, limits: Limits, origin: str) -> None:
     if not rate or not channels:
         raise MediaError(Reason.unreadable_audio, f"{origin}: {rate} Hz, {channels} channels", "both above 0")
     if not limits.min_rate <= rate <= limits.max_rate:
-        raise _limit(origin, f"{rate} Hz", f"{limits.min_rate} to {limits.max_rate} Hz")
+        name = "min_rate" if rate < limits.min_rate else "max_rate"
+        raise limits.refusal(name, Reason.audio_limits, f"{origin}: {rate} Hz")
     if channels > limits.channels:
-        raise _limit(origin, f"{channels} channels", f"at most {limits.channels}")
+        raise limits.refusal("channels", Reason.audio_limits, f"{origin}: {channels} channels")
 
 
-def _fill(track: Track, container: Any, stream: Any, name: str, limits: Limits, origin: str) -> None:
+def _fill(track: Track, container: Any, stream: Any, clock: _Clock, limits: Limits, origin: str) -> None:
     """Decode what the track wants. Raises MediaError."""
-    failed, packets = 0, 0
+    failed, packets, over = 0, 0, None
     deadline = time.monotonic() + limits.wall_seconds
     context = stream.codec_context
     context.thread_count = 1
-    zero = _zero(container, stream) if name in _STAMPED else None
-    early = -1.0 if track.begin is None or zero is None else track.begin / track.rate - _PREROLL
-    for packet in container.demux(stream):
-        packets += 1
-        if zero is not None and packet.size and (over := _ends(packet, zero)) < early:
-            track.skip(round(over * track.rate))
-            continue
-        try:
-            frames = context.decode(packet if packet.size else None)
-        except av.error.InvalidDataError:
-            failed += 1
-            continue
-        for frame in frames:
-            block = _block(frame, track.channels)
-            if frame.sample_rate != track.rate or block.shape[0] != track.channels:
-                raise MediaError(
-                    Reason.unreadable_audio,
-                    f"{origin}: {frame.sample_rate} Hz and {block.shape[0]} channels after {track.rate} Hz and "
-                    f"{track.channels}",
-                    "one rate and layout throughout",
-                )
-            stamped = zero is not None and frame.time is not None
+    early = -1.0 if track.begin is None else track.begin / track.rate - _PREROLL
+    try:
+        for packet in container.demux(stream):
+            packets += 1
+            over = clock.tick(packet)
+            if over is not None and over < early:
+                track.skip(round(over * track.rate))
+                continue
             try:
-                track.put(block, round((frame.time - zero) * track.rate) if stamped else None)
-            except Full as error:
-                raise _limit(origin, f"more than {track.most} samples in {track.channels} channels", "fewer") from error
-        if track.done or not packet.size:
-            break
-        if time.monotonic() > deadline:
-            raise _limit(origin, f"decoding took more than {limits.wall_seconds:g} seconds", "less")
+                frames = context.decode(packet if packet.size else None)
+            except av.error.InvalidDataError:
+                failed += 1
+                continue
+            for frame in frames:
+                track.put(_block(frame, track, origin), clock.at(frame, track.rate))
+            if track.done or not packet.size:
+                break
+            if time.monotonic() > deadline:
+                seen = f"{origin}: decoding took more than {limits.wall_seconds:g} seconds"
+                raise limits.refusal("wall_seconds", Reason.audio_limits, seen)
+        if clock.last is not None and not track.done:  # nothing was sent until the last packet's end
+            track.put(np.zeros((track.channels, 0), np.float32), round(clock.last * track.rate))
+    except Full as error:
+        seen = f"{origin}: more than {track.most} samples in {track.channels} channels"
+        longer = track.most < limits.audio_values // track.channels
+        raise limits.refusal("audio_seconds" if longer else "audio_values", Reason.audio_limits, seen) from error
     if failed > (1 - limits.complete) * packets or not track.head:
         raise MediaError(
             Reason.unreadable_audio, f"{origin}: {failed} of {packets} packets fail, {track.head} samples",
-            "a whole file",
+            "a whole file (limit complete)",
         )  # fmt: skip
+
+
+class _Clock:
+    """When the sound of a packet is due, by the timestamps of the file; nothing where it has none.
+
+    Attributes:
+        last: when the sound of the last packet is over, seconds.
+    """
+
+    def __init__(self, container: Any, stream: Any, name: str, data: bytes) -> None:
+        self.stamped = name in _STAMPED
+        self.zero = _zero(container, stream) if self.stamped else 0.0
+        self.last: float | None = None
+        opus = name == "ogg" and stream.codec_context.name in ("opus", "libopus")
+        self._pages = _ogg.opus_starts(data) if opus else []
+        self._number, self._due = -1, None
+
+    def tick(self, packet: Any) -> float | None:
+        """Take note of the next packet; gives when its sound is over, seconds, or none where that is not known."""
+        self._number += 1
+        if not self.stamped or not packet.size or packet.pts is None:
+            return None
+        begin = float(packet.pts * packet.time_base)
+        if self._number < len(self._pages):
+            size, start = self._pages[self._number]
+            if size != packet.size:  # the library sees other packets than the pages say
+                self._pages = []
+            else:
+                if not self._number:  # its first samples are the encoder's own and are not heard
+                    self.zero -= begin
+                begin = start / 48000
+        self._due = begin - float(packet.pts * packet.time_base)
+        self.last = begin + float((packet.duration or 0) * packet.time_base) - self.zero
+        return self.last
+
+    def at(self, frame: Any, rate: int) -> int | None:
+        """The sample at which a decoded frame begins; none where that is not known."""
+        if not self.stamped or frame.time is None:
+            return None
+        return round((frame.time + (self._due or 0.0) - self.zero) * rate)
 
 
 def _zero(container: Any, stream: Any) -> float:
@@ -156,22 +212,22 @@ def _zero(container: Any, stream: Any) -> float:
     if pictures:
         return min(float(one.start_time * one.time_base) for one in pictures)
     first = float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
-    apart = container.format.name == "ogg" or abs(first) <= LATE or first > _ABRUPT
+    apart = container.format.name == "ogg" or abs(first) <= LATE or first > _ogg.ABRUPT
     return first if apart else 0.0
 
 
-def _ends(packet: Any, zero: float) -> float:
-    """When a packet's sound is over, seconds; endless where it has no time."""
-    if packet.pts is None:
-        return math.inf
-    return float((packet.pts + (packet.duration or 0)) * packet.time_base) - zero
-
-
-def _block(frame: Any, channels: int) -> np.ndarray:
-    """float32 [channels,samples] of one decoded frame."""
+def _block(frame: Any, track: Track, origin: str) -> np.ndarray:
+    """float32 [channels,samples] of one decoded frame. Raises MediaError where its rate or layout is another."""
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
+    if frame.sample_rate != track.rate or values.shape[0] != track.channels:
+        raise MediaError(
+            Reason.unreadable_audio,
+            f"{origin}: {frame.sample_rate} Hz and {values.shape[0]} channels after {track.rate} Hz and "
+            f"{track.channels}",
+            "one rate and layout throughout",
+        )
     kind = frame.format.name.removesuffix("p")
     if kind in _SCALES:
         middle, scale = _SCALES[kind]
@@ -179,20 +235,25 @@ def _block(frame: Any, channels: int) -> np.ndarray:
     return values.astype(np.float32, copy=False)
 
 
-def _check_length(have: float, promised: float | None, name: str, data: bytes, limits: Limits, origin: str) -> None:
-    """Compare with the header. MP3 gives only estimates, OGG the place of its last page: those promise nothing."""
-    if name == "wav" and len(data) >= 8:
-        size = struct.unpack_from("<I", data, 4)[0]
-        if data[:4] == b"RIFF" and 0 < size < 0xFFFFFF00 and len(data) < limits.complete * (size + 8):
-            raise MediaError(Reason.unreadable_audio, f"{origin}: {len(data)} bytes of {size + 8}", "a whole file")
-    if name in ("mp3", "ogg") or promised is None:
+def _check_length(track: Track, promised: float | None, name: str, data: bytes, limits: Limits, origin: str) -> None:
+    """Compare with the header. MP3 gives only estimates, OGG the place of its last page: those promise nothing.
+
+    A Matroska file that is there to its last byte sent nothing at its end.
+    """
+    have = track.head / track.rate
+    if name in ("mp3", "ogg") or promised is None or have >= limits.complete * promised:
         return
-    if have < limits.complete * promised:
-        raise MediaError(
-            Reason.unreadable_audio,
-            f"{origin}: {have:.2f} seconds of {promised:.2f}",
-            f"at least {limits.complete:.0%} of what the header promises",
-        )
+    if name == "matroska" and is_whole_matroska(data):
+        try:
+            track.put(np.zeros((track.channels, 0), np.float32), round(promised * track.rate))
+        except Full as error:
+            raise limits.refusal("audio_seconds", Reason.audio_limits, f"{origin}: {promised:.0f} seconds") from error
+        return
+    raise MediaError(
+        Reason.unreadable_audio,
+        f"{origin}: {have:.2f} seconds of {promised:.2f}",
+        f"at least {limits.complete:.0%} of what the header promises (limit complete)",
+    )
 
 
 def _check_values(wave: np.ndarray, origin: str) -> None:
@@ -205,7 +266,3 @@ def _check_values(wave: np.ndarray, origin: str) -> None:
             "samples in -1..1",
             "store the sound as integers, or scale its floats",
         )
-
-
-def _limit(origin: str, seen: str, expected: str) -> MediaError:
-    return MediaError(Reason.audio_limits, f"{origin}: {seen}", expected)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from mmtune.errors import ConfigError, MediaError, Reason
-from mmtune.media import _formats
+from mmtune.errors import ConfigError, MediaError, Note, Reason
+from mmtune.media import _formats, _mpeg
 from mmtune.media._limits import Limits
 from mmtune.types import Kind, Media, MediaRef
 
@@ -113,7 +113,7 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
         MediaError: with the Reason; the message names the item and what was wrong.
     """
     sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
-    data, name = _declared(ref, limits, origin)
+    data, name, junk = _declared(ref, limits, origin)
     if ref.kind == "image":
         from mmtune.media.image import decode
     elif ref.kind == "video":
@@ -123,8 +123,10 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
     else:
         from mmtune.media.audio import decode
     if ref.kind in ("video", "audio"):
-        return decode(data, name, sampling, limits, origin, span=(ref.start, ref.end))
-    return decode(data, name, sampling, limits, origin)
+        media = decode(data, name, sampling, limits, origin, span=(ref.start, ref.end))
+    else:
+        media = decode(data, name, sampling, limits, origin)
+    return replace(media, notes=(Note.junk_skipped, *media.notes)) if junk else media
 
 
 def moments(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> list[float]:
@@ -137,7 +139,8 @@ def moments(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | No
     from mmtune.media.video import moments
 
     sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
-    return moments(*_declared(ref, limits, origin), sampling, limits, origin, (ref.start, ref.end))
+    data, name, _ = _declared(ref, limits, origin)
+    return moments(data, name, sampling, limits, origin, (ref.start, ref.end))
 
 
 def outside(origin: str, span: Span, seconds: float) -> MediaError:
@@ -151,10 +154,11 @@ def outside(origin: str, span: Span, seconds: float) -> MediaError:
     )
 
 
-def _declared(ref: MediaRef, limits: Limits, origin: str) -> tuple[bytes, str]:
-    """The bytes of an item and their format, which must be one that can hold the declared kind."""
+def _declared(ref: MediaRef, limits: Limits, origin: str) -> tuple[bytes, str, bool]:
+    """The bytes of an item, their format, which must be one that can hold the declared kind, and whether there was
+    something else in front of them."""
     data = _read(ref, limits, Reason(f"unreadable_{ref.kind}"), origin)
-    name = _formats.detect(data)
+    name, start = _formats.locate(data)
     if name is None or ref.kind not in _formats.FORMATS[name]:
         what = f"{name} data" if name else f"bytes that begin with {_begin(data)}"
         hint = f"declare it as {_formats.FORMATS[name][0]}" if name else "convert the file"
@@ -164,7 +168,9 @@ def _declared(ref: MediaRef, limits: Limits, origin: str) -> tuple[bytes, str]:
             f"{ref.kind} in one of {_formats.names(ref.kind)}",
             hint,
         )
-    return data, name
+    if not start:
+        return data, name, False
+    return data[start:], name, start != _mpeg.behind_tags(data)
 
 
 @contextmanager

@@ -22,6 +22,10 @@ def get(kind: str, data: bytes, limits: Limits | None = None, **sampling) -> Med
     return load(MediaRef(kind, data, "item"), Sampling(**sampling), limits)
 
 
+def clip(kind: str, data: bytes, start: float | None = None, end: float | None = None, **sampling) -> Media:
+    return load(MediaRef(kind, data, "item", start, end), Sampling(**sampling))
+
+
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
     """uint8 [height,width,3], smooth enough for lossy formats, asymmetric."""
     y, x = np.mgrid[:height, :width]

@@ -5,15 +5,14 @@ import pytest
 import torch
 
 from mmtune.errors import MediaError, Reason, ShapeError
-from mmtune.media.base import Sampling, load, moments
+from mmtune.media.base import Sampling, moments
 from mmtune.types import MediaRef
 from tests.media import make
 
 FILM = make.video(32, rate=8)  # 4 seconds, frame n at n / 8
 
 
-def clip(kind: str, data: bytes, start=None, end=None, **sampling):
-    return load(MediaRef(kind, data, "item", start, end), Sampling(**sampling))
+clip = make.clip
 
 
 def refused(kind: str, data: bytes, start=None, end=None) -> MediaError:

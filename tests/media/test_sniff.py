@@ -92,7 +92,7 @@ def test_a_path_is_read_and_its_size_judged_first(tmp_path):
     path = tmp_path / "no_suffix"
     path.write_bytes(make.image(make.picture()))
     assert load(MediaRef("image", path, "here")).data.shape == (1, 3, 30, 40)
-    with pytest.raises(MediaError, match="at most 10 bytes"):
+    with pytest.raises(MediaError, match=r"at most 10 \(limit bytes\)"):
         load(MediaRef("image", path, "here"), limits=Limits(bytes=10))
     with pytest.raises(MediaError) as error:
         load(MediaRef("video", tmp_path / "absent", "there"))

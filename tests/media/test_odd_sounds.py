@@ -1,0 +1,214 @@
+"""Sounds of recorders, streams and calls: open headers, torn beginnings, and silence where nothing was sent."""
+
+import io
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from mmtune.errors import MediaError, Note, Reason
+from mmtune.media import Limits, _ogg, sniff
+from tests.media import make
+
+OPEN = {
+    "zero": (0, 0),
+    "arecord": (0x80000024, 0x80000000),
+    "sox": (0x7FFFFFFF, 0x7FFFFFFF - 36),
+    "ffmpeg": (0xFFFFFFFF, 0xFFFFFFFF),
+    "blocks": (0x7FFFFFFF, 0x7FFFFFFC),
+    "file zero": (0, 0xFFFFFFFF),
+}
+
+
+def piped(values: np.ndarray, whole: int, data: int, rf64: bool = False) -> bytes:
+    plain = bytearray(make.wav(values))
+    struct.pack_into("<I", plain, 4, whole)
+    struct.pack_into("<I", plain, 40, data)
+    if rf64:
+        ds64 = b"ds64" + struct.pack("<IQQQI", 28, 0, 0, 0, 0)
+        return b"RF64" + bytes(plain[4:12]) + ds64 + bytes(plain[12:])
+    return bytes(plain)
+
+
+@pytest.mark.parametrize("rf64", [False, True])
+@pytest.mark.parametrize(("whole", "data"), OPEN.values(), ids=OPEN)
+def test_a_wav_written_into_a_pipe_is_read_to_its_end(whole, data, rf64):
+    values = make.sine(16000, 0.5)
+    media = make.get("audio", piped(values, whole, data, rf64))
+    assert torch.equal(media.data, make.get("audio", make.wav(values)).data)
+    assert media.notes == (Note.open_length,)
+
+
+def test_a_wav_that_lacks_what_it_promises_is_still_damaged():
+    data = make.wav(make.sine(16000, 0.5))
+    with pytest.raises(MediaError, match="bytes of 16000"):
+        make.get("audio", data[:8000])
+    assert make.get("audio", data).notes == ()
+    wrong = bytearray(data)
+    struct.pack_into("<I", wrong, 4, 12)  # the size of the file is not needed
+    assert make.get("audio", bytes(wrong)).data.shape == (1, 8000)
+
+
+def id3(size: int, footer: bool = False) -> bytes:
+    head = bytes([size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127])
+    return b"ID3\x04\0" + bytes([0x10 * footer]) + head + bytes(size) + (b"3DI\x04\0\x10" + head) * footer
+
+
+CODED = [("flac", "flac", "s16"), ("libopus", "ogg", "flt"), ("mp3", "mp3", "fltp")]
+TAGS = {"": id3(300), "cover": id3(200_000), "footer": id3(77, footer=True), "two": id3(10) + id3(20)}
+
+
+@pytest.mark.parametrize(("codec", "form", "sample"), CODED)
+@pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
+def test_a_sound_behind_tags(codec, form, sample, tag):
+    data = make.sound(codec, form, 48000, 0.5, sample)
+    media = make.get("audio", tag + data)
+    assert torch.equal(media.data, make.get("audio", data).data) and media.notes == ()
+    assert sniff(tag + data) == sniff((tag + data)[:65536]) == "audio"
+
+
+MP3 = make.sound("mp3", "mp3", 16000, 2.0)
+
+
+@pytest.mark.parametrize("front", [bytes(100), bytes(5000), b"\0" * 7 + id3(50), id3(50) + bytes(999)])
+def test_mp3_behind_zero_bytes(front):
+    media = make.get("audio", front + MP3)
+    assert torch.equal(media.data, make.get("audio", MP3).data) and media.notes == (Note.junk_skipped,)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 100, 143, 500, 1001])
+def test_mp3_cut_out_of_a_stream(cut):
+    media = make.get("audio", MP3[cut + 200 :])
+    assert 1.7 < media.data.shape[1] / 16000 < 2.1
+    spectrum = torch.fft.rfft(media.data[0, 8000:24000]).abs()
+    assert spectrum.argmax() == 440
+
+
+def test_what_is_no_mp3_is_not_taken_for_one():
+    noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
+    for data in (noise, bytes(100_000), b"\xff\xfb\x90\x00" * 3000, b"#!/bin/sh\n" + MP3[:200]):
+        with pytest.raises(MediaError):
+            make.get("audio", data)
+
+
+# ------------------------------------------------------------------------------------------------- nothing was sent
+
+
+def call(form: str, silences: list[tuple[float, float]], seconds: float = 6.0, codec: str = "libopus", late: float = 0,
+         pictures: bool = False, options: dict | None = None) -> bytes:  # fmt: skip
+    """A tone whose packets inside `silences` are never sent, beginning `late` seconds into the file."""
+    store = io.BytesIO()
+    with av.open(store, "w", format=form, container_options=options or {}) as container:
+        stream = container.add_stream(codec, rate=48000, layout="mono")
+        film = container.add_stream("libvpx-vp9" if form == "webm" else "libx264", rate=4) if pictures else None
+        if film:
+            film.width, film.height, film.pix_fmt = 32, 32, "yuv420p"
+            for number in range(int(seconds * 4)):
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+                container.mux(film.encode(frame))
+            container.mux(film.encode(None))
+        kind = "flt" if codec == "libopus" else "fltp"
+        frame = av.AudioFrame.from_ndarray(make.sine(48000, seconds)[None], format=kind, layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        fifo, packets = av.AudioFifo(), []
+        fifo.write(frame)
+        while block := fifo.read(stream.codec_context.frame_size or 960, partial=True):
+            packets += stream.encode(block)
+        for packet in [*packets, *stream.encode(None)]:
+            at = float(packet.pts * packet.time_base)
+            packet.pts += round(late / packet.time_base)
+            packet.dts = packet.pts
+            if not any(low <= at < high for low, high in silences):
+                container.mux(packet)
+    return store.getvalue()
+
+
+def loud(media, begin: float, end: float) -> float:
+    return float(media.data[0, int(begin * 16000) : int(end * 16000)].abs().max())
+
+
+FORMS = [(form, "libopus") for form in ("webm", "mp4", "ogg", "matroska")] + [("mp4", "aac"), ("matroska", "aac")]
+
+
+@pytest.mark.parametrize(("form", "codec"), FORMS)
+def test_there_is_silence_where_nothing_was_sent(form, codec):
+    # inside a page of OGG, which is one second here, a file does not say where the gap is
+    short = (4.0, 4.5) if form != "ogg" else (5.0, 5.0)
+    media = make.get("audio", call(form, [(1.0, 3.0), short], codec=codec))
+    assert abs(media.data.shape[1] / 16000 - 6.0) < 0.1 and media.notes == (Note.gaps_filled,)
+    for begin, end in ((0.1, 0.9), (3.1, 3.9), (4.6, 5.8)):
+        assert loud(media, begin, end) > 0.4
+    for begin, end in ((1.1, 2.9), (short[0] + 0.1, short[1] - 0.1)):
+        assert begin >= end or loud(media, begin, end) < 0.02
+
+
+@pytest.mark.parametrize(("form", "codec"), FORMS)
+def test_a_part_of_it_is_where_the_clock_says(form, codec):
+    data = call(form, [(1.0, 3.0)], codec=codec)
+    for begin, end in ((2.5, 3.5), (3.5, 4.5), (0.5, 1.5)):
+        media = make.clip("audio", data, begin, end)
+        assert media.data.shape[1] == 16000
+        for at in np.arange(0, 1, 0.25):
+            silent = 1.0 < begin + at + 0.125 < 3.0
+            assert (loud(media, at + 0.06, at + 0.19) < 0.02) == silent, (begin, at)
+    assert make.get("audio", data, seconds=2.0).data.shape[1] == 32000
+    assert loud(make.get("audio", data, seconds=2.0), 1.1, 2.0) < 0.02
+
+
+def test_pages_of_one_packet_and_of_many_last_as_long():
+    one, many = (call("ogg", [(1.0, 3.0)], options={"page_duration": str(size)}) for size in (1, 5_000_000))
+    left, right = make.get("audio", one), make.get("audio", many)
+    assert abs(left.data.shape[1] - right.data.shape[1]) < 1600
+    assert loud(left, 0.1, 0.9) > 0.4 and loud(left, 1.1, 2.9) < 0.02 and loud(left, 3.1, 5.9) > 0.4
+    assert loud(right, 3.1, 5.9) > 0.4
+
+
+def test_in_a_page_silence_follows_the_packet_that_announces_it():
+    page = _ogg.Page(48000 + 960 * 5, [(60, 960), (60, 960), (1, 960), (60, 960), (60, 960)])
+    starts = _ogg.starts([page])
+    assert [start for _, start in starts] == [0, 960, 1920, 2880 + 48000, 3840 + 48000]
+
+
+@pytest.mark.parametrize("form", ["webm", "mp4", "matroska"])
+def test_nothing_sent_at_either_end(form):
+    media = make.get("audio", call(form, [], seconds=3.0, late=1.5))
+    assert abs(media.data.shape[1] / 16000 - 4.5) < 0.1
+    assert loud(media, 0, 1.4) == 0 and loud(media, 1.6, 4.4) > 0.4
+
+
+@pytest.mark.parametrize("form", ["webm", "mp4"])
+def test_a_sound_that_begins_later_than_its_pictures(form):
+    data = call(form, [], seconds=4.0, late=2.0, pictures=True)
+    media = make.get("audio", data)
+    assert loud(media, 0, 1.9) < 0.02 and loud(media, 2.1, 3.9) > 0.4
+    part = make.clip("audio", data, 1.0, 3.0)
+    assert loud(part, 0, 0.9) < 0.02 and loud(part, 1.1, 1.9) > 0.4
+
+
+def test_silence_counts_against_the_limits_and_takes_no_memory_before():
+    data = call("webm", [], seconds=0.5)
+    stamped = bytearray(call("webm", [(0.2, 30.0)], seconds=30.5))
+    with pytest.raises(MediaError) as error:
+        make.get("audio", bytes(stamped), Limits(audio_seconds=10.0))
+    assert error.value.reason == Reason.audio_limits and "limits.audio_seconds=" in str(error.value)
+    assert make.get("audio", data).notes == ()
+
+
+def test_jitter_of_a_live_recorder_is_no_gap():
+    store, generator = io.BytesIO(), np.random.default_rng(0)
+    with av.open(store, "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(make.sine(48000, 3.0)[None], format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        fifo, packets = av.AudioFifo(), []
+        fifo.write(frame)
+        while block := fifo.read(960, partial=True):
+            packets += stream.encode(block)
+        for packet in packets:
+            packet.pts = packet.dts = packet.pts + int(generator.integers(0, 480))
+            container.mux(packet)
+    media = make.get("audio", store.getvalue())
+    assert media.notes == () and abs(media.data.shape[1] / 16000 - 3.0) < 0.05
