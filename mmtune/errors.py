@@ -60,6 +60,8 @@ class Note(StrEnum):
     """The end of a clip was a little behind that of its item."""
     points_left_out = "points_left_out"
     """Points of a cloud without a place."""
+    columns_left_out = "columns_left_out"
+    """Columns of a cloud, beside the place, that are not numbers throughout."""
 
 
 class MmtuneError(Exception):

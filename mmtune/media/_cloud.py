@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmtune.errors import MediaError, Reason
-from mmtune.media.base import Limits
+from mmtune.media._limits import Limits
 
 Columns = list[tuple[str, np.ndarray]]
 """Name in the file (empty where it gives none) and values [points] of each column."""
@@ -51,14 +52,17 @@ class Gate:
             raise self.refusal(
                 f"{points} points of {stride} bytes, and {there} bytes for them", "as much data as the header claims"
             )
-        limits = self.limits
-        if points > limits.points or points * columns > limits.point_values:
-            raise MediaError(
-                Reason.points_limits,
-                f"{self.origin}: {points} points with {columns} values each",
-                f"at most {limits.points} points and {limits.point_values} values",
-                "thin the cloud, or raise the limit on purpose",
-            )
+        limits, seen = self.limits, f"{self.origin}: {points} points with {columns} values each"
+        if points > limits.points:
+            raise limits.refusal("points", Reason.points_limits, seen)
+        if points * columns > limits.point_values:
+            raise limits.refusal("point_values", Reason.points_limits, seen)
+
+    def check_clock(self, deadline: float) -> None:
+        """Refuse what takes longer than the limit, `deadline` being the `time.monotonic()` at which it is over."""
+        if time.monotonic() > deadline:
+            seen = f"{self.origin}: decoding took more than {self.limits.wall_seconds:g} seconds"
+            raise self.limits.refusal("wall_seconds", Reason.points_limits, seen)
 
     def count(self, text: str) -> int:
         """A whole number from a header. Raises MediaError."""

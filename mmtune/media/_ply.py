@@ -1,7 +1,7 @@
 """PLY: the element `vertex` of ascii, little-endian and big-endian files, with all its plain properties.
 
-Elements behind the points (faces) are not read; that they can be there at all is checked by their least size. A list
-among the points, or in front of them, is refused: files of points have none.
+Elements in front of the points, and lists among them, are stepped over. Elements behind (faces) are not read; that
+they can be there at all is checked by their least size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmtune.media import _ply_lists
 from mmtune.media._cloud import HEADER, Columns, Gate, fields, named, rows
 
 TYPES = {
@@ -29,14 +30,17 @@ class _Element:
 
     name: str
     count: int
-    properties: list[tuple[str, str]] = field(default_factory=list)
-    """Name and numpy type; a list counts with the type of its length."""
-    lists: bool = False
+    properties: list[_ply_lists.Property] = field(default_factory=list)
+
+    @property
+    def lists(self) -> bool:
+        """Whether items may be of different size."""
+        return any(one.items for one in self.properties)
 
     @property
     def stride(self) -> int:
         """Bytes of one, the least where it has lists."""
-        return sum(np.dtype(kind).itemsize for _, kind in self.properties)
+        return sum(np.dtype(one.kind).itemsize for one in self.properties)
 
 
 def read(data: bytes, gate: Gate) -> Columns:
@@ -46,23 +50,26 @@ def read(data: bytes, gate: Gate) -> Columns:
     if place is None:
         raise gate.refusal("no element vertex", "points")
     before, points, after = elements[:place], elements[place], elements[place + 1 :]
-    if points.lists or any(element.lists for element in before):
-        raise gate.refusal("a list before or among the points", "plain properties", "store the points alone")
-    names = [name for name, _ in points.properties]
-    if len(set(names)) != len(names):
-        raise gate.refusal(f"properties {', '.join(names)[:80]}", "every name once")
     if not order:
         return _ascii(data[start:], gate, before, points, after)
-    start += sum(element.count * element.stride for element in before)
+    for element in before:
+        if element.count * element.stride > len(data) - start:
+            raise gate.refusal(f"{element.count} of {element.name[:40]}", "as much data as the header claims")
+        start += element.count * element.stride
+        if element.lists and element.count:
+            start -= element.count * element.stride
+            start = _ply_lists.end(data, start, element.count, element.properties, order, gate)
     left = max(0, len(data) - start)
-    gate.admit(points.count, len(names), points.stride, left)
+    gate.admit(points.count, len(points.properties), points.stride, left)
+    if points.lists:
+        return _ply_lists.read(data, start, points.count, points.properties, order, gate)
     left -= points.count * points.stride
     least = sum(element.count * element.stride for element in after)
     whole = not any(element.lists and element.count for element in after)
     rest = data[start + points.count * points.stride + least :]
     if least > left or (whole and (len(rest) > TRAIL or rest.strip())):
         raise gate.refusal(f"{left} bytes behind the points", f"{least}, as the header says")
-    kind = np.dtype([(name, order + kind) for name, kind in points.properties])
+    kind = np.dtype([(one.name, order + one.kind) for one in points.properties])
     return fields(np.frombuffer(data, kind, points.count, start))
 
 
@@ -72,22 +79,13 @@ def _ascii(body: bytes, gate: Gate, before: list[_Element], points: _Element, af
     there = body.count(b"\n") + body.count(b"\r") + 1
     if there < lines:
         raise gate.refusal(f"{there} lines of data", f"{lines}, as the header says")
-    table = rows(body, gate, sum(element.count for element in before), points.count)
+    skip = sum(element.count for element in before)
+    if points.lists:
+        return _ply_lists.read_text(body, skip, points.count, points.properties, gate)
+    table = rows(body, gate, skip, points.count)
     if table.shape[1] != len(points.properties):
         raise gate.refusal(f"{table.shape[1]} numbers in a line", f"{len(points.properties)}, as the header says")
-    columns = named(table, tuple(name for name, _ in points.properties))
-    # whole numbers keep their type, which says what range colours have
-    kinds = [np.dtype(kind) for _, kind in points.properties]
-    return [(name, _whole(values, kind, gate)) for (name, values), kind in zip(columns, kinds, strict=True)]
-
-
-def _whole(values: np.ndarray, kind: np.dtype, gate: Gate) -> np.ndarray:
-    if kind.kind == "f":
-        return values
-    range_ = np.iinfo(kind)
-    if not ((values >= range_.min) & (values <= range_.max) & (values == np.floor(values))).all():
-        raise gate.refusal(f"values from {values.min():g} to {values.max():g}", f"whole numbers of type {kind}")
-    return values.astype(kind)
+    return _ply_lists.typed(named(table, tuple(one.name for one in points.properties)), points.properties)
 
 
 def _header(data: bytes, gate: Gate) -> tuple[str, list[_Element], int]:
@@ -109,12 +107,18 @@ def _header(data: bytes, gate: Gate) -> tuple[str, list[_Element], int]:
             case ["element", name, count]:
                 elements.append(_Element(name, gate.count(count)))
             case ["property", "list", length, item, _] if elements and length in TYPES and item in TYPES:
-                elements[-1].properties.append(("", TYPES[length]))
-                elements[-1].lists = True
+                _add(elements[-1], "", TYPES[length], TYPES[item])
             case ["property", kind, name] if elements and kind in TYPES:
-                elements[-1].properties.append((name, TYPES[kind]))
+                _add(elements[-1], name, TYPES[kind])
             case _:
                 raise gate.refusal(f"the header line {line[:80]!r}", "format, element, property or comment")
     if order is None:
         raise gate.refusal("no format line", f"format {' or '.join(ORDERS)} 1.0")
     return order, elements, stop + len(END) + len(newline)
+
+
+def _add(element: _Element, name: str, kind: str, items: str = "") -> None:
+    """A further property. A list, and what has the name of another, gets a name that nobody reads."""
+    known = {one.name for one in element.properties}
+    plain = name and name not in known and not name.startswith(".")
+    element.properties.append(_ply_lists.Property(name if plain else f".{len(known)}", kind, items))

@@ -5,7 +5,9 @@ are colours; then what else a point has, in the order of the file. `Media.column
 moved, scaled or thinned here: what a cloud means is the encoder's business.
 
 A file without names may hold colours: three columns behind x, y and z, all whole numbers in 0..255 and some above 1,
-are called red, green and blue. Other columns of such a file have no name. A point that is not finite spoils the file.
+are called red, green and blue. Other columns of such a file have no name. A point without a finite place, as an
+organised cloud has where nothing was hit, is left out; so is any other column that is not finite throughout. Both are
+noted.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mmtune.errors import Reason
+from mmtune.errors import Note, Reason
 from mmtune.media import _arrays, _lines, _pcd, _ply
 from mmtune.media._cloud import Columns, Gate
 from mmtune.media.base import Limits, Sampling, refusing
@@ -46,26 +48,50 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
     Raises:
         MediaError: points_limits, or unreadable_points for everything else.
     """
-    gate = Gate(limits, origin)
+    gate, notes = Gate(limits, origin), list[Note]()
     with refusing(Reason.unreadable_points, origin), np.errstate(all="ignore"):
-        columns = _ordered(READERS[name](data, gate), gate)
+        columns = _finite(_named(READERS[name](data, gate), gate), gate, notes)
+        columns = _ordered(columns, gate)
         gate.admit(len(columns[0][1]), len(columns))
         table = np.empty((len(columns[0][1]), len(columns)), np.float32)
         for place, (_, values) in enumerate(columns):
             table[:, place] = values
-        _check(table, columns, gate)
-    return Media("points", torch.from_numpy(table), origin=origin, columns=tuple(name for name, _ in columns))
+        _check(columns, gate)
+    names = tuple(name for name, _ in columns)
+    return Media("points", torch.from_numpy(table), origin=origin, columns=names, notes=tuple(notes))
 
 
-def _ordered(columns: Columns, gate: Gate) -> Columns:
-    """Place, colour in 0..1, the rest."""
+def _named(columns: Columns, gate: Gate) -> Columns:
+    """The usual names; of columns with one name the first."""
     if len(columns) >= 6 and not any(name for name, _ in columns[3:]) and _are_colours(columns[3:6]):
         columns = [*columns[:3], *zip(COLOUR, (v for _, v in columns[3:6]), strict=True), *columns[6:]]
     columns = [(SPELLINGS.get(name.lower(), name.lower()), values) for name, values in columns]
     known = [name for name, _ in columns if name]
+    if not {*known} >= {*PLACE} or any(known.count(name) > 1 for name in PLACE):
+        raise gate.refusal(f"columns {', '.join(known)[:120]}", "x, y and z, each once")
+    first = {name: place for place, (name, _) in reversed(list(enumerate(columns)))}
+    return [column for place, column in enumerate(columns) if not column[0] or first[column[0]] == place]
+
+
+def _finite(columns: Columns, gate: Gate, notes: list[Note]) -> Columns:
+    """Without points that have no place, and without other columns that are not numbers throughout."""
+    good = np.logical_and.reduce([np.isfinite(v.astype(np.float32)) for name, v in columns if name in PLACE])
+    if not good.any():
+        raise gate.refusal(f"{len(good)} points, none with finite x, y and z", "points")
+    if not good.all():
+        notes.append(Note.points_left_out)
+        columns = [(name, values[good]) for name, values in columns]
+    odd = {place for place, (_, values) in enumerate(columns) if not np.isfinite(values.astype(np.float32)).all()}
+    if any(columns[place][0] in COLOUR for place in odd):
+        odd |= {place for place, (name, _) in enumerate(columns) if name in COLOUR}
+    if odd:
+        notes.append(Note.columns_left_out)
+    return [column for place, column in enumerate(columns) if place not in odd]
+
+
+def _ordered(columns: Columns, gate: Gate) -> Columns:
+    """Place, colour in 0..1, the rest."""
     table = dict(columns)
-    if len(set(known)) != len(known) or not table.keys() >= {*PLACE}:
-        raise gate.refusal(f"columns {', '.join(known)[:120]}", "x, y and z, and every name once")
     coloured = COLOUR if table.keys() >= {*COLOUR} else ()
     first = [(name, table[name]) for name in PLACE]
     first += zip(coloured, _scaled([table[name] for name in coloured], gate), strict=True)
@@ -90,11 +116,8 @@ def _scaled(values: list[np.ndarray], gate: Gate) -> list[np.ndarray]:
     return [np.clip(v / np.float64(top), 0, 1) for v in values]
 
 
-def _check(table: np.ndarray, columns: Columns, gate: Gate) -> None:
-    """Refuse what is not finite, and places so far from the origin that float32 would move them."""
-    if not np.isfinite(table).all():
-        bad = int((~np.isfinite(table)).any(axis=1).sum())
-        raise gate.refusal(f"{bad} of {len(table)} points have values that are not finite", "numbers", "leave them out")
+def _check(columns: Columns, gate: Gate) -> None:
+    """Refuse places so far from the origin that float32 would move them."""
     places = [values for _, values in columns[:3]]
     extent = max(float(v.max()) - float(v.min()) for v in places)
     far = max(float(np.abs(v).max()) for v in places)

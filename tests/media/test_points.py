@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zipfile
 
 import numpy as np
 import pytest
@@ -169,12 +168,6 @@ def change(data: bytes, old: bytes, new: bytes) -> bytes:
     return data.replace(old, new, 1)
 
 
-def with_bad(value: float, kind: type = np.float32) -> np.ndarray:
-    table = ROWS.astype(kind)
-    table[7, 1] = value
-    return table
-
-
 BAD = {
     "more points than data": change(GOOD["ply little"], b"vertex 40", b"vertex 41"),
     "fewer points than data": change(GOOD["ply little"], b"vertex 40", b"vertex 39"),
@@ -209,11 +202,7 @@ BAD = {
     "xyz short": b"41\n" + text(ROWS),
     "off short": b"OFF\n41 0 0\n" + text(ROWS),
     "off binary": b"OFF BINARY\n" + bytes(40),
-    "not a number": npy(with_bad(np.nan)),
-    "infinite": npy(with_bad(-np.inf)),
-    "too large for float32": npy(with_bad(1e300, np.float64)),
     "far away": npy(PLACES.astype(np.float64) + 5e6),
-    "nan in text": b"1 2 3\nnan 1 2\n",
 }
 
 
@@ -222,15 +211,6 @@ def test_damage_is_refused_by_name(name):
     with pytest.raises(MediaError, match="item") as error:
         read(BAD[name])
     assert error.value.reason in (Reason.unreadable_points, Reason.points_limits)
-
-
-def test_an_archive_that_holds_something_else_is_refused():
-    store = io.BytesIO()
-    with zipfile.ZipFile(store, "w") as archive:
-        archive.writestr("points.npy", GOOD["npy"])
-        archive.writestr("../../run.py", "print(1)")
-    with pytest.raises(MediaError, match="members"):
-        read(store.getvalue())
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -1,0 +1,141 @@
+"""PLY elements with lists among their properties: the lists are stepped over, the rest is read.
+
+Mostly every list of an element has the same length; then all items are of one size and are read at once. Else they are
+gone through one by one, against the clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmtune.media._cloud import Columns, Gate, fields, named, rows
+
+_PIECE = 1 << 14
+"""Items between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property of an element."""
+
+    name: str
+    """One that begins with a dot is not read."""
+    kind: str
+    """Numpy type; of a list, that of its length."""
+    items: str = ""
+    """Numpy type of what a list holds; empty for no list."""
+
+
+def read(data: bytes, start: int, count: int, properties: list[Property], order: str, gate: Gate) -> Columns:
+    """Binary items from `start` on. Raises MediaError."""
+    kind = _same(data, start, count, properties, order)
+    if kind is not None:
+        return fields(np.frombuffer(data, kind, count, start))
+    spans, _ = _walk(data, start, count, properties, order, gate)
+    plain = np.dtype([(one.name, order + one.kind) for one in properties if not one.items])
+    return fields(np.frombuffer(b"".join(data[low:high] for low, high in spans), plain, count))
+
+
+def end(data: bytes, start: int, count: int, properties: list[Property], order: str, gate: Gate) -> int:
+    """Where binary items that begin at `start` end. Raises MediaError."""
+    kind = _same(data, start, count, properties, order)
+    return start + count * kind.itemsize if kind is not None else _walk(data, start, count, properties, order, gate)[1]
+
+
+def _same(data: bytes, start: int, count: int, properties: list[Property], order: str) -> np.dtype | None:
+    """The type of one item where all lists are as long as those of the first item; else none."""
+    layout: list[tuple] = []
+    at = start
+    for place, one in enumerate(properties):
+        layout.append((one.name if not one.items else f".length{place}", order + one.kind))
+        at += np.dtype(one.kind).itemsize
+        if one.items:
+            many = _length(data, at, one, order)
+            if many is None or at + many > len(data):
+                return None
+            layout.append((f".list{place}", order + one.items, (many,)))
+            at += many * np.dtype(one.items).itemsize
+    kind = np.dtype(layout)
+    if start + count * kind.itemsize > len(data):
+        return None
+    table = np.frombuffer(data, kind, count, start)
+    lengths = [name for name in table.dtype.names or () if name.startswith(".length")]
+    return kind if all((table[name] == table[name][0]).all() for name in lengths) else None
+
+
+def _length(data: bytes, at: int, one: Property, order: str) -> int | None:
+    """The length that ends at `at`; none where it is none."""
+    size = np.dtype(one.kind).itemsize
+    if at > len(data):
+        return None
+    many = float(np.frombuffer(data, order + one.kind, 1, at - size)[0])
+    return int(many) if 0 <= many == int(many) else None
+
+
+def _walk(
+    data: bytes, start: int, count: int, properties: list[Property], order: str, gate: Gate
+) -> tuple[list[tuple[int, int]], int]:
+    """Where the plain properties of all items lie, and where the items end."""
+    spans: list[tuple[int, int]] = []
+    at, deadline = start, time.monotonic() + gate.limits.wall_seconds
+    sizes = [(np.dtype(one.kind).itemsize, np.dtype(one.items).itemsize if one.items else 0) for one in properties]
+    for number in range(count):
+        if number % _PIECE == 0:
+            gate.check_clock(deadline)
+        for one, (size, item) in zip(properties, sizes, strict=True):
+            at += size
+            if not one.items:
+                spans.append((at - size, at))
+                continue
+            many = _length(data, at, one, order)
+            if many is None:
+                raise gate.refusal(f"item {number} of {count} has no list where one ought to be", "a length")
+            at += many * item
+        if at > len(data):
+            raise gate.refusal(f"{number} items of {count}", "as much data as the header claims")
+    return spans, at
+
+
+def read_text(body: bytes, skip: int, count: int, properties: list[Property], gate: Gate) -> Columns:
+    """Items as lines of text. Raises MediaError."""
+    lines = [line for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n") if line.strip()]
+    plain, deadline = [], time.monotonic() + gate.limits.wall_seconds
+    for number, line in enumerate(itertools.islice(lines, skip, skip + count)):
+        if number % _PIECE == 0:
+            gate.check_clock(deadline)
+        words, at = line.split(), 0
+        for one in properties:
+            if one.items:
+                if at >= len(words) or not words[at].isdigit() or len(words[at]) > 9:
+                    raise gate.refusal(f"line {number} of the points has no list where one ought to be", "a length")
+                at += int(words[at]) + 1
+            else:
+                plain.append(words[at] if at < len(words) else b"")
+                at += 1
+        if at != len(words):
+            raise gate.refusal(f"{len(words)} numbers in line {number} of the points", f"{at}")
+    kept = [one for one in properties if not one.items]
+    step = len(kept)
+    text = b"\n".join(b" ".join(plain[at : at + step]) for at in range(0, len(plain), step))
+    table = rows(text, gate, most=count)
+    return typed(named(table, tuple(one.name for one in kept)), kept)
+
+
+def typed(columns: Columns, properties: list[Property]) -> Columns:
+    """Numbers of a text in the types of the header, which say what range colours have; a column stays as it is where
+    its numbers are not of its type. Those that nobody reads are left out."""
+    done: Columns = []
+    for (name, values), one in zip(columns, properties, strict=True):
+        if name.startswith("."):
+            continue
+        kind = np.dtype(one.kind)
+        if kind.kind != "f":
+            top = np.iinfo(kind)
+            fits = ((values >= top.min) & (values <= top.max) & (values == np.floor(values))).all()
+            values = values.astype(kind) if fits else values
+        done.append((name, values))
+    return done
