@@ -39,3 +39,13 @@ def entries(ctx: typer.Context, incomplete: str) -> list[str]:
     if chosen in registry.SHELVES:
         return _starting(registry.shipped(chosen), incomplete)
     return _starting(registry.names(chosen), incomplete) if chosen in registry.ROOMS else []
+
+
+def methods(incomplete: str) -> list[str]:
+    """What `mmtune init --method` takes."""
+    return _starting(("connector", "lora", "full", "adapter_v2"), incomplete)
+
+
+def encoders(incomplete: str) -> list[str]:
+    """The small parts of the package, and entries in front of a folder or repository."""
+    return _starting(("pocket", *(f"{name}:" for name in registry.names("encoders"))), incomplete)

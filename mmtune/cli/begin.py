@@ -1,0 +1,99 @@
+"""`mmtune init`: from a few answers to a recipe. What the options do not say is asked, where a person is there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmtune.cli.complete import encoders, methods, room, shelf
+from mmtune.cli.words import app
+from mmtune.errors import UsageError
+
+
+@app.command()
+def init(
+    llm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="pocket, a folder, or the name of a repository on the hub.")
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="pocket, a folder, a repository, or ENTRY:FOLDER. Repeat.", autocompletion=encoders
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Shards, as 'shards/*.tar', or a card. Repeat.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="connector, lora, full or adapter_v2.", autocompletion=methods)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The YAML file to write.")] = None,
+    connector: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="From `mmtune list connectors`.", autocompletion=room("connectors")),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="NAME", help="From `mmtune list prompts`.", autocompletion=shelf("prompts"))
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data.")] = None,
+    kinds: Annotated[
+        str | None, typer.Option(metavar="KIND,...", help="Media of data that are not on this machine.")
+    ] = None,
+) -> None:
+    """Write a recipe for your own data: asks for what the options do not say, and looks at data and parts."""
+    words = {"data": data, "llm": llm, "encoder": encoder, "method": method, "out": out}
+    given = _asked(words) if _is_terminal() else _all_given(words)
+
+    from mmtune.commands import init as command
+
+    command.run(
+        command.Answers(
+            llm=given["llm"],
+            encoders=tuple(given["encoder"]),
+            data=tuple(given["data"]),
+            method=given["method"],
+            out=Path(given["out"]),
+            connector=connector,
+            prompt=prompt,
+            epochs=epochs,
+            kinds=tuple(filter(None, (kinds or "").split(","))),
+        )
+    )
+
+
+def _all_given(words: dict) -> dict:
+    usual = {"encoder": ["pocket"] if words["llm"] == "pocket" else None, "out": "recipe.yaml", "method": "connector"}
+    given = {name: value or usual.get(name) for name, value in words.items()}
+    if missing := [f"--{name}" for name, value in given.items() if not value]:
+        raise UsageError(
+            f"mmtune init without {', '.join(missing)}, and no terminal to ask at",
+            "mmtune init --data PATTERN --llm NAME --encoder NAME [--method METHOD] [--out FILE]",
+            "mmtune init --data 'shards/*.tar' --llm pocket --encoder pocket, for the small parts of the package",
+        )
+    return given
+
+
+def _asked(words: dict) -> dict:
+    """Ask for what is missing, with what is usual in brackets, which an empty answer takes."""
+    given = dict(words)
+    if not given["data"]:
+        given["data"] = typer.prompt("Shards to train on, as shards/*.tar; several with blanks between").split()
+    if not given["llm"]:
+        given["llm"] = typer.prompt("Language model: pocket, a folder, or a repository on the hub", default="pocket")
+    if not given["encoder"]:
+        usual = "pocket" if given["llm"] == "pocket" else None
+        given["encoder"] = typer.prompt(
+            "Encoder of the media: pocket, a folder, or a repository; several with blanks between", default=usual
+        ).split()
+    if not given["method"]:
+        given["method"] = typer.prompt("What trains: connector, lora, full or adapter_v2", default="connector")
+    if not given["out"]:
+        given["out"] = typer.prompt("File to write", default="recipe.yaml")
+    return given
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,0 +1,282 @@
+"""Answers to a recipe: data are looked at, parts chosen, all of it built without weights, and the file written last."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune import config, disk, registry
+from mmtune.commands.init import parts, text
+from mmtune.errors import CheckpointError, ConfigError, MmtuneError, UsageError
+from mmtune.types import KINDS, Kind
+
+if TYPE_CHECKING:
+    from mmtune.data.peek import Seen
+    from mmtune.recipe import Recipe
+
+STREAMS = {"llava": "instruct", "caption": "caption", "alpaca": "text"}
+"""Format to the name of its stream."""
+ASKED = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
+"""What the user says behind a medium that has a caption, by kind."""
+LENGTH = 2048
+"""Tokens of an example where the data or the parts are not here to be measured."""
+TRIED = 8
+"""Samples of each stream that are measured."""
+STEPS = 200
+"""Least steps that the epochs of a small set of data come to."""
+HELD_OUT = 50
+"""Least samples from which some are held out for validation."""
+
+
+@dataclass
+class Answers:
+    """What the command line, or the person at the terminal, said."""
+
+    llm: str
+    encoders: tuple[str, ...]
+    data: tuple[str, ...]
+    method: str
+    out: Path
+    connector: str | None = None
+    prompt: str | None = None
+    epochs: float | None = None
+    kinds: tuple[str, ...] = ()
+    """Kinds of media of data that are not on this machine."""
+
+
+def run(answers: Answers) -> None:
+    """Write the recipe and say what it is and what to type next.
+
+    Raises:
+        UsageError: an answer that cannot be used, or a file that is there already.
+        ConfigError, DataError, ModelError, CheckpointError: what the parts or the data raise.
+    """
+    _check(answers)
+    seen = _seen(answers)
+    tree = _tree(answers, seen)
+    told = [f"{', '.join(data)}: {_said(found)}" for data, found in seen]
+    fitted, notes = _fit(tree, seen)
+    source = _head(answers) + text.written(fitted, _REMARKS)
+    config.validate(_recipe(), config.parse(source, str(answers.out)), str(answers.out))
+    disk.write_file(answers.out, source)
+    print("\n".join([*told, *notes, f"{answers.out} is written", "", *_next(answers, fitted)]))
+
+
+def _check(answers: Answers) -> None:
+    if answers.method not in parts.METHODS:
+        raise UsageError(f"--method {answers.method}", f"one of {', '.join(parts.METHODS)}")
+    if answers.out.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"--out {answers.out}", "the name of a YAML file", f"--out {answers.out}.yaml")
+    if answers.out.exists():
+        raise UsageError(f"{answers.out} is there already", "the name of a new file", "another --out, or remove it")
+    if strange := [kind for kind in answers.kinds if kind not in KINDS]:
+        raise UsageError(f"--kinds {','.join(strange)}", f"some of {', '.join(KINDS)}, with commas between")
+    if answers.connector:
+        registry.find("connectors", answers.connector)
+
+
+def _recipe() -> type[Recipe]:
+    from mmtune.recipe import Recipe
+
+    return Recipe
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def _seen(answers: Answers) -> list[tuple[tuple[str, ...], Seen | None]]:
+    """Each piece of data with what is in it, those of one format together; none for what is not on this machine."""
+    from mmtune.data.peek import look
+    from mmtune.recipe import Card, is_card
+
+    found: dict[str, tuple[tuple[str, ...], Seen | None]] = {}
+    for name in answers.data:
+        if is_card(name) and name not in registry.shipped("cards") and Path(name).exists():
+            name = f"./{name}"
+        card = config.load(Card, name, kind="cards") if is_card(name) else None
+        try:
+            seen = look(card.patterns() if card else [name])
+        except MmtuneError as error:
+            absent = "://" in name or card is not None
+            if not absent:
+                raise
+            if not answers.kinds:
+                raise UsageError(
+                    f"{name} cannot be looked at here: {error.seen}",
+                    "data on this machine, or --kinds with what its records hold",
+                    f"--kinds image, or some of {', '.join(KINDS)} with commas between",
+                ) from error
+            seen = None
+        spelled = card.format.name if card else seen.format if seen else "llava"
+        before = found.get(spelled, ((), None))
+        found[spelled] = ((*before[0], name), seen or before[1])
+    return list(found.values())
+
+
+def _said(seen: Seen | None) -> str:
+    if seen is None:
+        return "not on this machine, so not looked at"
+    media = ", ".join(f"{count} {kind}" for kind, count in seen.kinds.items()) or "text alone"
+    refused = seen.records - len(seen.samples)
+    lost = f"; {refused} cannot be used, the first: {seen.refused}" if refused > 0 else ""
+    return f"{seen.shards} shards; of {seen.records} records {len(seen.samples)} are `{seen.format}` with {media}{lost}"
+
+
+# ---------------------------------------------------------------------------------------------------------- recipe
+
+
+def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> dict[str, Any]:
+    counted: Counter[Kind] = Counter()
+    for _, found in seen:
+        counted.update(found.kinds if found else answers.kinds)  # type: ignore[arg-type]
+    kinds = [kind for kind in KINDS if counted[kind]]
+    small = answers.llm == parts.POCKET
+    llm = parts.llm(answers.llm)
+    prompt = answers.prompt or parts.prompt(answers.llm)
+    changes = parts.tune(answers.method, parts.depth_of(llm), small)
+    branches = parts.branches(answers.encoders, kinds, answers.connector)
+    groups = changes["groups"]
+    if not branches and "connector" in groups:
+        del groups["connector"]
+    if not groups:
+        raise UsageError("data with text alone, and --method connector", "media, or a method that trains more")
+    streams = {}
+    for data, found in seen:
+        name = found.format if found else "llava"
+        streams[STREAMS.get(name, name)] = {"data": list(data), "format": _format(name, kinds), "prompt": prompt}
+    if answers.method == "adapter_v2" and {"caption"} < set(streams):
+        groups["sight"]["streams"] = ["caption"]
+        groups["speech"]["streams"] = [stream for stream in streams if stream != "caption"]
+    model = {"branches": branches, "llm": llm, "fusion": changes["fusion"]}
+    return {
+        "title": f"{answers.method} training of {answers.llm} on {', '.join(answers.data)}",
+        "model": model | ({"tuners": changes["tuners"]} if changes["tuners"] else {}),
+        "streams": streams,
+        "groups": groups,
+        "schedule": {"epochs": answers.epochs or 1.0, "warmup": 10, "kind": "cosine"},
+        "run": {
+            "length": LENGTH,
+            "too_long": "turns",
+            "batch_tokens": 4 * LENGTH,
+            "accumulate": 1,
+            "precision": "fp32" if small else "bf16",
+            "save_every": 500,
+            "workers": 2,
+        },
+        "chat": {"max_tokens": 80 if small else 256},
+    }
+
+
+def _format(name: str, kinds: Sequence[Kind]) -> dict[str, Any]:
+    asked = [ASKED[kind] for kind in kinds if kind in ASKED]
+    return {"name": name, **({"prompts": asked} if name == "caption" and len(asked) == 1 else {})}
+
+
+def _fit(tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> tuple[dict[str, Any], list[str]]:
+    """The tree with lengths and epochs that fit the data, and what was found by building the model without weights."""
+    from mmtune import model as models
+    from mmtune import params
+
+    recipe = config.validate(_recipe(), tree, "the recipe")
+    try:
+        model = models.build(recipe.model, weights=False, device="meta")
+    except CheckpointError as error:  # a repository that was not fetched, on a machine without network
+        return tree, [f"not built, because a part is not here: {error.seen.splitlines()[0]}"]
+    table = params.table(model, params.partition(model, recipe.groups))
+    lengths = _lengths(recipe, model, seen)
+    if not lengths:
+        return tree, [f"lengths were not measured; run.length = {LENGTH} is a guess", table.splitlines()[-1]]
+    longest, mean = max(lengths), sum(lengths) / len(lengths)
+    length = max(256, -(-longest * 5 // 4 // 64) * 64)
+    rows = 8 if tree["run"]["precision"] == "fp32" else 4
+    tree["run"] |= {"length": length, "batch_tokens": rows * length}
+    found = [one for _, one in seen if one is not None]
+    if all(one.whole for one in found) and len(found) == len(seen):
+        samples = sum(len(one.samples) for one in found)
+        steps = samples / max(1.0, rows * length / mean)  # of one epoch
+        if tree["schedule"]["epochs"] == 1.0:
+            tree["schedule"]["epochs"] = float(max(1, min(500, round(STEPS / max(steps, 1e-3)))))
+        enough = samples >= HELD_OUT
+    else:
+        enough = True
+    if enough:
+        tree["eval"] = {"every": 100 if rows == 8 else 500, "fraction": 0.05}
+        tree["chat"] = tree.pop("chat")  # the last section, as in `Recipe`
+    return tree, [f"samples have up to {longest:,} tokens", table.splitlines()[-1]]
+
+
+def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> list[int]:
+    """Tokens of the first samples of each stream, as training will see them. Raises what makes all of them unusable."""
+    from mmtune.checkpoint import store
+
+    lengths: list[int] = []
+    for (_, found), stream in zip(seen, recipe.streams.values(), strict=True):
+        if found is None:
+            continue
+        try:
+            processor = store.processor_for(recipe, model, stream.prompt)
+        except CheckpointError:  # a language model whose structure is known and whose tokenizer is not here
+            return []
+        processor.length = None
+        faults: list[MmtuneError] = []
+        for sample in found.samples[:TRIED]:
+            try:
+                lengths.append(len(processor.example(sample)))
+            except ConfigError:
+                raise
+            except MmtuneError as error:
+                faults.append(error)
+                print(f"cannot be used: {error.seen}", file=sys.stderr)
+        if len(faults) == len(found.samples[:TRIED]):
+            raise faults[0]
+    return lengths
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+_REMARKS = {
+    "schedule.epochs": "passes over the data; or steps: 1000 in its place",
+    "schedule.warmup": "steps over which the learning rate rises",
+    "run.length": "most tokens of an example, those of media included",
+    "run.batch_tokens": "tokens of a micro-step; less of them needs less memory",
+    "run.accumulate": "micro-steps in a step: more of them is a larger batch at the same memory",
+    "run.save_every": "steps between states that `mmtune train --resume` goes on from",
+    "run.workers": "processes that prepare data",
+    "groups": "what trains, and how fast; `mmtune show FILE --groups` lists it",
+    "groups.*.match": "globs over parameter names, or @NAME for what a tuner added",
+    "groups.*.lr": "peak of the learning rate",
+    "model.branches.*.encoder": "frozen; its options: mmtune list encoders NAME",
+    "model.branches.*.connector": "trained; others: mmtune list connectors",
+    "model.llm": "a folder, or the name of a repository under `repo`",
+    "model.fusion": "how media enter the language model: mmtune list fusion",
+    "model.tuners": "what is added to the language model: mmtune list tuners NAME",
+    "streams.*.data": "shards; `mmtune data convert` makes them",
+    "streams.*.format": "how a record is read: mmtune list data/formats NAME",
+    "streams.*.prompt": "how a conversation is written for this language model: mmtune list prompts",
+    "eval.every": "steps between validations on what is held out",
+    "eval.fraction": "part of the samples that is never trained on",
+}
+
+
+def _head(answers: Answers) -> str:
+    return (
+        "# Written by `mmtune init`. Every setting can be changed here, or on the command line as schedule.epochs=2.\n"
+        "# mmtune list sections NAME shows all settings of a section; mmtune show FILE what this one builds.\n"
+    )
+
+
+def _next(answers: Answers, tree: dict[str, Any]) -> list[str]:
+    file = shlex.quote(str(answers.out))
+    run = shlex.quote(f"runs/{answers.out.stem}")
+    several = len(tree["streams"]) > 1
+    checks = [
+        f"mmtune data check {' '.join(map(shlex.quote, section['data']))} --recipe {file}"
+        + (f" --stream {name}" if several else "")
+        for name, section in tree["streams"].items()
+    ]
+    return [*checks, f"mmtune train {file} --out {run}", f"mmtune chat {run}"]

@@ -1,0 +1,241 @@
+"""`mmtune init`: a whole recipe that trains, from flags or from answers at a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mmtune import config
+from mmtune.cli import app, begin
+from mmtune.commands.init import text
+from mmtune.data import peek
+from mmtune.errors import ConfigError, DataError, MmtuneError, UsageError
+from mmtune.recipe import Recipe, require_training
+from tests.data import tars
+from tests.encoders import tiny as encoders
+from tests.llm import tiny as llms
+from tests.media import make
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def called(*words: str, answers: str | None = None) -> str:
+    done = CliRunner().invoke(app, [*words], input=answers)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def init(*words: str) -> Recipe:
+    """The recipe that the command writes, as read back from its file."""
+    called("init", *words, "--out", "made.yaml")
+    return config.load(Recipe, "./made.yaml")
+
+
+def captions(folder: Path, kind: str = "mp4", count: int = 4) -> Path:
+    content = make.video(count=8, rate=4) if kind == "mp4" else make.wav(make.sine(16000, 0.5))
+    rows = [(f"{n:03d}.{kind}", content) for n in range(count)]
+    texts = [(f"{n:03d}.txt", f"a red circle {n}".encode()) for n in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return tars.write(folder / "0.tar", [one for pair in zip(rows, texts, strict=True) for one in pair])
+
+
+POCKET = ("--llm", "pocket", "--encoder", "pocket")
+
+
+@pytest.mark.parametrize(
+    ("method", "trains"),
+    [
+        ("connector", {"connector"}),
+        ("lora", {"connector", "lora"}),
+        ("full", {"connector", "llm"}),
+        ("adapter_v2", {"sight", "speech"}),
+    ],
+)
+def test_every_method_writes_a_recipe_that_trains(method: str, trains: set[str], here: Path) -> None:
+    tars.shards(here / "shards", count=1, size=3)
+    recipe = init("--data", "shards/*.tar", *POCKET, "--method", method)
+    require_training(recipe)
+    assert set(recipe.groups) == trains
+    assert recipe.streams["instruct"].format.name == "llava" and recipe.chat.prompt == "pocket"
+    assert recipe.model.branches["sight"].kinds == ("image",), "of the data, not of all that the encoder takes"
+    assert recipe.schedule.epochs == 500, "three samples, and some two hundred steps to learn anything"
+    quick = ["schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "run.workers=0"]
+    called("train", "./made.yaml", *quick, "--out", "run")
+    assert (here / "run" / "weights").is_dir()
+
+
+def test_lengths_fit_the_data_and_some_is_held_out(here: Path) -> None:
+    tars.shards(here / "shards", count=1, size=60, more=lambda key: {})
+    recipe = init("--data", "shards/*.tar", *POCKET, "--method", "full")
+    assert recipe.run.length == 256 and recipe.run.batch_tokens == 8 * 256
+    assert recipe.eval.fraction == 0.05 and recipe.eval.every == 100
+    assert 1 < recipe.schedule.epochs < 500, "some two hundred steps"
+
+
+def test_a_set_that_is_not_seen_whole_has_one_pass(here: Path) -> None:
+    tars.shards(here / "shards", count=1, size=peek.RECORDS + 1)
+    recipe = init("--data", "shards", *POCKET)
+    assert recipe.schedule.epochs == 1 and recipe.streams["instruct"].data == ("./shards",)
+
+
+def test_captions_and_conversations_get_streams_of_their_own(here: Path) -> None:
+    captions(here / "clips")
+    tars.shards(here / "talks", count=1, size=3)
+    recipe = init("--data", "clips/*.tar", "--data", "talks/*.tar", *POCKET, "--method", "adapter_v2", "--epochs", "2")
+    assert recipe.streams["caption"].format.prompts == (), "pictures and videos share no wording"
+    assert {name: group.streams for name, group in recipe.groups.items()} == {
+        "sight": ("caption",),
+        "speech": ("instruct",),
+    }
+    assert recipe.schedule.epochs == 2
+
+
+def test_sounds_go_to_the_branch_that_hears(here: Path) -> None:
+    captions(here / "sounds", "wav")
+    recipe = init("--data", "sounds/*.tar", *POCKET)
+    assert list(recipe.model.branches) == ["hearing"]
+    assert recipe.streams["caption"].format.prompts == ("Describe the sound.",)
+
+
+def test_local_folders_are_told_by_their_files(here: Path) -> None:
+    captions(here / "clips")
+    folder = llms.folder(here / "chat", tokenizer=llms.byte_bpe(marks=("<|im_start|>", "<|im_end|>", "<|pad|>")))
+    settings = {"chat_template": "{{ '<|im_start|>' + role }}", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoders.clip_folder(here / "open")
+    encoders.hf_folder(here / "theirs")
+    for name, entry in (("./open", "clip"), ("./theirs", "hf_vision")):
+        (here / "made.yaml").unlink(missing_ok=True)
+        recipe = init("--data", "clips/*.tar", "--llm", "./chat", "--encoder", name, "--connector", "mlp")
+        sight = recipe.model.branches["sight"]
+        assert (sight.encoder.name, sight.encoder.layer, sight.connector.name) == (entry, -2, "mlp")
+        assert recipe.chat.prompt == "chatml" and recipe.run.precision == "bf16"
+
+
+def test_names_on_the_hub_that_are_not_here(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = init(
+        "--data", "llava_665k", "--kinds", "image", "--llm", "lmsys/vicuna-7b-v1.5", "--prompt", "vicuna",
+        "--encoder", "openai/clip-vit-large-patch14", "--method", "lora",
+    )  # fmt: skip
+    assert recipe.model.llm.repo == "lmsys/vicuna-7b-v1.5"
+    assert recipe.model.branches["sight"].encoder.name == "hf_vision"
+    assert recipe.model.tuners[0].options["target_modules"] == "all-linear"
+    assert "lora trains 39,976,960 parameters" in called("show", "./made.yaml")
+
+
+def test_questions_at_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars.shards(here / "shards", count=1, size=3)
+    monkeypatch.setattr(begin, "_is_terminal", lambda: True)
+    said = called("init", answers="shards/*.tar\n\n\nlora\nmine.yaml\n")
+    assert "What trains: connector, lora, full or adapter_v2 [connector]" in said
+    recipe = config.load(Recipe, "./mine.yaml")
+    assert recipe.model.tuners[0].method == "lora" and "mmtune train mine.yaml --out runs/mine" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "shards/*.tar"], "without --llm, --encoder, and no terminal"),
+        (["--data", "shards/*.tar", *POCKET, "--method", "lorra"], "--method lorra"),
+        (["--data", "shards/*.tar", *POCKET, "--connector", "poool"], "no 'poool'"),
+        (["--data", "shards/*.tar", *POCKET, "--prompt", "chatml"], "plain text to this tokenizer"),
+        (["--data", "shards/*.tar", *POCKET, "--prompt", "chatmll"], "no prompt chatmll"),
+        (["--data", "shards/*.tar", *POCKET, "--out", "mine"], "--out mine"),
+        (["--data", "shards/*.tar", *POCKET, "--out", "there.yaml"], "there.yaml is there already"),
+        (["--data", "shards/*.tar", "--llm", "some/model", "--encoder", "pocket"], "no --prompt"),
+        (["--data", "shards/*.tar", "--llm", "pocket", "--encoder", "some/tower"], "not on this machine"),
+        (["--data", "shards/*.tar", "--llm", "pocket", "--encoder", "hf_audio:x"], "data with image"),
+        (["--data", "nowhere/*.tar", *POCKET], "nowhere"),
+        (["--data", "webvid_2m", *POCKET], "cannot be looked at here"),
+        (["--data", "webvid_2m", "--kinds", "smell", *POCKET], "--kinds smell"),
+    ],
+)
+def test_what_cannot_be_used_is_told_and_nothing_is_written(words: list[str], message: str, here: Path) -> None:
+    tars.shards(here / "shards", count=1, size=3)
+    (here / "there.yaml").write_text("mine")
+    with pytest.raises(MmtuneError) as caught:
+        called("init", *words)
+    assert message in str(caught.value) and caught.value.expected
+    assert not (here / "recipe.yaml").exists() and (here / "there.yaml").read_text() == "mine"
+
+
+def test_a_medium_that_does_not_decode_is_told(here: Path) -> None:
+    broken = [(name, b"no picture" if name.endswith("png") else raw) for name, raw in tars.talk("b")]
+    tars.write(here / "some.tar", [*tars.talk("a"), *broken])
+    done = CliRunner().invoke(app, ["init", "--data", "some.tar", *POCKET])
+    assert done.exit_code == 0 and "cannot be used: " in done.stderr and "b.png" in done.stderr
+    tars.write(here / "none.tar", broken)
+    with pytest.raises(MmtuneError):
+        called("init", "--data", "none.tar", *POCKET, "--out", "none.yaml")
+    assert not (here / "none.yaml").exists()
+
+
+def test_every_setting_has_its_remark_once() -> None:
+    tree = config.read("pocket_joint")
+    written = text.written(tree)
+    assert config.validate(Recipe, config.parse(written, "")) == config.load(Recipe, "pocket_joint")
+    assert written.count("# dataset cards") == 0 and written.count("name or path of the prompt template") == 1
+
+
+# ------------------------------------------------------------------------------------------------- looking at shards
+
+
+def test_the_format_that_reads_most(here: Path) -> None:
+    plain = {"instruction": "say red", "input": "", "output": "red"}
+    tars.write(here / "a.tar", [*tars.talk("a"), *tars.talk("b"), ("c.json", json.dumps(plain).encode())])
+    seen = peek.look(["a.tar"])
+    assert (seen.format, seen.records, len(seen.samples), dict(seen.kinds)) == ("llava", 3, 2, {"image": 2})
+    assert "c" in seen.refused and seen.whole
+    tars.write(here / "b.tar", [("c.json", json.dumps(plain).encode()), ("d.xyz", b"")])
+    assert peek.look(["b.tar"]).format == "alpaca"
+    captions(here / "clips")
+    assert peek.look(["clips"]).format == "caption"
+
+
+def test_shards_in_which_nothing_can_be_read(here: Path) -> None:
+    tars.write(here / "a.tar", [("a.json", b"{}"), ("a.png", tars.PNG)])
+    with pytest.raises(DataError, match="1 records, none of which any format reads"):
+        peek.look(["a.tar"])
+    (here / "b.tar").write_bytes(b"no tar at all" * 100)
+    with pytest.raises(DataError, match="0 records"):
+        peek.look(["b.tar"])
+
+
+# ---------------------------------------------------------------------------------- recipes that cannot be trained on
+
+
+def test_a_recipe_without_streams_or_groups_is_told_what_to_add(here: Path) -> None:
+    model = config.read("pocket")["model"]
+    (here / "bare.yaml").write_text(config.dump({"model": model, "chat": {"prompt": "pocket"}}))
+    with pytest.raises(ConfigError, match="no streams and no groups") as caught:
+        called("train", "./bare.yaml", "--out", "run")
+    assert "streams: {own: {data: " in caught.value.expected and "mmtune init" in caught.value.hint
+    assert not (here / "run").exists()
+    (here / "less.yaml").write_text(config.dump({"model": model}))
+    with pytest.raises(ConfigError, match="no streams settle it; `mmtune init`"):
+        called("train", "./less.yaml", "--out", "run")
+    stream = {"data": ["shards/*.tar"], "format": "llava", "prompt": "pocket"}
+    (here / "some.yaml").write_text(config.dump({"model": model, "streams": {"own": stream}}))
+    with pytest.raises(ConfigError, match="trains no group; there are none; groups: "):
+        called("train", "./some.yaml", "--out", "run")
+
+
+def test_the_example_in_the_error_is_a_recipe(here: Path) -> None:
+    from mmtune.recipe import _SECTIONS
+
+    tree = {"model": config.read("pocket")["model"]}
+    for name, example in _SECTIONS.items():
+        tree[name] = config.parse(example[: example.rindex("}") + 1].replace("PROMPT", "pocket"), name)
+    require_training(config.validate(Recipe, tree))
+    with pytest.raises(UsageError):
+        called("init", "--llm", "pocket")
