@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmtune import disk
+from mmtune.data._keys import keys
 from mmtune.data._names import printable
 from mmtune.errors import DataError, Reason
 
-VERSION = 1
+VERSION = 2
+"""Since 2, names with several dots make samples of their own. An older index is regrouped when it is read."""
 MOST = 64 << 20
 """Largest index that is read, bytes: some 600,000 members."""
 LISTED = 20
@@ -58,6 +60,8 @@ class ShardIndex:
     passed: list[str] = field(default_factory=list)
     """Members that are no part of any sample or have a suffix that is not read: up to LISTED names."""
     passed_count: int = 0
+    version: int = VERSION
+    """Of the file that it was read from."""
 
     def counts(self) -> dict[str, Any]:
         """Numbers for the manifest."""
@@ -102,7 +106,9 @@ class ShardIndex:
         """The inverse of `dump`. Raises DataError for a file that is no index of this version."""
         try:
             tree = _Stored.model_validate_json(text)
-            return cls(*tree.head(), tree.groups(), tree.damage, tree.passed_over.names, tree.passed_over.count)
+            groups = tree.groups() if tree.version == VERSION else regrouped(tree.groups())
+            passed = tree.passed_over
+            return cls(*tree.head(), groups, tree.damage, passed.names, passed.count, tree.version)
         except ValueError as error:  # pydantic's own is one
             raise DataError(
                 Reason.bad_json,
@@ -140,7 +146,7 @@ class _Members(_Part):
 class _Stored(_Part):
     """The content of the file."""
 
-    version: Literal[VERSION]
+    version: Literal[1, VERSION]
     shard: Name
     bytes: Count
     mtime_ns: Annotated[int, Field(ge=0, lt=2**63)]
@@ -186,6 +192,19 @@ class _Stored(_Part):
         for place, (reason, detail) in self.refused.items():
             groups[int(place)].refuse(Reason(reason), printable(detail))
         return groups
+
+
+def regrouped(groups: list[Group]) -> list[Group]:
+    """Samples of an index of version 1, by today's keys; those that it refuses stay as they are."""
+    places = keys(f"{group.key}.{suffix}" for group in groups for suffix in group.members)
+    found = []
+    for group in groups:
+        split: dict[str, Group] = {}
+        for suffix, where in group.members.items():
+            key, rest = places.get(f"{group.key}.{suffix}", (group.key, suffix))
+            split.setdefault(key, Group(key, group.ordinal)).members[rest] = where
+        found += [group] if group.reason or set(split) <= {group.key} else split.values()
+    return found
 
 
 def _first(error: ValueError) -> str:

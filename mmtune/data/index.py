@@ -4,8 +4,9 @@ The result is `SHARD.index.json` beside the tar, and one line per shard in `mani
 members are read by offset, a cut or altered shard is noticed, and the samples it lost are known by name.
 
 A sample is a run of neighbouring members with one key, the name up to the first dot after the last slash; the rest is
-the suffix ("000012.jpg" and "000012.json", as img2dataset and video2dataset write them). Every key becomes a sample of
-the index, refused ones included, so that a run can account for each of them:
+the suffix ("000012.jpg" and "000012.json", as img2dataset and video2dataset write them). Where names have further dots,
+`_keys` tells samples apart. Every key becomes a sample of the index, refused ones included, so that a run can account
+for each of them:
 
 - `incomplete_group`: members of one key lie apart, each run of them holding a part; or the sample touches damage;
 - `duplicate_key`: one member name twice in a sample;
@@ -27,11 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from mmtune import disk
+from mmtune.data._keys import keys
 from mmtune.data._names import SUFFIXES, UNSAFE, holds_objects, printable, safe, split
 from mmtune.data._stored import LISTED, MOST, VERSION, Group, ShardIndex, read
 from mmtune.data._tar import Damage, Member, walk
 from mmtune.errors import DataError, Reason, UsageError
 
+MANIFEST = 1
+"""Version of the manifest."""
 DAMAGES = 1000
 """Most damaged stretches listed."""
 _OTHER = {
@@ -65,20 +69,24 @@ def _scan(path: Path, file: int) -> ShardIndex:
     index = ShardIndex(path.name, state.st_size, state.st_mtime_ns, "", [])
     runs: list[Group] = []
     edges: list[Group] = []  # samples next to damage
-    broken = False
+    # Samples whose names are alike up to the first dot stand among each other when sorted: a.jpg a.b.jpg a.b.txt a.txt
+    beside: dict[str, Group] = {}
+    alike, key, broken = "", "", False
     whole = hashlib.sha256()
-    for item in walk(file):
+    items = list(walk(file))
+    places = keys(item.name for item in items if isinstance(item, Member))
+    for item in items:
         if isinstance(item, Damage):
             if len(index.damage) < DAMAGES:
                 index.damage.append(f"bytes {item.offset} to {item.end}: {item.what}")
             elif len(index.damage) == DAMAGES:
                 index.damage.append(f"more from byte {item.offset} on, which is not listed")
-            edges += runs[-1:]
-            broken = True
+            edges += [group for group in beside.values() if f"{key}.".startswith(f"{group.key}.")]
+            beside, broken = {}, True
             continue
         if item.type == "5" and safe(item.name):
             continue
-        place = split(item.name)
+        place = places.get(item.name)
         if place is None and (item.type != "0" or not safe(item.name)):
             place = item.name, ""
         if place is None:
@@ -86,12 +94,16 @@ def _scan(path: Path, file: int) -> ShardIndex:
             index.passed = [*index.passed, printable(item.name)][:LISTED]
             continue
         key, suffix = place
-        if not runs or runs[-1].key != key or broken:
-            runs.append(Group(key))
+        short = (split(item.name) or place)[0]
+        if short != alike:
+            beside, alike = {}, short
+        if key not in beside:
+            beside[key] = Group(key)
+            runs.append(beside[key])
         if broken:
-            edges.append(runs[-1])
+            edges.append(beside[key])
             broken = False
-        _add(index, runs[-1], suffix, item, file)
+        _add(index, beside[key], suffix, item, file)
     _judge_edges(runs, edges)
     index.groups = _judge_runs(runs)
     _digest(file, whole)
@@ -204,14 +216,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder, empty when there is none. Raises DataError for one that cannot be read."""
     path = folder / "manifest.json"
     if not path.exists():
-        return {"version": VERSION, "shards": {}}
+        return {"version": MANIFEST, "shards": {}}
     try:
         tree = json.loads(disk.read_text(path, MOST))
-        if tree["version"] != VERSION or not isinstance(tree["shards"], dict):
+        if tree["version"] != MANIFEST or not isinstance(tree["shards"], dict):
             raise ValueError(f"version {tree['version']}")
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         hint = "delete it and run `mmtune data index`"
-        raise DataError(Reason.bad_json, f"{path}: {error}", f"a manifest of version {VERSION}", hint) from error
+        raise DataError(Reason.bad_json, f"{path}: {error}", f"a manifest of version {MANIFEST}", hint) from error
     return tree
 
 
@@ -234,13 +246,14 @@ def fetch(
     Where the folder cannot be written, the index serves this process only, which is said.
 
     Args:
-        rebuild: make it anew unless size, time and digest of the shard are as when it was made.
+        rebuild: make it anew unless it is of this version, and size, time and digest of the shard are as when it was.
         write: lay one that is made now beside its shard; otherwise it serves this process only, which is not said.
     """
     where = beside(path)
     if where.exists():
         index = read(where)
-        if not rebuild or (unchanged(path, index) and sum_file(path) == index.sha256):
+        kept = index.version == VERSION and unchanged(path, index)
+        if not rebuild or (kept and sum_file(path) == index.sha256):
             return index, False
     if say:
         say(f"indexing {path} ({path.stat().st_size / 1e6:.0f} MB), once")

@@ -1,11 +1,15 @@
-"""Shard patterns to files: `{00000..00099}`, `{a,b}`, `*`, a folder, one path, or the same at an address."""
+"""Shard patterns to files: `{00000..00099}`, `{a,b}`, `*`, `**`, a folder, one path, or the same at an address.
+
+`**` stands for folders of any depth, none among them. A folder stands for the tar files in it, those of deeper folders
+left out. What exists is meant as it is written: `set [v2]` is a folder where there is one.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Iterator
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 
 from mmtune.data import raw, remote
@@ -41,7 +45,7 @@ def place(path: Path | Remote) -> str:
 def _files(pattern: str) -> list[Path | Remote]:
     paths: list[Path | Remote] = []
     others: list[Path] = []
-    for name in braces(pattern):
+    for name in [pattern] if os.path.exists(os.path.expanduser(pattern)) else braces(pattern):
         if (elsewhere := remote.find(name)) is not None:
             paths += elsewhere
             continue
@@ -51,7 +55,7 @@ def _files(pattern: str) -> list[Path | Remote]:
             paths += sorted(path.glob("*.tar"))
         elif has_magic(name) and not path.is_file():
             # beside shards lie their indexes and a manifest, which `*` matches, too
-            matches = sorted(Path(match) for match in glob(str(path)))
+            matches = _matches(path)
             others += matches[:1]
             paths += [match for match in matches if not match.name.endswith(_OTHERS)]
         else:
@@ -70,6 +74,25 @@ def _files(pattern: str) -> list[Path | Remote]:
             Reason.truncated_shard, f"{pattern}: {what}", "tar files", "check the path; the working folder counts"
         )
     return paths
+
+
+def _matches(path: Path) -> list[Path]:
+    """What a pattern matches: files, and the tar files of folders; each once, whatever links lead there."""
+    literal = Path()
+    for part in path.parts:
+        if has_magic(part) and not os.path.lexists(literal / part):
+            break
+        literal /= part
+    rest: list[str] = []
+    for part in path.parts[len(literal.parts) :]:  # `**.tar` is meant as `**/*.tar`
+        rest += ["**", part[1:]] if part.startswith("**") and part != "**" else [part]
+    found: dict[str, Path] = {}
+    for match in sorted(glob(os.path.join(escape(str(literal)), *rest), recursive=True)):
+        one = Path(match)
+        for file in one.glob("*.tar") if one.is_dir() else [one]:
+            if rest[-1:] != ["**"] or file.suffix == ".tar":
+                found.setdefault(os.path.realpath(file), file)
+    return sorted(found.values())
 
 
 def braces(pattern: str) -> Iterator[str]:

@@ -83,6 +83,8 @@ class Corpus:
         self._orders: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._cut: dict[int, int] = {}
         self._faults: list[tuple[str, str]] = []
+        self._dotted: list[str] = []
+        """Shards whose samples have dots in their keys."""
         self._on_disk = True
         self._sizes = np.zeros(len(self.paths), dtype=np.int64)
         self.refused: dict[str, int] = {}
@@ -113,6 +115,8 @@ class Corpus:
         digest = hashlib.sha256()
         for label, text in self._faults:
             digest.update(f"fault {label} {text}\n".encode())
+        for label in self._dotted:  # were other samples once
+            digest.update(f"keys {label}\n".encode())
         for label, total in zip(self._labels, self._sums, strict=True):
             digest.update(f"{label} {total}\n".encode())
         for name in sorted(self._without):
@@ -249,6 +253,8 @@ class Corpus:
                 faults += self._changed(number, path, index)
         # An index that could not be written is kept, as it would have to be made again each time.
         self._on_disk = self._on_disk and _beside(path).exists()
+        if any("." in group.key.rpartition("/")[2] for group in index.groups):
+            self._dotted.append(self._labels[number])
         for text in faults:
             self._faults.append((self._labels[number], text))
             if strict:

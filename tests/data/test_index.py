@@ -40,7 +40,7 @@ def test_survives_json(tmp_path):
     index = scan(path)
     assert ShardIndex.parse(index.dump(), "x") == index
     with pytest.raises(DataError, match="version"):
-        ShardIndex.parse(index.dump().replace('"version":1', '"version":9'), "x")
+        ShardIndex.parse(index.dump().replace('"version":2', '"version":9'), "x")
 
 
 def test_every_cut_is_noticed_or_loses_nothing(tmp_path):
@@ -222,6 +222,49 @@ def test_patterns(tmp_path):
         expand(str(tmp_path / "x*.tar"))
     with pytest.raises(Exception, match="remote"):
         expand("pipe:curl -s http://x/{0..9}.tar")
+
+
+def test_two_stars_are_folders_of_any_depth(tmp_path):
+    from mmtune.data.patterns import expand
+
+    deep = [tmp_path / part for part in ("0.tar", "a/1.tar", "a/b/2.tar", "a/b/c/3.tar")]
+    for path in deep:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tars.write(path, tars.talk("1"))
+        path.with_name(path.name + ".index.json").write_text("{}")
+    (tmp_path / "a" / "notes.md").write_text("x")
+    for pattern in ("**/*.tar", "**", "**/?.tar", "**.tar"):
+        assert expand(str(tmp_path / pattern)) == deep, pattern
+    assert expand(str(tmp_path / "a/**/*.tar")) == deep[1:]
+    assert expand(str(tmp_path / "**/b/*.tar")) == deep[2:3]
+    assert expand(str(tmp_path / "*")) == deep[:2], "a folder that is matched stands for the tar files in it"
+    assert expand(str(tmp_path)) == deep[:1]
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "b")
+    assert len(expand(str(tmp_path / "**/*.tar"))) == 4, "each shard once, whatever links lead there"
+
+
+@pytest.mark.parametrize("name", ["set [v2]", "[ab]", "a [1-3] {x,y}", "what?", "{0..3}"])
+def test_a_folder_that_exists_is_meant_as_it_is_written(tmp_path, name):
+    from mmtune.data.patterns import expand
+
+    folder = tmp_path / name
+    paths = tars.shards(folder, 3, 1)
+    deeper = tars.shards(folder / "more [x]", 1, 1)
+    assert expand(str(folder)) == paths
+    if "{" not in name:
+        assert expand(str(folder / "*.tar")) == paths
+        assert expand(str(folder / "{00000..00002}.tar")) == paths
+        assert expand(str(folder / "more [x]" / "0*.tar")) == deeper
+        assert expand(str(folder / "**" / "*.tar")) == [*paths, *deeper]
+    assert expand(str(paths[1])) == [paths[1]]
+
+
+def test_brackets_that_are_no_folder_are_a_choice(tmp_path):
+    from mmtune.data.patterns import expand
+
+    paths = [tars.shards(tmp_path / f"set{number}", 1, 1)[0] for number in (1, 2, 3)]
+    assert expand(str(tmp_path / "set[12]" / "*.tar")) == paths[:2]
+    assert expand(str(tmp_path / "set[12]")) == paths[:2]
 
 
 def test_beside_is_beside(tmp_path):

@@ -109,4 +109,8 @@ class Caption(Format):
             found = _read.members(record, "video")
         if not found:
             raise _read.missing(record, kind)
+        if len(found) > 1:
+            seen = f"{record.id} has {len(found)} items of {kind}: {', '.join(f'.{one}' for one in found)}"
+            hint = "several pictures with a text are a conversation, for the format llava"
+            raise DataError(Reason.missing_key, seen, "one, or one that a field of the .json names", hint)
         return _read.ref(record, found[0], kind)
