@@ -12,6 +12,7 @@ from mmtune.data.convert import spellings, strict
 from mmtune.data.convert.base import Options, Row
 from mmtune.data.convert.media import Item, Roots
 from mmtune.data.convert.spellings import Spelling
+from mmtune.data.formats import _clips, _fields
 from mmtune.data.formats.base import Format, Record
 from mmtune.data.formats.llava import FIELDS
 from mmtune.errors import DataError, Reason
@@ -19,6 +20,8 @@ from mmtune.types import Kind
 
 MAX_FRAMES = 10_000
 """Most pictures of one video."""
+_MORE = _clips.WORDS | _fields.PART.keys()
+"""What an object says of a medium beside its name, for the format to read or to refuse."""
 _FRAMES = ("frames", "video_frames")
 _RATES = ("fps", "frame_rate", "video_fps")
 
@@ -104,16 +107,26 @@ class _Draft:
 
     def _field(self, key: str, kind: Kind | None, value: Any) -> None:
         several = isinstance(value, list) and not self._is_film(key, kind, value)
-        at = [self._take(one, kind) for one in (value if several else [value])]
+        listed = value if several else [value]
+        at = [self._take(one, kind) for one in listed]
+        more = {
+            place: {word: one[word] for word in one if word in _MORE}
+            for place, one in zip(at, listed, strict=True)
+            if isinstance(one, dict)
+        }
         for found in sorted({self.items[one].kind for one in at}):
             mine = [one for one in at if self.items[one].kind == found]
             name = key if key in FIELDS else found if len(mine) == 1 else f"{found.removesuffix('s')}s"
             if name in self.facts:
                 raise DataError(Reason.bad_json, f"{key} and {name} both name media", "one of them", "--rename")
             self.facts[name] = None  # keeps its place among the fields
-            self._put.append(lambda names, name=name, mine=mine: self._set(name, [names[one] for one in mine], several))
+            self._put.append(
+                lambda names, name=name, mine=mine: self._set(
+                    name, [{"path": names[one], **more[one]} if more.get(one) else names[one] for one in mine], several
+                )
+            )
 
-    def _set(self, name: str, values: list[str], several: bool) -> None:
+    def _set(self, name: str, values: list[Any], several: bool) -> None:
         self.facts[name] = values if several else values[0]
 
     def _parts(self) -> dict[Kind, list[Any]]:

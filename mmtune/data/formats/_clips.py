@@ -22,6 +22,8 @@ Range = tuple[float | None, float | None]
 TIMED: tuple[Kind, ...] = ("video", "audio")
 ENDS = (("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("clip_start", "clip_end"))
 BOTH = ("clip", "clip_range", "time_range")
+WORDS = frozenset((*(word for pair in ENDS for word in pair), *BOTH))
+"""Fields of a part of a turn, or of an entry of a list of media."""
 MOST = 1e7
 """Longest time, seconds: a third of a year."""
 _CLOCK = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,9}(?:[.,]\d{1,9})?)\s*s?")

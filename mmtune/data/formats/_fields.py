@@ -20,7 +20,7 @@ SWITCHES = ("loss", "learn", "train", "training")
 """The same for a turn, where true and false stand for 1 and 0."""
 
 _PAIR = "a preference between answers, and a conversation is learned as it stands"
-_TOOLS = "calls of tools, for which no template has words"
+_TOOLS = "calls of tools, for which no template has words (`mmtune data convert` writes them into the text)"
 _REGION = "a part of a picture, and pictures are shown whole"
 _DETAIL = "parts of a turn to learn, and a turn is learned whole"
 _SAMPLING = "how an item is sampled, which the encoder's settings in the recipe say for all items"

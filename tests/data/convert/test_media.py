@@ -1,6 +1,7 @@
 """Media as records name them: found, judged by content, and nothing else copied."""
 
 import base64
+import json
 import os
 
 import pytest
@@ -185,3 +186,23 @@ def test_two_videos_stay_two(tmp_path, media):
     said = [{"from": "human", "value": "<video> or <video>"}, {"from": "gpt", "value": "both"}]
     sources.said([{"video": ["v_1.mp4", "v_1.mp4"], "conversations": said}], tmp_path, media=[media])
     assert len(sources.samples(tmp_path / "out")[0].media) == 2
+
+
+def test_the_range_of_a_video_goes_with_it(tmp_path):
+    """As fields of the record, of an object that names the video, and of a part of a turn."""
+    sources.folder(tmp_path / "media")
+    film = {"path": "v_1.mp4", "start": 0.25, "end": "0:00.75"}
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "Grey."}]
+    part = [{"role": "user", "content": [{"type": "video", "video": "v_1.mp4", "clip": [0.25, 0.75]}]}]
+    rows = [
+        {"video": film, "conversations": turns},
+        {"videos": [film], "conversations": turns},
+        {"video": "v_1.mp4", "video_start": 0.25, "video_end": 0.75, "conversations": turns},
+        {"messages": [*part, {"role": "assistant", "content": "Grey.", "weight": 0.5}]},
+        {"video": {**film, "fps": 2}, "conversations": turns},
+    ]
+    _, refused = sources.said(rows, tmp_path, media=[tmp_path / "media"])
+    found = sources.samples(tmp_path / "out")
+    assert [(ref.start, ref.end) for sample in found for ref in sample.media] == [(0.25, 0.75)] * 4
+    assert found[3].turns[-1].weight == 0.5
+    assert len(refused) == 1 and "has fps" in json.dumps(refused[0])
