@@ -24,8 +24,8 @@ class TestWeights:
         [
             ({}, 1), ({"weight": 0}, 0), ({"weight": 0.5}, 0.5), ({"weight": 2}, 2), ({"weight": None}, 1),
             ({"loss": 0.5}, 0.5), ({"loss": False}, 0), ({"loss": True}, 1), ({"loss": 0}, 0), ({"loss_scale": 3}, 3),
-            ({"loss_weight": 0.25}, 0.25), ({"train": False}, 0), ({"training": True}, 1), ({"learn": 0}, 0),
-            ({"loss": True, "loss_scale": 0.5}, 0.5), ({"loss": False, "weight": 2}, 0),
+            ({"loss_weight": 0.25}, 0.25), ({"train": False}, 0), ({"loss_mask": 0}, 0), ({"training": True}, 1),
+            ({"learn": 0}, 0), ({"loss": True, "loss_scale": 0.5}, 0.5), ({"loss": False, "weight": 2}, 0),
         ],
     )  # fmt: skip
     def test_of_a_turn(self, turn, weight):
@@ -72,7 +72,7 @@ class TestWeights:
 REFUSED = {
     "tools": [{"name": "look"}], "functions": "[{}]", "chosen": "a", "rejected": "b", "rejected_response": "b",
     "kto_tag": False, "bbox": [0, 0, 1, 1], "crop": {"x": 1}, "mask": "m.png", "objects": {"bbox": [[1, 2]]},
-    "max_pixels": 1000,
+    "max_pixels": 1000, "start_frame": 8, "frame_indices": [1, 2],
 }  # fmt: skip
 
 
@@ -202,6 +202,12 @@ class TestClips:
         part = {"type": "image", "image": "0001.jpg", "start": 1}
         turns = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]
         assert refused(make("llava"), record({"messages": turns}, jpg=JPG)) == Reason.bad_range
+
+    def test_a_duration_in_the_place_of_an_end(self):
+        facts = talk("<video>", video="0001.mp4", start=3, duration=10)
+        assert refused(make("llava"), record(facts, mp4=MP4)) == Reason.bad_range
+        assert ranges(make("llava", ignore=("duration",)).sample(record(facts, mp4=MP4))) == [("video", 3, None)]
+        assert ranges(make("llava").sample(record({**facts, "end": 5}, mp4=MP4))) == [("video", 3, 5)]
 
     def test_clips_that_were_cut_before(self):
         one = record({"caption": "a dog", "start": 100, "end": 110, "clips": [[100, 110]]}, mp4=MP4)

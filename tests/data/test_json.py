@@ -78,3 +78,11 @@ def test_numbers_that_are_none_come_as_such():
 
 def test_a_key_twice_is_named():
     assert "'b' comes twice" in refusal(b'{"a": 1, "b": 2, "c": {"b": 1}, "b": 3}')
+
+
+def test_a_ledger_from_elsewhere_is_read_line_by_line(tmp_path):
+    from mmtune.data import ledger
+
+    path = tmp_path / "skipped.jsonl"
+    path.write_text('{"step": 1}\n' + "[" * 100_000 + '\n{"step": "x"}\n{"step": 2}\n{"st')
+    assert [row["step"] for row in ledger.read(path)] == [1, 2]

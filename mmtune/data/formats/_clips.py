@@ -95,6 +95,9 @@ def _values(facts: Mapping[str, Any], prefix: str, where: str) -> tuple[Any, Any
         value = facts.get(prefix + name)
         if value is not None and (pair := _pair(value, f"{where}: {prefix}{name}")) is not None:
             found[prefix + name] = pair
+    if any(start is not None and end is None for start, end in found.values()) and facts.get(prefix + "duration"):
+        seen = f"{where} has {' and '.join(found)} and {prefix}duration, which may be that of the clip or of the whole"
+        raise DataError(Reason.bad_range, seen, "an end", f"write it out, or ignore: [{prefix}duration] in the format")
     if len({str(pair) for pair in found.values()}) > 1:
         raise DataError(Reason.bad_range, f"{where} has {' and '.join(found)}", "one of them")
     return next(iter(found.values()), None)

@@ -16,13 +16,14 @@ from mmtune.types import WEIGHTS_SAID, Role, is_weight
 
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """Factors of the loss, of a turn or of a whole record. A number."""
-SWITCHES = ("loss", "learn", "train", "training")
+SWITCHES = ("loss", "loss_mask", "learn", "train", "training")
 """The same for a turn, where true and false stand for 1 and 0."""
 
 _PAIR = "a preference between answers, and a conversation is learned as it stands"
 _TOOLS = "calls of tools, for which no template has words (`mmtune data convert` writes them into the text)"
 _REGION = "a part of a picture, and pictures are shown whole"
 _DETAIL = "parts of a turn to learn, and a turn is learned whole"
+_FRAMES = "frames by their number, and clips are given in seconds (start, end)"
 _SAMPLING = "how an item is sampled, which the encoder's settings in the recipe say for all items"
 
 RECORD: dict[str, str] = {
@@ -32,6 +33,7 @@ RECORD: dict[str, str] = {
     **dict.fromkeys(("tools", "functions"), _TOOLS),
     **dict.fromkeys(("bbox", "bboxes", "crop", "crop_box", "roi", "mask", "masks", "objects"), _REGION),
     **dict.fromkeys(("max_pixels", "min_pixels"), _SAMPLING),
+    **dict.fromkeys(("start_frame", "end_frame", "frame_range", "frame_indices"), _FRAMES),
 }
 """Field of a record to what it would mean. Empty ones (null, false, 0, "", [], {}) say nothing."""
 TURN: dict[str, str] = {
@@ -58,6 +60,7 @@ PART: dict[str, str] = {
         _SAMPLING,
     ),
     **dict.fromkeys(("bbox", "crop", "crop_box", "roi", "mask"), _REGION),
+    **dict.fromkeys(("start_frame", "end_frame", "frame_range", "frame_indices"), _FRAMES),
     **dict.fromkeys((*WEIGHTS, *SWITCHES), _DETAIL),
 }  # fmt: skip
 """The same for a part of a turn's content, and for media that a record names with more than a name."""
