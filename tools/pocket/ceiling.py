@@ -31,7 +31,7 @@ def main() -> None:
     a = ask.parse_args()
     torch.manual_seed(0)
     writer = Writer(a.llm)
-    model = LlamaForCausalLM.from_pretrained(a.llm, dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(a.llm, dtype=torch.float32, local_files_only=True).eval()
     scores = {form: examine(model, examination(writer, form, a.level, "test", a.scenes, "ceiling")) for form in a.forms}
     kinds = sorted({kind for score in scores.values() for kind in score})
     print(

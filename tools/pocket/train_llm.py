@@ -75,7 +75,7 @@ class Writer:
     """Turns scenes into rows of ids: a prefix of bags, then turns."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.ids = lru_cache(maxsize=200_000)(
             lambda text: tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
         )
@@ -518,7 +518,7 @@ def main() -> None:
     writer = Writer(a.tokenizer)
     model = build(len(writer.tokenizer), a.width, a.depth, a.inner, a.heads)
     if a.resume:
-        model = LlamaForCausalLM.from_pretrained(a.resume, dtype=torch.float32)
+        model = LlamaForCausalLM.from_pretrained(a.resume, dtype=torch.float32, local_files_only=True)
     a.out.mkdir(parents=True, exist_ok=True)
     print(f"{sum(p.numel() for p in model.parameters())} weights, {len(writer.tokenizer)} tokens", flush=True)
     marker = Marker(a.width, a.depth // 2)
