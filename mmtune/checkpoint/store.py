@@ -185,7 +185,7 @@ def _copy_prompts(out: Path, recipe: Recipe) -> None:
     for name in {recipe.chat.prompt, *(stream.prompt for stream in recipe.streams.values())} - set(known):
         source = configs.locate(name, "prompts")
         copies = disk.folder(out / "prompts")
-        disk.write_file(copies / source.name, source.read_text(encoding="utf-8"))
+        disk.write_file(copies / source.name, disk.read_text(source, configs.MAX_BYTES))
 
 
 def save_weights(

@@ -35,12 +35,29 @@ def run(
     loaded = config.load(Recipe, folder or recipe, overrides)
     if folder is not None and not allow_remote:
         places.refuse_unasked(loaded.model_dump(mode="json"), overrides)
+    if folder is not None:
+        _refuse_elsewhere(loaded.run.feature_cache, folder, overrides)
     if out is None and resume:
         out = folder
 
     from mmtune.train.loop import train
 
     return train(loaded, out=out, resume=resume, dry_run=dry_run, allow=allow).code
+
+
+def _refuse_elsewhere(cache: str | None, folder: Path, overrides: Sequence[str]) -> None:
+    """Raise UsageError where only a stored recipe says that features are to be kept in a folder outside its own, and
+    none are there yet: whoever wrote the recipe need not be who runs it.
+    """
+    said = any(word.startswith(("run.feature_cache=", "run={")) for word in overrides)
+    if cache is None or said or Path(cache).resolve().is_relative_to(folder.resolve()):
+        return
+    if not any(Path(cache).glob("*/about.json")):
+        raise UsageError(
+            seen=f"only the recipe in {folder} says to keep features in {cache}, and there are none yet",
+            expected="your word for a folder to write in",
+            hint=f"run.feature_cache={cache} after the run, if that is meant",
+        )
 
 
 def _is_recipe(name: str) -> bool:

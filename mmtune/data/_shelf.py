@@ -20,6 +20,9 @@ import numpy as np
 from mmtune import disk
 from mmtune.errors import DataError, ModelError, Reason
 
+MOST = 1 << 31
+"""Largest index that is read, bytes."""
+
 
 class Shelf:
     """Arrays [F,N,E] of one encoder.
@@ -53,17 +56,17 @@ class Shelf:
         about = self.folder / "about.json"
         if not about.exists():
             return
-        found = json.loads(about.read_text(encoding="utf-8"))
+        found = _about(about)
         if (found.get("tokens"), found.get("width")) != (self.tokens, self.width):
             seen = f"{self.folder} holds features of {found.get('tokens')} x {found.get('width')}"
             raise DataError(Reason.digest_mismatch, seen, f"{self.tokens} x {self.width}", "delete this folder")
         length = self._bin.stat().st_size // 2 if self._bin.exists() else 0
         whole = True
-        lines = self._index.read_text(encoding="utf-8").splitlines() if self._index.exists() else []
+        lines = disk.read_text(self._index, MOST).splitlines() if self._index.exists() else []
         for line in lines:
             try:
-                row = json.loads(line)
-            except ValueError:  # the last line of a writer that was killed
+                row = _row(line)
+            except (ValueError, RecursionError):  # the last line of a writer that was killed
                 continue
             if "mark" in row:
                 self.marks.add(row["mark"])
@@ -89,8 +92,9 @@ class Shelf:
     @contextmanager
     def writing(self) -> Iterator[Writer]:
         """Append to the shelf; one process at a time, others wait. The index is read anew before and after."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as lock:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        disk.folder(self.folder)
+        with _open(self.folder / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (self.folder / "about.json").exists():
                 disk.write_file(self.folder / "about.json", json.dumps(self._about, indent=1))
@@ -120,6 +124,31 @@ class Shelf:
         return self.folder / "index.jsonl"
 
 
+def _open(path: Path, mode: str) -> Any:
+    """A file to append to, through no link."""
+    return os.fdopen(disk.open_plain(path, os.O_WRONLY | os.O_APPEND), mode)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(disk.read_text(path, 1 << 20))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(Reason.bad_json, f"{path}: {error}", "what features are kept here", "delete it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _row(line: str) -> dict[str, Any]:
+    """A line of the index. Raises ValueError or RecursionError for what is none."""
+    row = json.loads(line)
+    if isinstance(row, dict):
+        words = ("mark",) if "mark" in row else ("key", "reason", "detail") if "reason" in row else ("key",)
+        numbers = ("at", "frames") if words == ("key",) else ()
+        whole = all(type(row.get(one)) is int and row[one] >= 0 for one in numbers)
+        if whole and all(isinstance(row.get(word), str) for word in words):
+            return row
+    raise ValueError(line[:80])
+
+
 class Writer:
     """Appends to a shelf."""
 
@@ -128,9 +157,9 @@ class Writer:
         step = shelf.tokens * shelf.width
         self._end = max((at + frames * step for at, frames in shelf.places.values()), default=0)
         shelf._map = None
-        self._bin = open(shelf._bin, "ab")  # noqa: SIM115 - closed by `close`
+        self._bin = _open(shelf._bin, "ab")
         self._bin.truncate(self._end * 2)
-        self._index = open(shelf._index, "a+", encoding="utf-8")  # noqa: SIM115
+        self._index = _open(shelf._index, "a")
         self._end_line()
         self._lines: list[dict[str, Any]] = []
         self._waiting = 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmtune import generate, media, places, registry
+from mmtune import disk, generate, media, places, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.shards import Corpus
@@ -104,7 +104,7 @@ def evaluate(
     if isinstance(task, str):
         entry = registry.find("eval/tasks", task)
         task = entry(entry.Config(name=task))
-    patterns = list(data) or _from_recipe(recipe, allow_remote)
+    patterns, own = list(data) or _from_recipe(recipe, allow_remote), bool(data)
     started = time.perf_counter()
     skipped: Counter[str] = Counter()
     tallies: dict[str, _Tally] = {control: _Tally() for control in asked}
@@ -113,7 +113,7 @@ def evaluate(
     records = 0
     with torch.inference_mode(), _stored_features(model, processor) as memo:
         spare: list[MediaRef] = []
-        for chunk in _chunks(_usable(task, patterns, limit, skipped, kinds)):
+        for chunk in _chunks(_usable(task, patterns, limit, skipped, kinds, own)):
             spare = _ask(model, processor, memo, chunk, tallies, spare, skipped, task, max_tokens, experts)
             records += len(chunk)
     if not records:
@@ -135,8 +135,11 @@ def evaluate(
         print(report.text(result))
     target = Path(out) if out else folder / "eval" / f"{task.config.name}.json" if folder else None
     if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        if out:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            disk.folder(target.parent)  # of a run that somebody handed over, perhaps with a link in it
+        disk.write_file(target, json.dumps(result, indent=1))
         if not quiet:
             print(f"written to {target}")
     return result
@@ -167,10 +170,18 @@ def _from_recipe(recipe: Recipe | None, allow_remote: bool) -> list[str]:
 
 
 def _usable(
-    task: Task, patterns: Sequence[str], limit: int | None, skipped: Counter[str], kinds: Sequence[str]
+    task: Task,
+    patterns: Sequence[str],
+    limit: int | None,
+    skipped: Counter[str],
+    kinds: Sequence[str],
+    write: bool,
 ) -> Iterator[list[Question]]:
-    """The questions of each record, in the order of the shards; records that cannot be used are counted by reason."""
-    corpus = Corpus(list(patterns), say=lambda text: print(text, file=sys.stderr))
+    """The questions of each record, in the order of the shards; records that cannot be used are counted by reason.
+
+    write: lay indexes beside shards; not where only a recipe named these.
+    """
+    corpus = Corpus(list(patterns), say=lambda text: print(text, file=sys.stderr), write=write)
     for key in islice(corpus.samples(), limit):
         try:
             questions = list(task.questions([corpus.record(key)]))

@@ -1,0 +1,96 @@
+"""Nothing is written outside the folder of a run that somebody handed over."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mmtune import config
+from mmtune.commands import train as command
+from mmtune.data._shelf import Shelf
+from mmtune.errors import DataError, UsageError
+from mmtune.eval import run as evals
+
+
+def full(folder: Path) -> Shelf:
+    shelf = Shelf(folder, 2, 3, {})
+    with shelf.writing() as writer:
+        writer.put("a", np.ones((1, 2, 3), dtype=np.float32))
+    return shelf
+
+
+@pytest.mark.parametrize("name", ["index.jsonl", "features.bin", ".lock"])
+def test_kept_features_go_through_no_link(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "profile"
+    target.write_text("# mine\n")
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / name).symlink_to(target)
+    with pytest.raises(OSError, match="link"):
+        full(tmp_path / "shelf")
+    assert target.read_text() == "# mine\n"
+
+
+def test_a_shelf_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shelf").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="link"):
+        full(tmp_path / "shelf")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_numbers_of_kept_features_are_looked_at(tmp_path: Path) -> None:
+    whole = full(tmp_path / "shelf")
+    with (tmp_path / "shelf" / "index.jsonl").open("a") as file:
+        for row in ('"at": -5, "frames": 1', '"at": 1e3, "frames": 1', '"at": 0, "frames": true', '"at": "0"'):
+            file.write(f'{{"key": "b", {row}}}\n')
+        file.write('[]\n{"key": 3, "at": 0, "frames": 1}\n{"mark": []}\n{"reason": "x"}\n' + "[" * 100_000 + "\n")
+    again = Shelf(tmp_path / "shelf", 2, 3, {})
+    assert again.places == whole.places == {"a": (0, 1)} and not again.faults and not again.marks
+    (tmp_path / "shelf" / "about.json").unlink()
+    (tmp_path / "shelf" / "about.json").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="no plain file"):
+        Shelf(tmp_path / "shelf", 2, 3, {})
+
+
+def test_a_report_goes_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "eval").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(evals, "load_run", lambda *_: (None, None, SimpleNamespace(eval=SimpleNamespace(data=()))))
+    monkeypatch.setattr(evals, "_stored_features", lambda *_: nullcontext())
+    monkeypatch.setattr(evals, "_usable", lambda *_: iter([["question"]]))
+    monkeypatch.setattr(evals, "_ask", lambda *_: [])
+    monkeypatch.setattr(evals.report, "summary", lambda *_: {})
+    with pytest.raises(OSError, match="link"):
+        evals.evaluate(tmp_path / "run", data=["x"], quiet=True)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_shards_that_only_a_recipe_names_get_no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    made = SimpleNamespace(samples=list)
+    monkeypatch.setattr(evals, "Corpus", lambda patterns, say, write: seen.append(write) or made)
+    for own in (True, False):
+        assert list(evals._usable(None, ["x"], None, None, (), own)) == []  # type: ignore[arg-type]
+    assert seen == [True, False]
+
+
+def test_a_run_that_goes_on_writes_no_features_elsewhere_unasked(tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    tree = config.read("pocket", [f"run.feature_cache={tmp_path / 'home' / '.config'}"])
+    (run / "recipe.yaml").write_text(config.dump(tree))
+    trained = []
+    monkeypatch.setattr("mmtune.train.loop.train", lambda *_, **__: trained.append(1) or SimpleNamespace(code=0))
+    with pytest.raises(UsageError, match=r"only the recipe in .*\n.*\n.*run.feature_cache="):
+        command.run(str(run), [], None, True, False)
+    assert not trained and not (tmp_path / "home").exists()
+    command.run(str(run), [f"run.feature_cache={tmp_path / 'home' / '.config'}"], None, True, False)
+    command.run(str(run), [f"run.feature_cache={run / 'kept'}"], None, True, False)
+    full(tmp_path / "home" / ".config" / "clip-0")
+    command.run(str(run), [], None, True, False)
+    assert len(trained) == 3
