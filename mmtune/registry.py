@@ -261,7 +261,11 @@ def _load(path: str, what: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or "?"
         if missing == path or path.startswith(missing + "."):
-            raise ConfigError(f"{what}: there is no module {path}", "a module that can be imported") from error
+            raise ConfigError(
+                f"{what}: there is no module {path}",
+                "a module that can be imported; the command does not look in the current folder",
+                "PYTHONPATH=FOLDER for modules in a folder of your own",
+            ) from error
         raise ModelError(
             f"{what} needs the package {missing!r}, which is not installed",
             hint=f"pip install {_DISTRIBUTIONS.get(missing.partition('.')[0], missing.partition('.')[0])}",

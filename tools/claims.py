@@ -208,8 +208,10 @@ def make_data(base: Path, clips: int, held_out: int, split: str) -> dict[str, st
 
 def run_all(wanted: dict[str, list[str]], data: dict[str, str], a: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Train and ask the cells, `a.jobs` at a time; says each when it is done."""
+    from mmtune.children import isolated
+
     done = {}
-    with ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn")) as pool:
+    with isolated(), ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn")) as pool:
         tasks = {
             name: pool.submit(cell, str(a.out.resolve() / name), changes, data, a.asked)
             for name, changes in wanted.items()

@@ -29,7 +29,7 @@ QFORMER = (
 
 def mmtune(*words: object, capture: bool = False) -> str:
     """One `mmtune` command, printed first; the demo ends with its code when it fails."""
-    command = [sys.executable, "-m", "mmtune", *words]
+    command = [sys.executable, "-P", "-m", "mmtune", *words]
     shown = shlex.join(["mmtune", *(str(w) for w in words)])
     print(f"\n$ {shown}", flush=True)
     done = subprocess.run(

@@ -47,7 +47,7 @@ def run(*words: object) -> str:
     shown = command if command[0] == "mmtune" else ["python", "-m", *command]
     print(f"\n$ {shlex.join(shown)}", flush=True)
     said = []
-    with subprocess.Popen([sys.executable, "-m", *command], text=True, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-P", "-m", *command], text=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)

@@ -125,6 +125,16 @@ def test_who_starts_processes() -> None:
     assert found - {"mmtune/experts/_process.py", "mmtune/guard.py"} == set(STARTS)
 
 
+def test_tools_start_no_python_that_looks_in_the_current_folder() -> None:
+    for path in files("tools"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
+                rest = [ast.unparse(one) for one in node.elts[1:3]]
+                assert rest[0] not in ("'-m'", "'-c'"), f"{path}: {ast.unparse(node)}"
+            elif isinstance(node, ast.With) and "ProcessPoolExecutor" in ast.unparse(node.items[-1]):
+                assert "isolated()" in ast.unparse(node.items[0]), path
+
+
 def test_who_imports_by_a_name_that_is_data() -> None:
     found = set()
     for path in files("mmtune"):
