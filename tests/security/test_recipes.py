@@ -162,7 +162,7 @@ def test_experts_of_a_run_wait_for_a_word(canary: Canary, handed_over: Path, mon
     seen: list[list[str]] = []
     monkeypatch.setattr(Plan, "load", lambda plan: FakeEngine())
     monkeypatch.setattr(chats, "_one_answer", lambda talk, *_: seen.append(talk.experts.names) or 0)
-    chats.command(chats.Options(run=handed_over, question="What is this?"))
+    chats.command(chats.Options(words=[str(handed_over), "What is this?"]))
     told = f"experts that the run names are off: {EVIL}, caption; --experts-of-run turns them on"
     assert told in capsys.readouterr().err
     assert mmtune.chat(handed_over).experts.names == [] and "experts that the run names" in capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_experts_of_a_run_wait_for_a_word(canary: Canary, handed_over: Path, mon
 
 def test_turning_them_on_is_no_word_for_code(canary: Canary, handed_over: Path) -> None:
     for options in ({"no_experts": True}, {"experts_of_run": True}):
-        plan_options = chats.Options(run=handed_over, question="what?", **options)
+        plan_options = chats.Options(words=[str(handed_over), "what?"], **options)
         if "experts_of_run" in options:
             with pytest.raises(ConfigError, match=f"--allow-code {EVIL}"):
                 chats.command(plan_options)
