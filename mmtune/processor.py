@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mmtune import media
-from mmtune.errors import ConfigError, DataError, Reason, UsageError
+from mmtune.errors import ConfigError, DataError, Note, Reason, UsageError
 from mmtune.llm.base import Before, Tokenizer
 from mmtune.prompt import Span, Template
 from mmtune.types import IGNORE, Example, Kind, MediaRef, Sample, Slot
@@ -82,6 +82,14 @@ class _Draft:
         return True
 
 
+class _Items:
+    """The media of a sample, each made ready once, and what was unusual about them."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Tensor] = {}
+        self.notes: Counter[Note] = Counter()
+
+
 class Processor:
     """Sample to Example.
 
@@ -94,6 +102,7 @@ class Processor:
         takes_places: whether media occupy places in the text, as the fusion says.
         features: stored features, used instead of decoding wherever it has an item.
         blank: branch that gets an all-zero picture where a conversation has nothing for it, as the fusion says.
+        limits: the most that one item of media may cost; the usual ones when not given.
 
     Raises:
         ConfigError: two branches for one kind, or a template whose marks the tokenizer does not know.
@@ -109,6 +118,7 @@ class Processor:
         takes_places: bool = True,
         features: Lookup | None = None,
         blank: str | None = None,
+        limits: media.Limits | None = None,
     ) -> None:
         self.branches = dict(branches.items())
         self.tokenizer = tokenizer
@@ -117,6 +127,7 @@ class Processor:
         self.too_long = too_long
         self.takes_places = takes_places
         self.features = features
+        self.limits = limits
         self.kinds = _routes(self.branches)
         self.blank = blank
         if blank is not None and (takes_places or "image" not in getattr(self.branches.get(blank), "kinds", ())):
@@ -144,7 +155,7 @@ class Processor:
             MediaError: an item that cannot be decoded.
             UsageError: too long, where the rule is error.
         """
-        items: dict[int, Tensor] = {}
+        items = _Items()
         full = draft = self._draft(sample, answer, rng, items)
         while self.length is not None and len(draft.tokens) > self.length:
             if self.too_long == "cut" and not answer and draft.cut(self.length):
@@ -160,7 +171,7 @@ class Processor:
                 f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn",
                 "an assistant's turn with text and a weight above 0",
             )
-        return self._example(sample, draft, answer)
+        return replace(self._example(sample, draft, answer), notes=tuple(sorted(items.notes.elements())))
 
     def _example(self, sample: Sample, draft: _Draft, answer: bool) -> Example:
         tokens = torch.tensor(draft.tokens, dtype=torch.int64)
@@ -172,7 +183,7 @@ class Processor:
                 weights = torch.cat([counts[1:], counts.new_zeros(1)])
         return Example(sample.id, tokens, labels, tuple(draft.slots), draft.media, sample.stream, weights)
 
-    def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: dict[int, Tensor]) -> _Draft:
+    def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> _Draft:
         draft = _Draft()
         for span in self.template.spans(sample, answer, marks=self.takes_places):
             if span.kind == "media":
@@ -194,7 +205,7 @@ class Processor:
             return self.tokenizer.encode(self._told(span), after)
         return self.tokenizer.encode(span.text, after)
 
-    def _place(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: dict[int, Tensor]) -> None:
+    def _place(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: _Items) -> None:
         branch, item = self.item(ref, rng, items)
         to = self.branches[branch]
         places = to.connector.places(item, to.encoder) if self.takes_places else 0
@@ -208,7 +219,7 @@ class Processor:
     def _told(self, span: Span) -> str:
         """What a template says about when the frames of a video are taken."""
         encoder = self.branches[self.branch_of(span.ref)].encoder
-        seconds = media.spoken(media.moments(span.ref, encoder.sampling(span.ref.kind)))
+        seconds = media.spoken(media.moments(span.ref, encoder.sampling(span.ref.kind), self.limits))
         return span.text.replace("{count}", str(len(seconds))).replace("{times}", ", ".join(seconds))
 
     def branch(self, kind: Kind) -> str:
@@ -230,21 +241,30 @@ class Processor:
             raise DataError(Reason.wrong_media_type, seen, error.expected, error.hint) from error
 
     def item(
-        self, ref: MediaRef, rng: np.random.Generator | None = None, items: dict[int, Tensor] | None = None
+        self, ref: MediaRef, rng: np.random.Generator | None = None, items: _Items | None = None
     ) -> tuple[str, Tensor]:
         """Branch of an item, and the item ready for it: stored features [F,N,E], or what `prepare` makes, [F,...]."""
         branch = self.branch_of(ref)
-        items = {} if items is None else items
-        if id(ref) not in items:
+        items = items or _Items()
+        if id(ref) not in items.made:
             found = self.features.get(branch, ref) if self.features is not None else None
             if found is None:
-                encoder = self.branches[branch].encoder
-                sampling = encoder.sampling(ref.kind)
-                if rng is not None and sampling.draws:
-                    sampling = replace(sampling, seed=int(rng.integers(2**31)))
-                found = encoder.prepare(media.load(ref, sampling), rng)
-            items[id(ref)] = found
-        return branch, items[id(ref)]
+                found = self.prepare(ref, rng, items.notes)
+            items.made[id(ref)] = found
+        return branch, items.made[id(ref)]
+
+    def prepare(
+        self, ref: MediaRef, rng: np.random.Generator | None = None, notes: Counter[Note] | None = None
+    ) -> Tensor:
+        """What the encoder of its branch makes of a decoded item, [F,...]; what was unusual is counted in `notes`."""
+        encoder = self.branches[self.branch_of(ref)].encoder
+        sampling = encoder.sampling(ref.kind)
+        if rng is not None and sampling.draws:
+            sampling = replace(sampling, seed=int(rng.integers(2**31)))
+        found = media.load(ref, sampling, self.limits)
+        if notes is not None:
+            notes.update(found.notes)
+        return encoder.prepare(found, rng)
 
     def _refusal(self, sample: Sample, tokens: int) -> Exception:
         seen, expected = f"{sample.id}: {tokens} tokens", f"at most {self.length}"

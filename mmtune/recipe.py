@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mmtune import config, registry
 from mmtune.config import Config, entry
 from mmtune.errors import ConfigError, MmtuneError
+from mmtune.media import Limits
 from mmtune.params import Curve, ParameterGroup
 from mmtune.types import Kind
 
@@ -340,6 +341,8 @@ class Recipe(Config):
     """How long, and how the learning rate moves."""
     run: RunSection = RunSection()
     """How the run is carried out."""
+    limits: Limits = Limits()
+    """The most that one item of media may cost; what is beyond is skipped and counted."""
     eval: EvalSection = EvalSection()
     """What the model is measured by."""
     chat: ChatSection = ChatSection()

@@ -271,6 +271,8 @@ class Example:
     stream: str = ""
     weights: Tensor | None = None
     """float32 [T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
+    notes: tuple[Note, ...] = ()
+    """What was unusual about its media."""
 
     def __post_init__(self) -> None:
         _check(f"tokens of {self.id}", self.tokens, 1, "int64", "[T]")

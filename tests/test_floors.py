@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("errors", "addresses"),
     ("config", "registry"),
     ("config", "places"),
+    ("media", "config"),
     ("generate", "model"),
     ("cli", "commands"),
     ("__main__", "cli"),

@@ -310,7 +310,7 @@ def test_joined_spans_equal_the_whole_string_as_the_tokenizer_reads_it(name):
 
 def test_times_of_frames_are_told_as_they_are_shown(monkeypatch):
     """The whole prompt of a video, as one string, gives the same ids."""
-    monkeypatch.setattr(media, "moments", lambda ref, sampling: [0.0, 1.25], raising=False)
+    monkeypatch.setattr(media, "moments", lambda ref, sampling, limits: [0.0, 1.25], raising=False)
     tokenizer = FastTokenizer(tiny.llama_bpe().to_str(), "<s>", "</s>")
     turns = (Turn("system", ("S",)), Turn("user", (clip(), "what moves")))
     one = processor(tokenizer=tokenizer, template=prompt.load("video_llama2"))

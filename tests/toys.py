@@ -126,7 +126,7 @@ class Pair:
         self.kinds = kinds or self.encoder.kinds
 
 
-def fake_load(ref, sampling):
+def fake_load(ref, sampling, limits=None):
     """Media of one colour, for a MediaRef whose bytes are (red, green, blue, frames)."""
     *colour, frames = ref.read()
     data = torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1).expand(frames, 3, 4, 4).contiguous()

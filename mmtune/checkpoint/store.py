@@ -312,6 +312,7 @@ def processor_for(
         too_long=recipe.run.too_long,
         takes_places=model.fusion.takes_places,
         blank=model.fusion.blank,
+        limits=recipe.limits,
     )
 
 

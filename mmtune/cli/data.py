@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import recipes
-from mmtune.cli.words import AllowCode, data_app
+from mmtune.cli.words import AllowCode, Limit, data_app, records_of
 from mmtune.errors import UsageError
 
 
@@ -107,7 +107,7 @@ def data_check(
         str, typer.Option(metavar="RECIPE", help="The recipe that would train on them.", autocompletion=recipes)
     ],
     stream: Annotated[str | None, typer.Option(help="Stream of the recipe; needed when it has several.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Records to look at.")] = 200,
+    limit: Limit = None,
     samples: Annotated[int, typer.Option(min=0, help="Samples to print in full, with labels.")] = 2,
     allow_code: AllowCode = None,
 ) -> None:
@@ -119,7 +119,7 @@ def data_check(
 
     from mmtune.commands import check as command
 
-    if code := command.run(patterns, recipe, stream, limit, samples, changes):
+    if code := command.run(patterns, recipe, stream, records_of(limit) or 200, samples, changes):
         raise SystemExit(code)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import room
-from mmtune.cli.words import AllowCode, AllowRemote, Run, app
+from mmtune.cli.words import AllowCode, AllowRemote, Limit, MediaLimit, Run, app, records_of
 from mmtune.errors import UsageError
 
 
@@ -46,6 +46,7 @@ def chat(
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON record: answer, tokens, times, media.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Numbers on stderr after the answer.")] = False,
+    limit: MediaLimit = None,
     allow_code: AllowCode = None,
 ) -> None:
     """Talk with a model: one answer when a question is given or piped in, else a conversation.
@@ -55,6 +56,8 @@ def chat(
 
     A question may name a file too. What is piped in beside a question is quoted in front of it.
     """
+    if limit:
+        raise UsageError(seen=f"--limit {limit[0]}", expected="NAME=VALUE", hint="--limit wall_seconds=300")
     named = {"image": image, "video": video, "audio": audio, "points": points, None: attach}
     media = [(kind, path) for kind, paths in named.items() for path in paths or []]
     if sum(path == "-" for _, path in media) > 1:
@@ -89,7 +92,7 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Shards, as 'data/*.tar'; else those of the recipe.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples to ask about.")] = None,
+    limit: Limit = None,
     blind: Annotated[bool, typer.Option("--blind", help="Control: no media features.")] = False,
     frames: Annotated[str | None, typer.Option(metavar="shuffled|reversed", help="Control: order of frames.")] = None,
     other_media: Annotated[bool, typer.Option("--other-media", help="Control: media of another sample.")] = False,
@@ -114,6 +117,7 @@ def evaluate(
 
     wanted = [c for c in chosen if c]
     command.run(
-        run, task, data or [], limit, wanted, all_controls, json_file, device, expert, kind, allow_remote=allow_remote
-    )
+        run, task, data or [], records_of(limit), wanted, all_controls, json_file, device, expert, kind,
+        allow_remote=allow_remote,
+    )  # fmt: skip
 

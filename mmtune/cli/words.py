@@ -67,6 +67,43 @@ AllowCode = Annotated[
 """An option of every command that reads a recipe or a run; what it says holds for the process."""
 
 
+def _limit(texts: list[str] | None) -> list[str] | None:
+    """Limits of media are set for the process; what is no NAME=VALUE is left to the command."""
+    from mmtune import media
+
+    media.say([text for text in texts or [] if "=" in text])
+    return [text for text in texts or [] if "=" not in text] or None
+
+
+MediaLimit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=VALUE",
+        callback=_limit,
+        help="The most that one item of media may cost, as wall_seconds=300; see `limits` of a recipe. Repeat.",
+    ),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="N|NAME=VALUE",
+        callback=_limit,
+        help="Only so many records; or a limit of media, as wall_seconds=300, see `limits` of a recipe. Repeat.",
+    ),
+]
+
+
+def records_of(limit: list[str] | None) -> int | None:
+    """How many records `--limit` asks for. Raises UsageError for what is no number."""
+    wrong = [text for text in limit or [] if not text.isdecimal() or not int(text)]
+    if wrong or len(limit or []) > 1:
+        seen = f"--limit {' --limit '.join(limit or [])}"
+        raise UsageError(seen, "one number of records, or NAME=VALUE", "--limit 100, or --limit wall_seconds=300")
+    return int(limit[0]) if limit else None
+
+
 def overrides_of(words: list[str] | None) -> list[str]:
     """The words behind a recipe. Raises UsageError for one that is no KEY=VALUE."""
     wrong = [word for word in words or [] if "=" not in word]

@@ -34,6 +34,8 @@ class Findings:
     learned: list[int] = field(default_factory=list)
     media: Counter[str] = field(default_factory=Counter)
     """Items by branch."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was unusual about media that can be used."""
     examples: list[Example] = field(default_factory=list)
     """The first few, to be shown in full."""
 
@@ -45,6 +47,7 @@ class Findings:
         self.lengths.append(len(example))
         self.learned.append(int((example.labels != IGNORE).sum()))
         self.media.update(slot.branch for slot in example.slots)
+        self.notes.update(str(note) for note in example.notes)
         if len(self.examples) < keep:
             self.examples.append(example)
 
@@ -113,6 +116,7 @@ def report(found: Findings, total: int, tokenizer: Tokenizer) -> list[str]:
     total, learned = sum(found.lengths), sum(found.learned)
     lines += [
         f"media items: {items}",
+        *(f"  unusual, and used: {count} {note}" for note, count in found.notes.items()),
         f"tokens: {total}, of them learned {learned} ({100 * learned / total:.1f} %)",
         "lengths in tokens:",
         *histogram(found.lengths),

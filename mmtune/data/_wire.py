@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtune.errors import Note
 from mmtune.types import Example, Slot
 
 _ALIGN = 16
@@ -25,6 +26,7 @@ def pack(example: Example) -> tuple[dict[str, Any], list[np.ndarray]]:
     head = {
         "id": example.id,
         "stream": example.stream,
+        "notes": [str(note) for note in example.notes],
         "weighted": example.weights is not None,
         "slots": [[slot.branch, slot.start, slot.length, slot.item] for slot in example.slots],
         "media": {branch: len(items) for branch, items in example.media.items()},
@@ -67,4 +69,5 @@ def unpack(head: dict[str, Any], data: bytearray, start: int) -> Example:
     media = {branch: [next(rest) for _ in range(count)] for branch, count in head["media"].items()}
     weights = next(rest) if head["weighted"] else None
     slots = tuple(Slot(*slot) for slot in head["slots"])
-    return Example(head["id"], tensors[0], tensors[1], slots, media, head["stream"], weights)
+    notes = tuple(map(Note, head["notes"]))
+    return Example(head["id"], tensors[0], tensors[1], slots, media, head["stream"], weights, notes)

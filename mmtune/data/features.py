@@ -45,10 +45,16 @@ class FeatureCache:
     Args:
         root: folder of the cache; each encoder has a folder in it, named by its fingerprint.
         branches: name to branch.
+        limits: the most that an item may cost. What could not be decoded within others is tried again.
     """
 
-    def __init__(self, root: str | Path, branches: Mapping[str, BranchLike]) -> None:
+    def __init__(
+        self, root: str | Path, branches: Mapping[str, BranchLike], limits: media.Limits | None = None
+    ) -> None:
         self.root = Path(root)
+        self.limits = media.settled(limits)
+        usual = self.limits == media.Limits()
+        self._within = "" if usual else f" within {hashlib.sha256(dump(self.limits).encode()).hexdigest()[:12]}"
         self.branches = dict(branches.items())
         self.shelves: dict[str, Shelf] = {}
         for name, branch in self.branches.items():
@@ -78,8 +84,8 @@ class FeatureCache:
         shelf, key = self.shelves[branch], _key(ref)
         if key in shelf.places:
             return torch.from_numpy(shelf.read(key))
-        if key in shelf.faults:
-            reason, detail = shelf.faults[key]
+        if self._fault(key) in shelf.faults:
+            reason, detail = shelf.faults[self._fault(key)]
             raise MediaError(Reason(reason), f"{ref.origin}: {detail}", "media that can be decoded")
         encoder = self.branches[branch].encoder
         if _device(encoder).type != "cpu":
@@ -89,7 +95,7 @@ class FeatureCache:
                 hint="--resume looks for what is missing; if that does not help, delete "
                 f"{shelf.folder} and it is made anew",
             )
-        return torch.from_numpy(_encode(encoder, _prepare(encoder, ref)[None])[0].astype(np.float16))
+        return torch.from_numpy(_encode(encoder, _prepare(encoder, ref, self.limits)[None])[0].astype(np.float16))
 
     def reload(self) -> None:
         """Read the indexes again, after another process has filled the cache."""
@@ -143,7 +149,15 @@ class FeatureCache:
         """Name of a corpus as a format reads it for a branch."""
         spelled = {dump(format_.config) for format_ in stream.formats}
         kinds = ",".join(self.branches[branch].kinds)
-        return hashlib.sha256("\n".join([stream.corpus.fingerprint(), kinds, *sorted(spelled)]).encode()).hexdigest()
+        parts = [stream.corpus.fingerprint(), kinds, *sorted(spelled), *([self._within] if self._within else [])]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _fault(self, key: str) -> str:
+        """What an item that cannot be decoded is kept under: more may be decoded within other limits."""
+        return key + self._within
+
+    def _has(self, branch: str, key: str) -> bool:
+        return key in self.shelves[branch].places or self._fault(key) in self.shelves[branch].faults
 
     def _unmarked(self, stream: Stream) -> bool:
         return any(self._mark(stream, name) not in shelf.marks for name, shelf in self.shelves.items())
@@ -163,11 +177,11 @@ class FeatureCache:
             if branch is None:
                 continue
             name = _key(ref)
-            if name in self.shelves[branch]:
+            if self._has(branch, name):
                 head["kept"] += 1
                 continue
             try:
-                items.setdefault(branch, []).append(_prepare(self.branches[branch].encoder, ref))
+                items.setdefault(branch, []).append(_prepare(self.branches[branch].encoder, ref, self.limits))
                 head["keys"].setdefault(branch, []).append(name)
             except MediaError as error:
                 head["faults"].append([branch, name, str(error.reason), error.seen.removeprefix(f"{ref.origin}: ")])
@@ -187,14 +201,14 @@ class _Filling:
     def take(self, head: Mapping[str, Any], example: Example) -> None:
         self._counts["kept"] += head["kept"]
         for branch, key, reason, detail in head["faults"]:
-            if key not in self._cache.shelves[branch]:
-                self._writers[branch].fault(key, reason, detail)
+            if not self._cache._has(branch, key):
+                self._writers[branch].fault(self._cache._fault(key), reason, detail)
                 self._counts["failed"] += 1
         for branch, keys in head["keys"].items():
             for key, item in zip(keys, example.media[branch], strict=True):
                 group = (branch, tuple(item.shape))
                 waiting = self._waiting.setdefault(group, {})
-                if key in self._cache.shelves[branch] or key in waiting:
+                if self._cache._has(branch, key) or key in waiting:
                     self._counts["kept"] += 1
                     continue
                 waiting[key] = item
@@ -249,9 +263,9 @@ def _device(encoder: Any) -> torch.device:
     return next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
 
 
-def _prepare(encoder: Any, ref: MediaRef) -> Tensor:
+def _prepare(encoder: Any, ref: MediaRef, limits: media.Limits) -> Tensor:
     """[F,...], without randomness."""
-    return encoder.prepare(media.load(ref, encoder.sampling(ref.kind)))
+    return encoder.prepare(media.load(ref, encoder.sampling(ref.kind), limits))
 
 
 def _encode(encoder: Any, x: Tensor) -> np.ndarray:

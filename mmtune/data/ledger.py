@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmtune import disk
-from mmtune.errors import CheckpointError, DataError, Reason
+from mmtune.errors import CheckpointError, DataError, Note, Reason
 
 
 class Ledger:
@@ -41,6 +41,8 @@ class Ledger:
         self.max_bad_fraction, self.minimum, self.max_in_a_row = max_bad_fraction, minimum, max_in_a_row
         self.counts: Counter[str] = Counter()
         """Skips by reason, those of earlier parts of the run included."""
+        self.notes: Counter[str] = Counter()
+        """What was unusual about media that were used, earlier parts of the run included."""
         self.good = 0
         """Samples taken by this process."""
         self._bad = 0
@@ -63,6 +65,7 @@ class Ledger:
             "good": self.good,
             "bad": self._bad,
             "row": self._row,
+            "notes": dict(self.notes),
         }
 
     def faults(self, position: Mapping[str, Any]) -> list[str]:
@@ -80,6 +83,7 @@ class Ledger:
     def restore(self, position: Mapping[str, Any]) -> None:
         """Count on from a position. Lines that were written after it are for `rewind` to drop."""
         self.good, self._bad, self._row = position["good"], position["bad"], position["row"]
+        self.notes = Counter(position.get("notes", {}))  # states of before there were any have none
         self._sum = None
 
     def flush(self) -> None:
@@ -97,9 +101,10 @@ class Ledger:
             disk.write_file(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._sum = None
 
-    def take(self, count: int = 1) -> None:
-        """Note samples that were used."""
+    def take(self, count: int = 1, notes: Iterable[Note] = ()) -> None:
+        """Note samples that were used, and what was unusual about their media."""
         self.good += count
+        self.notes.update(str(Note(note)) for note in notes)
         self._row = 0
 
     def skip(
@@ -157,6 +162,10 @@ class Ledger:
     def summary(self) -> str:
         """Counts by reason, the most first; "nothing skipped" when there are none."""
         return ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common()) or "nothing skipped"
+
+    def unusual(self) -> str:
+        """Counts of what was unusual about media that were used; empty for nothing."""
+        return ", ".join(f"{note} {count}" for note, count in self.notes.most_common())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -275,7 +275,7 @@ class Loader:
                 break
             examples.append(found)
             feed.take()
-            self.ledger.take()
+            self.ledger.take(notes=found.notes)
         return examples, packer.rows()
 
     def _batches(self, feed: _Feed | _SharedFeed, found: list[Example | Notice], rows: list[list[int]]) -> list[Batch]:

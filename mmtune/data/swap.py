@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmtune.data import _wire
+from mmtune.errors import Note
 from mmtune.types import Example
 
 
@@ -40,6 +41,7 @@ class Notice:
     id: str
     length: int
     position: int
+    notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return self.length
@@ -96,13 +98,14 @@ class Shared:
             made = self._fetch(self._asked.popleft())
             if isinstance(made, Example):
                 self._held[self._next] = made
-                mine.append([self._next, made.id, len(made)])
+                mine.append([self._next, made.id, len(made), made.notes])
             else:
-                mine.append([self._next, made, 0])
+                mine.append([self._next, made, 0, ()])
             self._next += peers.world
         heard = [line for data in peers.tell(json.dumps(mine).encode()) for line in json.loads(data)]
-        for position, made, length in sorted(heard, key=lambda line: line[0]):
-            self._told.append(made if isinstance(made, dict) else Notice(made, length, position))
+        for position, made, length, notes in sorted(heard, key=lambda line: line[0]):
+            told = made if isinstance(made, dict) else Notice(made, length, position, tuple(map(Note, notes)))
+            self._told.append(told)
 
     def bring(self, notices: Sequence[Notice], owners: Sequence[int]) -> dict[int, Example]:
         """The examples of a step that belong to this rank, by place in `notices`.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmtune import disk, generate, media, places, registry
+from mmtune import disk, generate, places, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.shards import Corpus
@@ -308,9 +308,7 @@ def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:
 
 def _prepare(processor: Processor, ref: MediaRef) -> tuple[str, Tensor]:
     """(branch, prepared [F,...]) of an item."""
-    branch = processor.branch_of(ref)
-    encoder = processor.branches[branch].encoder
-    return branch, encoder.prepare(media.load(ref, encoder.sampling(ref.kind)))
+    return processor.branch_of(ref), processor.prepare(ref)
 
 
 def _encode(

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import Any, BinaryIO, NoReturn
 
-from mmtune import config, registry
+from mmtune import config, media, registry
 from mmtune.errors import MmtuneError
 from mmtune.experts import _wire
 from mmtune.experts.base import Expert
@@ -31,6 +31,7 @@ def main() -> None:
     setup, _ = calls.get()
     if not setup["network"]:
         sys.addaudithook(_offline)
+    media.say(setup.get("limits", []))
     served = _Served(setup)
     while True:
         facts, data = calls.get()

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict
 
 from mmtune import config as configs
-from mmtune import registry
+from mmtune import media, registry
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.experts import _cache, _wire
 from mmtune.experts._cache import Cache
@@ -151,6 +151,7 @@ class Runner:
 
     def _start(self, options: Mapping[str, Any], network: bool) -> Process:
         setup = {"name": self.name, "options": dict(options), "code": self._code, "network": network}
+        setup["limits"] = media.said()
         folder = registry.folder_of(self._code) if self._code is not None else None
         return Process(setup, [folder] if folder else [])
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PUBLIC = dict.fromkeys(("Limits", "Sampling", "load", "moments", "sniff"), "base") | {"spoken": "_frames"}
+_PUBLIC = dict.fromkeys(("Limits", "Sampling", "load", "moments", "sniff"), "base") | {
+    "spoken": "_frames",
+    "said": "_limits",
+    "say": "_limits",
+    "settled": "_limits",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from typing import Annotated
 
+from pydantic import Field
+
+from mmtune import config
+from mmtune.config import Config
 from mmtune.errors import ConfigError, MediaError, Reason
 
+Whole = Annotated[int, Field(ge=0)]
+Real = Annotated[float, Field(ge=0)]
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+
+class Limits(Config):
     """The most that one item may cost. Judged from headers and packets before anything is decoded where possible.
 
     A recipe sets them in its section `limits`, a command with `--limit NAME=VALUE`.
     """
 
-    bytes: int = 1 << 30
+    bytes: Whole = 1 << 30
     """Encoded size."""
-    image_pixels: int = 50_000_000
+    image_pixels: Whole = 50_000_000
     """Height times width of a picture."""
-    scan_pixels: int = 1_000_000_000
+    scan_pixels: Whole = 1_000_000_000
     """Height times width of a JPEG, times its scans: each is a pass over the whole picture."""
-    frame_pixels: int = 36_000_000
+    frame_pixels: Whole = 36_000_000
     """Height times width of a video frame (8K is 33 million)."""
-    output_pixels: int = 400_000_000
+    output_pixels: Whole = 400_000_000
     """Pixels of all chosen frames together; three bytes each."""
-    video_seconds: float = 4 * 3600.0
+    video_seconds: Real = 4 * 3600.0
     """Length of a video."""
-    packets: int = 1_000_000
+    packets: Whole = 1_000_000
     """Packets read from a container, or promised by its tables."""
-    decoded_frames: int = 30_000
+    decoded_frames: Whole = 30_000
     """Frames that must be decoded to reach the chosen ones."""
-    wall_seconds: float = 120.0
+    wall_seconds: Real = 120.0
     """Time spent on decoding one item."""
-    audio_seconds: float = 3600.0
+    audio_seconds: Real = 3600.0
     """Length of a sound, when all of it is asked for."""
-    audio_values: int = 200_000_000
+    audio_values: Whole = 200_000_000
     """Samples times channels, before resampling; four bytes each."""
-    channels: int = 8
+    channels: Whole = 8
     """Channels of a sound."""
-    min_rate: int = 1000
+    min_rate: Whole = 1000
     """Least samples per second of a sound as stored, Hz."""
-    max_rate: int = 384_000
+    max_rate: Whole = 384_000
     """Most samples per second of a sound as stored, Hz."""
-    points: int = 5_000_000
+    points: Whole = 5_000_000
     """Points of a cloud."""
-    point_values: int = 40_000_000
+    point_values: Whole = 40_000_000
     """Points times values of each; four bytes each."""
-    complete: float = 0.9
+    complete: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least share of the promised frames or samples that must be there; less is a damaged file."""
 
     def refusal(self, name: str, reason: Reason, seen: str) -> MediaError:
@@ -62,17 +69,38 @@ class Limits:
         )
 
 
-def parse(settings: list[str], base: Limits | None = None) -> Limits:
-    """Limits from texts such as "wall_seconds=300". Raises ConfigError."""
-    base, known = base or Limits(), {one.name: one.type for one in fields(Limits)}
+_said: dict[str, str] = {}
+"""What the command line says, by name: it holds for the process, whatever a recipe says."""
+_usual: list[Limits] = []
+
+
+def say(settings: Iterable[str]) -> None:
+    """Set limits from texts such as "wall_seconds=300", for this process and those that it starts.
+
+    Raises ConfigError: no such limit, or no such value.
+    """
     for text in settings:
-        name, equal, value = text.partition("=")
+        name, sign, value = text.partition("=")
         name = name.strip().removeprefix("limits.")
-        if not equal or name not in known:
-            raise ConfigError(f"the limit {text!r}", f"NAME=VALUE with one of {', '.join(known)}")
-        try:
-            number = float(value.replace("_", ""))
-            base = replace(base, **{name: number if known[name] == "float" else int(number)})
-        except (ValueError, OverflowError) as error:
-            raise ConfigError(f"the limit {text!r}", "a number", f"--limit {name}={getattr(base, name)}") from error
-    return base
+        if not sign or name not in Limits.model_fields:
+            raise ConfigError(
+                f"the limit {text!r}", f"NAME=VALUE with one of {', '.join(Limits.model_fields)}",
+                "--limit wall_seconds=300",
+            )  # fmt: skip
+        config.validate(Limits, {name: value.replace("_", "")}, f"--limit {text}")
+        _said[name] = value.replace("_", "")
+    _usual.clear()
+
+
+def said() -> list[str]:
+    """What `say` was told, for another process to be told."""
+    return [f"{name}={value}" for name, value in _said.items()]
+
+
+def settled(limits: Limits | None = None) -> Limits:
+    """`limits`, or the usual ones, with what the command line says."""
+    if limits is not None:
+        return limits if not _said else Limits(**{**limits.model_dump(), **_said})  # type: ignore[arg-type]
+    if not _usual:
+        _usual.append(Limits(**_said))  # type: ignore[arg-type]
+    return _usual[0]

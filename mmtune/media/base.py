@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmtune.errors import ConfigError, MediaError, Note, Reason
-from mmtune.media import _formats, _mpeg
+from mmtune.media import _formats, _limits, _mpeg
 from mmtune.media._limits import Limits
 from mmtune.types import Kind, Media, MediaRef
 
@@ -112,7 +112,7 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
     Raises:
         MediaError: with the Reason; the message names the item and what was wrong.
     """
-    sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
+    sampling, limits, origin = sampling or Sampling(), _limits.settled(limits), ref.origin or "unnamed media"
     data, name, junk = _declared(ref, limits, origin)
     if ref.kind == "image":
         from mmtune.media.image import decode
@@ -138,7 +138,7 @@ def moments(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | No
     """
     from mmtune.media.video import moments
 
-    sampling, limits, origin = sampling or Sampling(), limits or Limits(), ref.origin or "unnamed media"
+    sampling, limits, origin = sampling or Sampling(), _limits.settled(limits), ref.origin or "unnamed media"
     data, name, _ = _declared(ref, limits, origin)
     return moments(data, name, sampling, limits, origin, (ref.start, ref.end))
 

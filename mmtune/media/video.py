@@ -109,10 +109,10 @@ class _Clip:
         context = self.stream.codec_context
         context.thread_count = 1  # loader workers are the parallel axis; more threads per worker only contend
         if context.width * context.height > self.limits.frame_pixels:
-            self.refuse(f"{context.width} x {context.height} pixels", f"at most {self.limits.frame_pixels} pixels")
+            self.exceed("frame_pixels", f"{context.width} x {context.height} pixels")
         promised = promised_seconds(self.container, self.stream)
         if promised is not None and promised > self.limits.video_seconds:
-            self.refuse(f"{promised:.0f} seconds", f"at most {self.limits.video_seconds:.0f} seconds")
+            self.exceed("video_seconds", f"{promised:.0f} seconds")
         self.packets = self._demux()
         # AVI keeps no presentation times; with reordered pictures only the order of what comes out tells them.
         blind = self.name == "avi" and context.has_b_frames
@@ -127,31 +127,31 @@ class _Clip:
             )
         self.line = timeline(stamps, [packet.duration or 0 for packet in shown], self.stream.time_base)
         if self.line.seconds > self.limits.video_seconds:
-            self.refuse(f"{self.line.seconds:.0f} seconds", f"at most {self.limits.video_seconds:.0f} seconds")
+            self.exceed("video_seconds", f"{self.line.seconds:.0f} seconds")
         self._check_length(promised)
 
-    def refuse(self, seen: str, expected: str, reason: Reason = Reason.video_limits) -> None:
+    def refuse(self, seen: str, expected: str, reason: Reason) -> None:
         raise MediaError(reason, f"{self.origin}: {seen}", expected)
+
+    def exceed(self, limit: str, seen: str) -> None:
+        raise self.limits.refusal(limit, Reason.video_limits, f"{self.origin}: {seen}")
 
     def check_clock(self) -> None:
         if time.monotonic() > self.deadline:
-            self.refuse(f"decoding took more than {self.limits.wall_seconds:g} seconds", "less")
+            self.exceed("wall_seconds", f"decoding took more than {self.limits.wall_seconds:g} seconds")
 
     def check_cost(self, frames: int) -> None:
         context = self.stream.codec_context
         pixels = frames * context.width * context.height
         if pixels > self.limits.output_pixels:
-            self.refuse(
-                f"{frames} frames of {context.width} x {context.height}",
-                f"at most {self.limits.output_pixels} pixels together",
-            )
+            self.exceed("output_pixels", f"{frames} frames of {context.width} x {context.height}")
 
     def _demux(self) -> list[Any]:
         """All whole packets of the stream in decoding order."""
         packets = []
         for count, packet in enumerate(self.container.demux(self.stream)):
             if count > self.limits.packets:
-                self.refuse(f"more than {self.limits.packets} packets", "fewer")
+                self.exceed("packets", f"more than {self.limits.packets} packets")
             if packet.size and not packet.is_corrupt:
                 packets.append(packet)
             if count % 256 == 0:
@@ -165,12 +165,18 @@ class _Clip:
         if self.name == "avi":
             promised_frames = max(promised_frames, self.stream.frames)
         if have < share * promised_frames:
-            self.refuse(f"{have} frames of {promised_frames}", f"at least {share:.0%} of them", Reason.short_video)
+            self.refuse(
+                f"{have} frames of {promised_frames}",
+                f"at least {share:.0%} of them (limit complete)",
+                Reason.short_video,
+            )
         if promised is not None and self.line.seconds < share * promised:
             start = float(max(0, self.line.stamps[0]) * self.line.unit)  # some containers count from zero
             if start + self.line.seconds < share * promised:
                 self.refuse(
-                    f"{self.line.seconds:.2f} seconds of {promised:.2f}", f"at least {share:.0%}", Reason.short_video
+                    f"{self.line.seconds:.2f} seconds of {promised:.2f}",
+                    f"at least {share:.0%} (limit complete)",
+                    Reason.short_video,
                 )
         if self.name == "gif" and not self.data.rstrip(b"\x00").endswith(b";"):
             self.refuse("a GIF without its end mark", "a whole file", Reason.short_video)
@@ -248,7 +254,7 @@ def _everything(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch
 def _decode(clip: _Clip, packets: list[Any], take: Any) -> None:
     """Decode packets in order and hand over every whole frame. A packet that fails gives no frame."""
     if len(packets) > clip.limits.decoded_frames:
-        clip.refuse(f"{len(packets)} frames to decode", f"at most {clip.limits.decoded_frames}")
+        clip.exceed("decoded_frames", f"{len(packets)} frames to decode, from the entry points before those chosen")
     context = clip.stream.codec_context
     for packet in [*packets, None]:
         clip.check_clock()

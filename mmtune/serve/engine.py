@@ -207,10 +207,8 @@ class _Features:
     def _encode(self, branch: str, ref: MediaRef) -> Tensor:
         import torch
 
-        from mmtune import media
-
         encoder = self._model.branches[branch].encoder
-        item = encoder.prepare(media.load(ref, encoder.sampling(ref.kind)))
+        item = self._processor.prepare(ref)
         frames = torch.ones(1, item.shape[0], dtype=torch.bool, device=self._model.device)
         with torch.inference_mode():
             return encoder(item[None].to(self._model.device), frames).tokens[0].cpu()

@@ -234,6 +234,8 @@ class _Run:
         if metrics:
             metrics.close()
         self.voice.line(f"samples that could not be used: {self.loader.ledger.summary()}")
+        if unusual := self.loader.ledger.unusual():
+            self.voice.line(f"media that were unusual, and used: {unusual}")
         done = self.step >= steps
         if done:
             self.voice.line(f"done: {self.step} steps, loss {recent.loss or float('nan'):.4f}, saved in {self.out}")
@@ -383,7 +385,7 @@ class _Run:
             del frozen[name]
         if not frozen:
             return
-        cache = FeatureCache(self.recipe.run.feature_cache, frozen)
+        cache = FeatureCache(self.recipe.run.feature_cache, frozen, self.recipe.limits)
         streams = list(self.loader.streams.values())
         if self.runtime.main:
             self.voice.start("encoding media, once", sum(len(stream.corpus) for stream in streams))
