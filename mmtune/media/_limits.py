@@ -35,8 +35,9 @@ class Limits(Config):
     """Length of a video."""
     packets: Whole = 1_000_000
     """Packets read from a container, or promised by its tables."""
-    decoded_frames: Whole = 30_000
-    """Frames that must be decoded to reach the chosen ones."""
+    decoded_frames: Whole = 500_000
+    """Frames that must be decoded to reach the chosen ones. A clip of hours with one key frame may need all of them;
+    what that takes is up to `wall_seconds`."""
     wall_seconds: Real = 120.0
     """Time spent on decoding one item."""
     audio_seconds: Real = 3600.0

@@ -62,7 +62,7 @@ def test_the_command_line_is_above_a_recipe():
     assert _limits.said() == ["points=7", "wall_seconds=10"]
 
 
-@pytest.mark.parametrize("text", ["points", "pionts=4", "points=x", "points=-1", "complete=2", "=4", "wall_seconds=nan"])
+@pytest.mark.parametrize("text", ["points", "pionts=4", "points=x", "points=-1", "complete=2", "=4", "points=nan"])
 def test_a_limit_that_is_none_is_refused(text):
     with pytest.raises(ConfigError) as error:
         media.say([text])
@@ -93,9 +93,9 @@ def test_the_limits_of_a_recipe_are_those_of_its_processor(tmp_path):
         processor.example(Sample("one", (Turn("user", (ref, "what?")), Turn("assistant", ("that",)))))
 
 
-@pytest.mark.parametrize("words", [["chat", "--limit", "pionts=4"], ["eval", "x", "--task", "y", "--limit", "pionts=4"],
-                                   ["data", "check", "x.tar", "--recipe", "pocket", "--limit", "pionts=4"]])  # fmt: skip
+@pytest.mark.parametrize("words", ["chat", "eval x --task y", "data check x.tar --recipe pocket"])
 def test_commands_take_limits(words):
+    words = [*words.split(), "--limit", "pionts=4"]
     child = subprocess.run([sys.executable, "-m", "mmtune", *words], capture_output=True, text=True, timeout=60)
     assert child.returncode == 2 or child.returncode == 1
     assert "pionts=4" in child.stderr and "decoded_frames" in child.stderr and "Traceback" not in child.stderr

@@ -1,5 +1,6 @@
 """Video: the right frames at the right times, the same from every backend, damage and excess refused."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -382,3 +383,12 @@ def test_a_backend_with_another_clock_is_refused(clips, monkeypatch):
 def test_pictures_of_vp8_that_are_never_shown_have_no_time():
     shown, hidden = b"\x10\x00\x00", b"\x01\x00\x00"
     assert not video._hidden_vp8(shown) and video._hidden_vp8(hidden)
+
+
+def test_a_long_clip_with_one_key_frame_is_decoded_in_seconds():
+    once = {"g": "40000", "sc_threshold": "0", "preset": "ultrafast", "tune": "zerolatency"}
+    data = make.video(31_000, 16, 16, rate=30, options=once)
+    begin = time.process_time()
+    media = make.get("video", data, frames=8)
+    assert media.data.shape == (8, 3, 16, 16) and media.times[-1] > 900
+    assert time.process_time() - begin < 10
