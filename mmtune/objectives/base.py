@@ -29,6 +29,9 @@ class Objective(ABC):
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    weighted: ClassVar[bool] = False
+    """Whether `loss` reads `batch.weights`. Where it does not, a record with weights of its own stops the run, for they
+    would be left out without a word."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config

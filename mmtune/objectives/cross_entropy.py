@@ -21,6 +21,7 @@ class CrossEntropy(Objective):
     """Nats, and the weight of the supervised tokens: their number, where no turn has a weight of its own."""
 
     Config = Config
+    weighted = True
 
     def loss(self, model: MultimodalModel, batch: Batch) -> tuple[Tensor, float]:
         return model.loss(batch)

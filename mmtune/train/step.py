@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import Parameter
 
+from mmtune.errors import ConfigError
 from mmtune.objectives.base import Objective
 from mmtune.train.optim import GroupOptimizer
 from mmtune.types import IGNORE, Batch
@@ -103,6 +104,7 @@ def take_step(
 
     Raises:
         OutOfMemory: on every rank, when any of them had no room.
+        ConfigError: records with weights, and an objective that does not read them.
     """
     objectives, shares = objectives or {}, shares or {}
     tallies: dict[str, _Tally] = {}
@@ -166,6 +168,13 @@ def _backward(
     total, weight, supervised, tokens, samples, full = 0.0, 0.0, 0, 0, 0, ""
     for batch in batches:
         learned = int((batch.labels != IGNORE).sum())
+        if batch.weights is not None and objective is not None and not objective.weighted:
+            raise ConfigError(
+                f"stream {batch.stream} has records with weights ({', '.join(batch.ids[:4])}), and its objective "
+                f"{objective.config.name} knows none",
+                "an objective that reads batch.weights and says so: weighted = True",
+                "objective: cross_entropy, or ignore: [weight, loss, loss_scale] in the format of the stream",
+            )
         try:
             batch = batch.to(runtime.device)
             with runtime.autocast():

@@ -266,3 +266,23 @@ def test_a_step_without_any_weight_moves_nothing(folder):
     nothing = replace(batch, labels=batch.labels * 0 + IGNORE, weights=batch.weights * 0)
     outcome, _ = step(model, [nothing])
     assert not outcome.updated and outcome.supervised == 0
+
+
+def test_an_objective_that_knows_no_weights_stops_the_run(folder):
+    """Rather than to leave them out without a word; records without any are its business as ever."""
+    from mmtune.errors import ConfigError
+    from mmtune.objectives.base import Objective, ObjectiveConfig
+
+    class Plain(Objective):
+        def loss(self, model, batch):
+            return model.loss(replace(batch, weights=None))
+
+    model = make(folder)
+    more = {"objectives": {"s": Plain(ObjectiveConfig(name="plain"))}}
+    given = {"owners": {"s": ["norms"]}, "factors": {"norms": 1.0}, "runtime": Runtime("cpu")}
+    plain = batches(examples(model, [(1, 1)]), [[0]])
+    assert take_step(model, plain, optimizers(model), **given, **more).updated
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="stream s has records with weights.*plain knows none"):
+        take_step(model, batches(examples(model), [[0, 1]]), optimizers(model), **given, **more)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
