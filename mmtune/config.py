@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
-from mmtune import places, registry
+from mmtune import disk, places, registry
 from mmtune.errors import ConfigError, MmtuneError, ModelError
 
 MAX_BYTES = 1_000_000
@@ -311,11 +311,9 @@ def read(path_or_name: str | Path, overrides: Sequence[str] = (), kind: registry
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes", f"at most {MAX_BYTES}")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "a UTF-8 text file") from error
+        text = disk.read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}", f"a UTF-8 text file of at most {MAX_BYTES:,} bytes") from error
     tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {_short(tree)}", "a mapping of keys to values")

@@ -102,7 +102,10 @@ def stored_in(files: Iterable[Path]) -> str | None:
 
 
 def require_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Raise CheckpointError, with names, for NaN and infinity among weights that were read from `origin`."""
+    """Raise CheckpointError, with names, for NaN and infinity among weights that were read from `origin`.
+
+    Where that is a folder of safetensors, the file that holds the first of them is named.
+    """
     wrong = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.numel():
@@ -110,9 +113,23 @@ def require_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
             if count:
                 wrong.append(f"{name} ({count:,} of {tensor.numel():,} values)")
     if wrong:
+        first = wrong[0].split(" (")[0]
+        origin = next((str(file) for file in _files(origin) if _holds(file, first)), origin)
         more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise CheckpointError(
             f"{origin}: NaN or infinity in {', '.join(wrong[:8])}{more}",
             "finite numbers",
             "the file was damaged, or saved by a training that had failed; get it again",
         )
+
+
+def _files(origin: str) -> list[Path]:
+    return sorted(Path(origin).glob("*.safetensors")) if Path(origin).is_dir() else []
+
+
+def _holds(file: Path, name: str) -> bool:
+    """Whether a file has a tensor of this name, whatever stands in front of it there."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return any(one == name or one.endswith(f".{name}") or name.endswith(f".{one}") for one in opened.keys())  # noqa: SIM118

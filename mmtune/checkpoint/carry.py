@@ -7,6 +7,7 @@ it later. What is written appears under its final name when it is whole, or not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from mmtune import config as configs
 from mmtune import disk, dtypes, places, registry
 from mmtune import model as models
 from mmtune.checkpoint import fidelity, store
+from mmtune.checkpoint.foreign import _llm
 from mmtune.checkpoint.foreign.base import (
     Back,
     Exported,
@@ -35,10 +37,11 @@ from mmtune.checkpoint.foreign.base import (
     submodule,
 )
 from mmtune.checkpoint.given import Given, state_of
-from mmtune.errors import CheckpointError, MmtuneError, UsageError
+from mmtune.errors import CheckpointError, ConfigError, MmtuneError, UsageError
 from mmtune.recipe import EncoderEntry, LLMEntry, Recipe
 
 ROOM = "checkpoint/foreign"
+Tell = Callable[[str], None]
 
 
 def importer(kind: str, options: Sequence[str] = ()) -> Foreign:
@@ -94,7 +97,12 @@ def _usage(foreign: Foreign) -> str:
 
 
 def bring(
-    kind: str, paths: Sequence[str], out: Path | str, options: Sequence[str] = (), changes: Sequence[str] = ()
+    kind: str,
+    paths: Sequence[str],
+    out: Path | str,
+    options: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    tell: Tell = lambda line: None,
 ) -> Path:
     """Make a run folder (or the folder of an encoder) from published files; returns it.
 
@@ -102,9 +110,11 @@ def bring(
         paths: as `assign` takes them.
         options: NAME=VALUE for the importer.
         changes: a.b.c=value for the recipe.
+        tell: gets a line about the type that the language model is opened in.
 
     Raises:
-        ConfigError, UsageError: what was asked for. CheckpointError: what the files hold.
+        ConfigError, UsageError: what was asked for, a prompt that the tokenizer cannot serve among it. CheckpointError:
+            what the files hold.
     """
     out = Path(out)
     foreign = importer(kind, options)
@@ -120,7 +130,7 @@ def bring(
             if set(imported.recipe) in ({"encoder"}, {"llm"}):
                 _bring_part(imported, draft, changes, facts)
             else:
-                make_run(imported, draft, changes, facts)
+                make_run(imported, draft, changes, facts, tell)
     return out
 
 
@@ -161,17 +171,23 @@ def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def make_run(imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str]) -> None:
+def make_run(
+    imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str], tell: Tell = lambda line: None
+) -> None:
     """Write the run that an importer describes into a folder that is there and empty. Raises as `bring` does."""
     for name, part in imported.parts.items():
         _write_files(draft / "parts" / name, part.files)
     tree = imported.recipe
     for text in changes:
         tree = configs.override(tree, text)
+    given = Given.trace(imported)
+    tree, facts = _types(tree, given, facts, tell)
     recipe = configs.validate(Recipe, places.from_here(tree, draft), "the recipe of the import")
     _refuse_random(recipe, imported.parts)
-    given = Given.trace(imported)
-    given.compare(*_wanted(recipe, imported.parts))
+    plan = models.build(recipe.model, weights=False, device="meta")
+    given.compare(*_wanted(plan, recipe, imported))
+    given.require_finite()
+    _speaks(recipe, plan)
     for name, part in imported.parts.items():
         _write_tensors(draft / "parts" / name / "model.safetensors", given.part(name), part)
     model = models.build(recipe.model, weights=True)
@@ -197,7 +213,7 @@ def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: 
     room, place = ("encoders", "weights") if "encoder" in tree else ("llm", "folder")
     ((kind, entry),) = tree.items()
     with torch.device("meta"):
-        built = _entry(room, {**entry, place: str(draft)})
+        built = _entry(room, {**_as_stored(entry, imported.recipe[kind]), place: str(draft)})
     given = Given.trace(imported)
     inside = part.holds.removeprefix("llm").removeprefix(".") if room == "llm" else part.holds
     given.compare(*state_of(submodule(built, inside), name))
@@ -209,6 +225,15 @@ def _bring_part(imported: Imported, draft: Path, changes: Sequence[str], facts: 
     lines += ["", f"Use it as in {kind}.yaml, with this folder in place of FOLDER."]
     disk.write_file(draft / "card.md", "\n".join(lines) + "\n")
     return loaded
+
+
+def _as_stored(entry: Any, published: Mapping[str, Any]) -> Any:
+    """An encoder's settings with the size of picture that its file is for: for another `size` its positions are
+    interpolated when it is loaded, not in the file."""
+    size = published.get("size")
+    if isinstance(entry, Mapping):
+        return {**entry, "size": size} if entry.get("size") != size else entry
+    return entry.model_copy(update={"size": size}) if getattr(entry, "size", size) != size else entry
 
 
 class _Holder(configs.Config):
@@ -267,23 +292,76 @@ def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
         )
 
 
-def _wanted(recipe: Recipe, parts: Mapping[str, Part]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _types(
+    tree: dict[str, Any], given: Given, facts: Mapping[str, str], tell: Tell
+) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The recipe with the language model opened in the type that it was published in, and the facts with a line about
+    it; as they are where the recipe says a type, or the run's precision, itself."""
+    llm, run = tree["model"]["llm"], tree.get("run") or {}
+    folder = Path(str(llm.get("folder", "")))
+    held = given.part(_llm.PART)
+    stored = dtypes.commonest(held.values()) or dtypes.stored_in(sorted(folder.glob("*.safetensors")))
+    if llm.get("name") != "hf" or "dtype" in llm or "precision" in run or stored not in ("float16", "bfloat16"):
+        return tree, facts
+    opened = dtypes.opened_as(stored)
+    size = sum(tensor.numel() for tensor in held.values() if tensor.is_floating_point())
+    line = f"published in {stored}, opened in {opened}" + (f" ({2 * size / 1e9:.1f} GB)" if size else "")
+    line += "; trained on with run.precision: bf16, which keeps what trains in float32"
+    tell(f"language model: {line}. --set model.llm.dtype=float32 takes twice the memory")
+    model = {**tree["model"], "llm": {**llm, "dtype": opened}}
+    return {**tree, "model": model, "run": {**run, "precision": "bf16"}}, {**facts, "types": line}
+
+
+def _speaks(recipe: Recipe, model: models.MultimodalModel) -> None:
+    """Raise ConfigError for prompts that the tokenizer cannot serve: the run could neither talk nor train."""
+    named = {f"streams.{name}.prompt": stream.prompt for name, stream in recipe.streams.items()}
+    named["chat.prompt"] = str(recipe.chat.prompt)
+    wrong = {}
+    for key, prompt in named.items():
+        try:
+            store.processor_for(recipe, model, prompt)
+        except ConfigError as error:
+            wrong[key] = (prompt, error)
+    if not wrong:
+        return
+    fitting = []
+    for prompt in registry.shipped("prompts"):
+        with contextlib.suppress(ConfigError):
+            store.processor_for(recipe, model, prompt)
+            fitting.append(prompt)
+    (prompt, error), *_ = wrong.values()
+    raise ConfigError(
+        f"{' and '.join(wrong)}: the prompt {prompt!r} is none that the tokenizer of the language model can serve: "
+        f"{error.seen}",
+        f"a prompt that it can: {', '.join(fitting) or 'none of those that are shipped'}",
+        f"--option prompt={fitting[0] if fitting else 'PATH'} where the kind has this option, or "
+        + " ".join(f"--set {key}={fitting[0] if fitting else 'PATH'}" for key in wrong),
+    ) from error
+
+
+def _wanted(
+    model: models.MultimodalModel, recipe: Recipe, imported: Imported
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Every name that sources have to give, with a tensor on the meta device: trained ones, and `PART:NAME`; and the
-    second names of tied weights."""
+    second names of tied weights.
+
+    Args:
+        model: the run's, on the meta device.
+    """
     section = recipe.model
-    model = models.build(section, weights=False, device="meta")
     groups = store.groups_of(model, recipe)
     wanted: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     for tensors in store.trained_tensors(model, groups).values():
         wanted |= tensors
     with torch.device("meta"):
-        for name, part in parts.items():
+        for name, part in imported.parts.items():
             head, *rest = part.holds.split(".")
             if head == "llm":
                 root: nn.Module = registry.find("llm", section.llm.name)(section.llm)
             else:
-                encoder = section.branches[rest[0]].encoder
+                published = imported.recipe["model"]["branches"][rest[0]]["encoder"]
+                encoder = _as_stored(section.branches[rest[0]].encoder, published)
                 root, rest = registry.find("encoders", encoder.name)(encoder), rest[2:]
             state, tied = state_of(submodule(root, ".".join(rest)), name)
             wanted |= state
@@ -299,7 +377,7 @@ def send(
     kind: str,
     out: Path | str,
     options: Sequence[str] = (),
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Tell = lambda line: None,
 ) -> Path:
     """Write a run in a published layout into a new folder, read it back and compare; returns the folder.
 
@@ -336,7 +414,7 @@ def _read_back(foreign: Foreign, back: Back, scratch: Path) -> Any:
         imported = reader.read(back.sources)
         if set(imported.recipe) == {"encoder"}:
             return _bring_part(imported, draft, (), {})
-        make_run(imported, draft, (), {})
+        make_run(imported, draft, ("model.llm.dtype=float32",), {})
     return draft
 
 
@@ -348,7 +426,10 @@ def write(exported: Exported, folder: Path, dtype: str = "float32") -> None:
 
     Raises CheckpointError for numbers that are not finite, or are not any more in that type.
     """
-    _write_files(folder, exported.files)
+    files = dict(exported.files)
+    if isinstance(plan := files.get("config.json"), dict):
+        files["config.json"] = {**plan, "dtype": dtype}
+    _write_files(folder, files)
     for name, tensors in exported.tensors.items():
         if not is_file_name(name):
             raise CheckpointError(f"a file called {name!r}", "a plain file name")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mmtune import dtypes
 from mmtune.checkpoint.foreign.base import Imported
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
@@ -84,6 +85,11 @@ class Given:
                 "every tensor of the model, in its shape, and no other",
                 "check that the files are whole, of one model, and of the KIND that was named",
             )
+
+    def require_finite(self) -> None:
+        """Raise CheckpointError for NaN and infinity among what is taken, in the published spelling."""
+        theirs = {self.theirs(name): tensor for name, tensor in self.tensors.items()}
+        dtypes.require_finite(theirs, ", ".join(self.origins) or "the sources")
 
     def _untie(self, alias: str, first: str) -> None:
         """A tied weight may be stored under either name, or under both if they are equal."""

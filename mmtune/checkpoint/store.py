@@ -333,14 +333,15 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
             hint=f"train on from the last whole state (mmtune train --resume {path}), or copy the folder again",
         )
     found = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    for name, tensors in found.items():
+        dtypes.require_finite(tensors, str(folder / f"{name}.safetensors"))
     copy_into(trained_tensors(model, groups), found)
 
 
-def start_from(path: Path | str, model: nn.Module, groups: Groups, widen: bool = False) -> tuple[int, list[str]]:
+def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int, list[str]]:
     """Copy the trained weights of another run into a model, whatever groups either of them has.
 
-    Args:
-        widen: what comes in float32 is held in float32 from now on, as in a run with bf16.
+    What comes in float32 is held in float32 from now on.
 
     Returns:
         Number of tensors taken, and names of trainable parameters that the other run has no weights for.
@@ -366,7 +367,7 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups, widen: bool =
     state = model.state_dict(keep_vars=True)
     wanted = {name: state[name] for name in found if name in state}
     for name, tensor in wanted.items():
-        if widen and found[name].dtype == torch.float32:
+        if found[name].dtype == torch.float32:
             tensor.data = tensor.data.float()  # it trains, or a run keeps it: in either case all of it
     copy_into({str(path): wanted}, {str(path): found})
     return len(found), [n for n, p in model.named_parameters() if p.requires_grad and n not in found]
@@ -385,8 +386,10 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
         wrong += [f"unexpected: {name} ({file})" for name in sorted(set(have) - set(want))]
         for name in sorted(set(want) & set(have)):
             ours, theirs = want[name], have[name]
-            # what was trained in float32 may be used in bfloat16, as the recipe loads it; any other type is a mistake
-            fits = ours.dtype == theirs.dtype or {ours.dtype, theirs.dtype} == {torch.float32, torch.bfloat16}
+            # what was trained in float32 may be used in two bytes, as the recipe loads it; any other type is a mistake
+            pair = {ours.dtype, theirs.dtype}
+            fits = len(pair) == 1 or pair == {torch.float32, torch.bfloat16}
+            fits |= (theirs.dtype, ours.dtype) == (torch.float32, torch.float16)
             if ours.shape != theirs.shape or not fits:
                 wrong.append(
                     f"misshapen: {name} ({file}) is {theirs.dtype} {list(theirs.shape)}, "
@@ -407,9 +410,9 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
 def _read_base(path: Path) -> dict[str, dict[str, Any]]:
     file = path / "base.yaml"
     try:
-        stored = configs.parse(file.read_text(encoding="utf-8"), str(file))["parts"]
+        stored = configs.parse(disk.read_text(file, configs.MAX_BYTES), str(file))["parts"]
         for entry in stored.values():
-            entry["sha256"], entry["from"]
+            entry["sha256"], entry["from"] = str(entry["sha256"]), str(entry["from"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             seen=f"{file} cannot be read: {error}", expected="where the frozen parts come from, with checksums"

@@ -11,7 +11,7 @@ def run(kind: str, paths: list[str], out: Path, options: list[str], changes: lis
     """Import, and say what to do with the result. Raises what `carry.bring` raises."""
     from mmtune.checkpoint import carry
 
-    folder = carry.bring(kind, paths, out, options, changes)
+    folder = carry.bring(kind, paths, out, options, changes, tell=print)
     for part in ("encoder", "llm"):
         if (folder / f"{part}.yaml").is_file():
             print(f"a part for recipes is in {folder}. Use it as in {folder / part}.yaml")

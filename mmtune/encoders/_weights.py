@@ -5,14 +5,13 @@ Only safetensors are read, because reading them runs no code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmtune import dtypes
 from mmtune.encoders.base import weights_path
 from mmtune.errors import CheckpointError
 from mmtune.places import resolve
@@ -44,17 +43,6 @@ def locate(text: str, revision: str | None = None, patterns: tuple[str, ...] = (
             "a folder, a file, or a hub repository",
             f"fetch it with `hf download {text}` where there is a network, then give the folder",
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}", "a JSON file", "check that the folder is complete") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} holds a {type(tree).__name__}", "a JSON object")
-    return tree
 
 
 def read_tensors(path: Path, preferred: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -104,6 +92,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
             "exactly the model's names and shapes",
             "check that the architecture (`model`) is the one the weights were made for",
         )
+    dtypes.require_finite(tensors, origin)
     meta = any(tensor.is_meta for tensor in own.values())
     with torch.no_grad():
         module.load_state_dict(dict(tensors), strict=True, assign=meta)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmtune import jsons
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
 from mmtune.encoders._thin import thin
 from mmtune.encoders._tower import layer_index
-from mmtune.encoders._weights import fill, locate, read_json, read_tensors
+from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.layers.positions import resize_grid
 from mmtune.places import resolve
@@ -81,6 +82,13 @@ class Clip(ImageEncoder):
         from open_clip.model import _build_vision_tower
 
         vision |= {"timm_model_pretrained": False, "output_tokens": False}
+        name = str(vision.get("timm_model_name", ""))
+        if ":" in name or "/" in name:  # what would be fetched, or read from elsewhere
+            raise ConfigError(
+                f"the architecture names the tower {name!r}",
+                "the plain name of an architecture of timm, which is built here from the numbers beside it",
+                "use open_clip's own config of this model",
+            )
         if self.config.size is not None and "timm_model_name" in vision:
             raise ConfigError("`size` with a timm tower", "the size that it was trained with", "leave `size` out")
         return _build_vision_tower(self.structure["embed_dim"], vision, quick)
@@ -159,7 +167,7 @@ def _read_structure(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         path = locate(text, config.revision, (CONFIG,))
         if path.suffix == ".safetensors":
             path = path.parent
-        known = read_json(path if path.suffix == ".json" else path / CONFIG)
+        known = jsons.read(path if path.suffix == ".json" else path / CONFIG)
         preprocess = known.get("preprocess_cfg", {})
         known = known.get("model_cfg", known)
     else:
@@ -167,7 +175,7 @@ def _read_structure(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.weights is not None and config.weights != text:
         folder = Path(str(resolve(config.weights))).expanduser()
         if (folder / CONFIG).is_file():
-            preprocess = read_json(folder / CONFIG).get("preprocess_cfg", {})
+            preprocess = jsons.read(folder / CONFIG).get("preprocess_cfg", {})
     missing = {"embed_dim", "vision_cfg"} - known.keys()
     if missing:
         raise ConfigError(f"{text}: the architecture lacks {', '.join(sorted(missing))}", "open_clip's model config")

@@ -33,8 +33,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
+from mmtune import jsons
+from mmtune.encoders._settings import plain_config
 from mmtune.encoders._tower import TowerEncoder
-from mmtune.encoders._weights import fill, locate, read_json, read_tensors
+from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.encoders.base import EncoderConfig
 from mmtune.errors import CheckpointError, ConfigError, MediaError, Reason
 from mmtune.media import Sampling
@@ -235,7 +237,7 @@ class HfAudio(TowerEncoder):
 
 
 def _audio_config(folder: Path) -> PreTrainedConfig:
-    tree = read_json(folder if folder.suffix == ".json" else folder / "config.json")
+    tree = jsons.read(folder if folder.suffix == ".json" else folder / "config.json")
     kind = tree.get("model_type", "")
     if kind == "clap":
         kind, tree = "clap_audio_model", tree.get("audio_config", {})
@@ -243,7 +245,7 @@ def _audio_config(folder: Path) -> PreTrainedConfig:
         raise ConfigError(
             f"{folder} holds a model of type {kind or 'unknown'!r}", f"one of {', '.join(FAMILIES)}, clap"
         )
-    settings = CONFIG_MAPPING[kind].from_dict({**tree, "model_type": kind, "dtype": None, "torch_dtype": None})
+    settings = plain_config(CONFIG_MAPPING[kind], {**tree, "model_type": kind}, str(folder))
     if getattr(settings, "enable_fusion", False):
         raise ConfigError(
             f"{folder} is a CLAP that mixes a whole sound into each segment (enable_fusion)",
@@ -256,8 +258,8 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     """Settings of the feature extractor. Raises CheckpointError where the folder has none: there is no safe guess."""
     folder = folder.parent if folder.is_file() else folder
     if not (folder / "preprocessor_config.json").is_file() and (folder / "processor_config.json").is_file():
-        return dict(read_json(folder / "processor_config.json").get("feature_extractor", {}))
-    return read_json(folder / "preprocessor_config.json")
+        return dict(jsons.read(folder / "processor_config.json").get("feature_extractor", {}))
+    return jsons.read(folder / "preprocessor_config.json")
 
 
 def _window(settings: PreTrainedConfig, listen: Any) -> float:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mmtune import jsons
 from mmtune.encoders import _known
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._settings import plain_config
 from mmtune.encoders._tower import layer_index
-from mmtune.encoders._weights import fill, locate, read_json, read_tensors
+from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.encoders.base import weights_path
-from mmtune.errors import ConfigError, ModelError
+from mmtune.errors import CheckpointError, ConfigError, MmtuneError, ModelError
 from mmtune.places import resolve
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
@@ -63,8 +65,18 @@ class HfVision(ImageEncoder):
         self._settings = _vision_config(settings, text)
         self.structure = {"model_type": self._settings.model_type, **self._settings.to_diff_dict()}
         self.pixels = _pixels(pixels, self._settings).overridden(config)
-        self.tower = self.seeded(self._build)
-        self.measure(self._build)
+        try:
+            self.tower = self.seeded(self._build)
+            self.measure(self._build)
+        except MmtuneError:
+            raise
+        except Exception as error:  # the library raises whatever sizes that do not go together lead to
+            raise CheckpointError(
+                f"{text}: no tower can be made of config.json: {type(error).__name__}: "
+                + " ".join(str(error).split())[:300],
+                "sizes that go together",
+                "copy the folder again",
+            ) from error
 
     def _build(self) -> nn.Module:
         return AutoModel.from_config(self._settings)
@@ -142,8 +154,8 @@ def _trees(text: str, revision: str | None) -> tuple[dict[str, Any], dict[str, A
         return known
     folder = locate(text, revision, ("config.json", "preprocessor_config.json"))
     file = folder / "preprocessor_config.json"
-    settings = read_json(folder if folder.suffix == ".json" else folder / "config.json")
-    return settings, read_json(file) if file.is_file() else {}
+    settings = jsons.read(folder if folder.suffix == ".json" else folder / "config.json")
+    return settings, jsons.read(file) if file.is_file() else {}
 
 
 def _vision_config(tree: dict[str, Any], origin: str) -> PreTrainedConfig:
@@ -157,7 +169,7 @@ def _vision_config(tree: dict[str, Any], origin: str) -> PreTrainedConfig:
             f"one of {', '.join(TOWERS)}",
             "see `clip`, `timm_vit`",
         )
-    return CONFIG_MAPPING[kind].from_dict({**tree, "torch_dtype": None})
+    return plain_config(CONFIG_MAPPING[kind], tree, origin)
 
 
 def _pixels(tree: dict[str, Any], settings: PreTrainedConfig) -> Pixels:

@@ -20,9 +20,10 @@ from timm.data import resolve_data_config
 from timm.models import is_model
 from torch import Tensor, nn
 
+from mmtune import jsons
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
 from mmtune.encoders._tower import layer_index
-from mmtune.encoders._weights import fill, locate, read_json, read_tensors
+from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.errors import CheckpointError, ConfigError, ModelError
 from mmtune.layers.positions import resize_grid
 
@@ -180,7 +181,7 @@ def _read_structure(config: Config) -> tuple[str, dict[str, Any], dict[str, Any]
 
 def _folder_config(path: Path) -> dict[str, Any]:
     file = (path.parent if path.is_file() else path) / CONFIG
-    tree = read_json(file) if file.is_file() else {}
+    tree = jsons.read(file) if file.is_file() else {}
     return tree if "architecture" in tree else {}
 
 

@@ -26,7 +26,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from mmtune.errors import CheckpointError, ConfigError, DataError, Reason
+from mmtune import jsons
+from mmtune.errors import CheckpointError, ConfigError, DataError, MmtuneError, Reason
 from mmtune.llm.base import Before, Tokenizer
 
 
@@ -50,7 +51,9 @@ class FastTokenizer(Tokenizer):
         tree.update(truncation=None, padding=None, post_processor=None)
         added = [token for token in tree.get("added_tokens", ()) if token["content"].strip()]
         whole = Backend.from_str(json.dumps(tree))
-        self.vocabulary = whole.get_vocab_size(with_added_tokens=True)
+        # ids may have gaps, and each of them needs a row of the embedding
+        highest = max(whole.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocabulary = max(whole.get_vocab_size(with_added_tokens=True), highest + 1)
         self._marks = {token["content"]: token for token in added}
         self.bos, self.eos, pad = self._numbers(whole)
         self._own_marks = {"{bos}": self.bos, "{eos}": self.eos}
@@ -162,7 +165,7 @@ def load(folder: Path) -> FastTokenizer:
     names = _named(folder)
     file = folder / "tokenizer.json"
     if file.is_file():
-        return FastTokenizer(file.read_text(encoding="utf-8"), *names)
+        return _made(file, names)
     from transformers import AutoTokenizer
 
     try:
@@ -177,13 +180,31 @@ def load(folder: Path) -> FastTokenizer:
     return FastTokenizer(backend.to_str(), found.bos_token, found.eos_token, found.pad_token)
 
 
+def _made(file: Path, names: tuple[str | None, str | None, str | None]) -> FastTokenizer:
+    """The tokenizer of a file that somebody else wrote. Raises CheckpointError for whatever is wrong with it."""
+    tree = jsons.read(file)
+    try:
+        return FastTokenizer(json.dumps(tree), *names)
+    except MmtuneError:
+        raise
+    except BaseException as error:
+        # the library's own language panics with an exception that is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"{file}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "a tokenizer.json of the `tokenizers` library",
+            "copy the folder again",
+        ) from error
+
+
 def _named(folder: Path) -> tuple[str | None, str | None, str | None]:
     """Begin, end and pad strings that a model folder names."""
     trees = []
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         file = folder / name
         if file.is_file():
-            trees.append(json.loads(file.read_text(encoding="utf-8")))
+            trees.append(jsons.read(file))
 
     def one(key: str) -> str | None:
         for tree in trees:

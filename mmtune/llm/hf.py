@@ -22,17 +22,15 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtune import places
+from mmtune import dtypes, places
 from mmtune.errors import CheckpointError, ModelError
-from mmtune.llm import _attention, _known, _tokenizer
+from mmtune.llm import _attention, _folder_check, _known, _tokenizer
 from mmtune.llm._attention import Call, Extra, Prefix
 from mmtune.llm._unfetched import Unfetched
 from mmtune.llm.base import LLM, LLMConfig
 
 _STRUCTURE = ("*.json", "tokenizer.model", "*.txt")
 _FILES = (*_STRUCTURE, "*.safetensors")
-MOST_LAYERS = 2000
-"""A config that asks for more of them is damaged."""
 
 
 class Config(LLMConfig):
@@ -46,8 +44,9 @@ class Config(LLMConfig):
     like: str | None = None
     """A published model of the same structure, by its name on the hub: `mmtune show` builds from it while the folder is
     not there yet."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that the weights are held in. bfloat16 halves the memory; on a CPU it is slower."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that the weights are opened in. Two bytes halve the memory; on a CPU they are slower. In training, frozen
+    weights have `run.precision` and what trains is float32, whatever stands here; see `mmtune.dtypes`."""
     attention: Literal["sdpa", "math"] = "sdpa"
     """sdpa: PyTorch's fused attention, whichever kernel fits. math: the formula in float32, slow, for comparing."""
     seed: int = 0
@@ -122,13 +121,13 @@ class HF(LLM):
             import_module("transformers.modeling_layers")
             from transformers import AutoConfig, AutoModelForCausalLM
 
+        if self.folder is not None:
+            _folder_check.check(self.folder)
         try:
             if self.folder is None:
                 plan = AutoConfig.for_model(**self._plan)
             else:
                 plan = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
-            if plan.get_text_config().num_hidden_layers > MOST_LAYERS:  # they would fill the memory before any weight
-                raise ValueError(f"num_hidden_layers {plan.get_text_config().num_hidden_layers:,}")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 return AutoModelForCausalLM.from_config(
@@ -191,6 +190,7 @@ class HF(LLM):
                 expected="every weight of the model and no other",
                 hint="check that config.json and the weights belong together",
             )
+        dtypes.require_finite(dict(model.named_parameters()), str(self.folder))
         self.model = model.eval()
 
     def _fetch(self) -> None:

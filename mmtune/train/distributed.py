@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from mmtune import dtypes
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.train.pulse import Pulse
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from mmtune.llm.base import LLM
     from mmtune.params import Named
 
-Precision = Literal["fp32", "bf16"]
 Strategy = Literal["replicate", "shard", "shard_all"]
 
 BUCKET = 64 << 20
@@ -55,7 +55,7 @@ class Runtime:
     def __init__(
         self,
         device: str = "auto",
-        precision: Precision = "fp32",
+        precision: dtypes.Precision = "fp32",
         strategy: Strategy = "replicate",
         offload: bool = False,
         compile: bool = False,
@@ -80,6 +80,8 @@ class Runtime:
         else:
             self.device = _device(device)
         self._pulse = Pulse(self.rank, self.world, deadline) if self.world > 1 else None
+        self.settled: dict[str, tuple[str, int]] = {}
+        """What `place` changed among the types of frozen weights."""
         self._post: torch.distributed.ProcessGroup | None = None
         self._meetings = 0
 
@@ -95,14 +97,19 @@ class Runtime:
 
     # ------------------------------------------------------------------------------------------------------ the model
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device, cut as the strategy says. With bf16, frozen floating point weights are held in
-        it, but for those that a run itself keeps (connectors, fusion, what tuners added); what trains is float32,
-        whatever it was loaded as. What is cut has new parameters under the same names, see `renew`.
+    def place(self, model: nn.Module, tell: Callable[[str], None] = lambda line: None) -> nn.Module:
+        """Move the model to the device, cut as the strategy says, with the types that `mmtune.dtypes` settles. What is
+        cut has new parameters under the same names, see `renew`.
 
-        Raises ConfigError where there is nothing to cut, or where bfloat16 would train without bf16.
+        Args:
+            tell: gets a line where frozen weights were held in another type.
+
+        Raises ConfigError where there is nothing to cut.
         """
-        self._set_precision(model)
+        self.settled = dtypes.settle(model, self.precision)
+        for what, (first, count) in self.settled.items():
+            why = f"as run.precision={self.precision} says"
+            tell(f"frozen weights from {what}, {why}: {count:,} values, {first} the first")
         if self.strategy != "replicate" and self.world > 1:
             # layer by layer from the main memory, so that the whole model need not fit the device at any moment
             self._cut(model.llm)
@@ -111,24 +118,6 @@ class Runtime:
             for layer in model.llm.layers():
                 layer.compile(dynamic=True)  # in place: names and classes stay
         return model
-
-    def _set_precision(self, model: nn.Module) -> None:
-        own = {name for names in getattr(model, "tuned", {}).values() for name in names}
-        short = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
-        if short and self.precision != "bf16":
-            raise ConfigError(
-                f"{short[0]} and {len(short) - 1} more would train in bfloat16, where small steps are rounded away",
-                "weights that train in float32",
-                "run.precision=bf16 keeps what trains in float32; or llm.dtype: float32",
-            )
-        if self.precision == "bf16":
-            for name, parameter in model.named_parameters():
-                if not parameter.is_floating_point():
-                    continue
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
-                elif not (name in own or name.startswith("fusion.") or ".connector." in name):
-                    parameter.data = parameter.data.to(torch.bfloat16)
 
     def _cut(self, llm: LLM) -> None:
         from torch.distributed.device_mesh import init_device_mesh

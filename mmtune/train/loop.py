@@ -137,14 +137,13 @@ class _Run:
         self.groups = store.groups_of(self.model, recipe)
         # a saved state has all that came from there, and the folder may be gone by now
         if recipe.run.start and not (resume and states.exists(out / "state")):
-            widen = recipe.run.precision == "bf16"
-            taken, fresh = store.start_from(recipe.run.start, self.model, self.groups, widen)
+            taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
             voice.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
         voice.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)
-        runtime.place(self.model)
+        runtime.place(self.model, voice.line)
         self.groups = runtime.renew(self.model, self.groups)
-        self.frozen = self._frozen() if recipe.run.precision != "fp32" else self._sums(self.base)
+        self.frozen = self._frozen() if runtime.settled else self._sums(self.base)
         self.marks = store.marks_of(self.model, self.groups)
         self.model.train()
         if recipe.run.checkpointing:

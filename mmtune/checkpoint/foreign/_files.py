@@ -14,10 +14,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from mmtune import jsons
 from mmtune.checkpoint.foreign import _unpickle
 from mmtune.errors import CheckpointError
 
@@ -30,17 +30,6 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 SECONDS = 120.0
 """Time for a pickle, besides one second for each 10 MB of it."""
 BYTES_PER_SECOND = 10_000_000
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}", "a JSON file", "check that the folder is complete") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} holds a {type(tree).__name__}", "a JSON object")
-    return tree
 
 
 def read_tensors(path: Path, inside: Sequence[str], pattern: str | None, scratch: Path | None) -> dict[str, Tensor]:
@@ -94,7 +83,7 @@ def _choose(folder: Path, pattern: str | None) -> tuple[list[Path], set[str] | N
 
 
 def _shards(folder: Path, name: str) -> tuple[list[Path], set[str]]:
-    table = read_json(folder / name).get("weight_map")
+    table = jsons.read(folder / name).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(v, str) and v == Path(v).name for v in table.values()):
         raise CheckpointError(f"{folder / name} has no table of names to files", "`weight_map`", "copy the file again")
     files = [folder / shard for shard in sorted(set(table.values()))]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtune import dtypes
-from mmtune.checkpoint.foreign import _files, _llm
+from mmtune import dtypes, jsons
+from mmtune.checkpoint.foreign import _llm
 from mmtune.checkpoint.foreign._llava import CLASSLESS
 from mmtune.checkpoint.foreign.base import Opened
 from mmtune.errors import CheckpointError
@@ -159,7 +159,7 @@ def tokenizer_of(run: Opened) -> dict[str, Any]:
     folder = Path(run.model.llm.folder)
     found: dict[str, Any] = {name: folder / name for name in _llm.TOKENIZER if (folder / name).is_file()}
     if "tokenizer.json" in found:
-        found["tokenizer.json"] = _files.read_json(found["tokenizer.json"])
+        found["tokenizer.json"] = jsons.read(found["tokenizer.json"])
     return found
 
 

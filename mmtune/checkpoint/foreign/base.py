@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from mmtune import places
+from mmtune import jsons, places
 from mmtune.checkpoint.foreign import _files
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.config import Config
@@ -98,7 +98,7 @@ class Source:
             if name not in self._memory[1]:
                 raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published")
             return dict(self._memory[1][name])
-        return _files.read_json(self.file(name))
+        return jsons.read(self.file(name))
 
     def tensors(self, inside: Sequence[str] = (), pattern: str | None = None) -> dict[str, Tensor]:
         """All tensors by published name: one file, or a folder with or without an index of shards.

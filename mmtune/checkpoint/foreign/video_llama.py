@@ -102,8 +102,8 @@ class VideoLlama(Foreign):
     about = "Video-LLaMA's VL and AL files over their base pieces"
     roles = (
         Role("llm", "folder of Vicuna v0 or Llama-2 chat"),
-        Role("vl", "VL_LLaMA_2_7B_Finetuned.pth or another file of the vision branch", optional=True),
-        Role("blip2", "blip2_pretrained_flant5xxl.pth, for the vision branch", optional=True),
+        Role("vl", "VL_LLaMA_2_7B_Finetuned.pth or another file of the vision branch"),
+        Role("blip2", "blip2_pretrained_flant5xxl.pth"),
         Role("eva", "eva_vit_g.pth", optional=True),
         Role("al", "AL_LLaMA_2_7B_Finetuned.pth or another file of the audio branch", optional=True),
         Role("imagebind", "imagebind_huge.pth, for the audio branch", optional=True),
