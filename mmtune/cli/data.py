@@ -57,6 +57,9 @@ def data_convert(
     rename: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=NAME", help="Read a field or column under another name. Repeat.")
     ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="Leave a field out of the shards, as mask. Repeat.")
+    ] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a data set that has several.")] = None,
     per_shard: Annotated[
         int | None, typer.Option(min=1, help="Records in a shard; else what makes about 256 MB, 1000 at most.")
@@ -85,7 +88,7 @@ def data_convert(
     from mmtune.commands import convert as command
     from mmtune.data.convert.base import Options
 
-    options = Options(form, tuple(media or ()), pairs, split, per_shard, limit, frame_rate)
+    options = Options(form, tuple(media or ()), pairs, tuple(ignore or ()), split, per_shard, limit, frame_rate)
     command.run(source, out, options, workers, resume, overwrite)
 
 

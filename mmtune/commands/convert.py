@@ -41,9 +41,8 @@ def summary(report: Report, out: str) -> list[str]:
     folder = out.rstrip("/")
     total = report.written + report.refused
     size = f"{report.bytes / 1e9:.2f} GB" if report.bytes >= 1e8 else f"{report.bytes / 1e6:.2f} MB"
-    lines = [
-        f"{total} records: {report.written} written into {report.shards} shards ({size}), {report.refused} refused"
-    ]
+    shards = f"{report.shards} shard{'s' if report.shards != 1 else ''}"
+    lines = [f"{total} records: {report.written} written into {shards} ({size}), {report.refused} refused"]
     for reason, count in report.reasons.most_common():
         lines.append(f"  {count} {reason}" + (f", first: {report.first[reason]}" if reason in report.first else ""))
     lines += [

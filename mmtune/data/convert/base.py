@@ -78,6 +78,8 @@ class Options:
     """Folders that the names of media are relative to, and which they may not leave. None: the folder of the source."""
     rename: Mapping[str, str] = field(default_factory=dict)
     """Name of a field in the source to the name under which it is read."""
+    ignore: tuple[str, ...] = ()
+    """Fields of records, turns and parts that are left out of the shards."""
     split: str | None = None
     """Of a data set that has several."""
     per_shard: int | None = None

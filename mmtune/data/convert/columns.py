@@ -30,7 +30,7 @@ def count(file: IO[bytes], name: str) -> int:
         if _is_parquet(file):
             return int(parquet.ParquetFile(file).metadata.num_rows)
         return sum(batch.num_rows for batch in _batches(ipc, file))
-    except (arrow.ArrowException, OSError, ValueError) as error:
+    except (arrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise bad_json(f"{name}: {_first_line(error)}", "a whole parquet or Arrow file") from error
 
 
@@ -49,7 +49,7 @@ def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
                     yield Raw(number, row=None if fault else row, fault=fault)  # type: ignore[arg-type]
                     number += 1
             skip = 0
-    except (arrow.ArrowException, OSError, ValueError) as error:
+    except (arrow.ArrowException, OSError, ValueError, MemoryError) as error:
         fault = bad_json(f"{_first_line(error)}; nothing after this row can be read", "a whole parquet or Arrow file")
         yield Raw(number, fault=fault)
 
@@ -100,15 +100,20 @@ def _cut(batch: Any, skip: int) -> Iterator[Any]:
 def _rows(arrow: Any, batch: Any) -> Iterator[Row | DataError]:
     """Rows of a batch; where it cannot be read as a whole, one after another."""
     try:
-        yield from batch.to_pylist()
+        yield from _checked(batch)
         return
-    except (arrow.ArrowException, ValueError, OverflowError):
+    except (arrow.ArrowException, ValueError, OverflowError, MemoryError):
         pass
     for at in range(batch.num_rows):
         try:
-            yield batch.slice(at, 1).to_pylist()[0]
-        except (arrow.ArrowException, ValueError, OverflowError) as error:
+            yield _checked(batch.slice(at, 1))[0]
+        except (arrow.ArrowException, ValueError, OverflowError, MemoryError) as error:
             yield bad_json(f"the row cannot be read: {_first_line(error)}", "values of the column's type")
+
+
+def _checked(batch: Any) -> list[Row]:
+    batch.validate(full=True)  # offsets of a damaged file would be followed anywhere
+    return list(batch.to_pylist())
 
 
 def _first_line(error: BaseException) -> str:

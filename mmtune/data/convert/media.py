@@ -97,7 +97,7 @@ class Roots:
     def frames(self, name: str) -> list[str]:
         """The pictures of a folder of frames, sorted, numbers inside names as numbers; none for anything else."""
         for folder in self.folders:
-            if isinstance(folder, Path) and "\0" not in name and len(name) < 4096 and not _ADDRESS.match(name):
+            if isinstance(folder, Path) and _is_name(name) and not _ADDRESS.match(name):
                 with suppress(OSError):
                     real = Path(os.path.realpath(folder / name))
                     if real.is_dir() and real != Path(os.path.realpath(folder)):
@@ -153,7 +153,7 @@ class Roots:
         return data
 
     def _named(self, name: str, kind: Kind | None) -> tuple[bytes, str]:
-        if "\0" in name or len(name) > 4096:
+        if not _is_name(name):
             raise DataError(Reason.unsafe_member, f"the name {name[:80]!r}", "the name of a file")
         lost: DataError | None = None
         for one in _spellings(name, kind):
@@ -172,7 +172,12 @@ class Roots:
         if lost:
             raise lost
         where = " or ".join(addresses.shown(folder) for folder in self.folders)
-        raise DataError(Reason.missing_key, f"{name[:200]} is not there", f"a file below {where}", "--media FOLDER")
+        seen, hint = f"{name[:200]} is not there", "--media FOLDER says where media are"
+        if name.startswith("/") and self.open:
+            raise DataError(
+                Reason.missing_key, seen, "a file of this machine", "take the beginning off the names, and " + hint
+            )
+        raise DataError(Reason.missing_key, seen, f"a file below {where}", hint)
 
     def _open(self, folder: Place, name: str) -> bytes:
         """Content of a file. Raises OSError, and DataError for one that lies elsewhere or is too large."""
@@ -211,6 +216,11 @@ def _spellings(name: str, kind: Kind | None) -> list[str]:
     if dot and "/" not in end and len(end) <= 5:
         tries += [f"{stem}.{other}" for other in (end.lower(), end.upper()) if other != end]
     return tries + [f"{name}.{end}" for end in (TRIED[kind] if kind else ())]
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file may be called so: no zero in it, no half of a character, not endless."""
+    return "\0" not in name and len(name) <= 4096 and not any(0xD800 <= ord(char) <= 0xDFFF for char in name)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -44,11 +44,13 @@ class Builder:
 
     def members(self, row: Row, key: str) -> dict[str, bytes]:
         """Suffix to content, media first. Raises DataError and MediaError: the record cannot be used."""
+        if self.options.ignore:
+            row = _without(row, self.options.ignore)
         if self.options.rename:
             row = spellings.renamed(row, self.options.rename)
         if not self.spelling.knows(row):
-            has = ", ".join(map(str, row))[:200]
-            raise DataError(Reason.missing_key, f"the record has the fields {has}", self.spelling.about)
+            has = ", ".join(str(key) for key, value in row.items() if value is not None)[:200]
+            raise DataError(Reason.missing_key, f"the record has the fields {has or 'none'}", self.spelling.about)
         draft = _Draft(
             self.spelling.read(row), self.roots, self.options.frame_rate, self.any_field or self.spelling.any_field
         )
@@ -185,6 +187,13 @@ class _Draft:
             raise DataError(Reason.video_limits, f"a video of {len(frames)} pictures", f"1 to {MAX_FRAMES}")
         data = [self.roots.item(frame, "image").data for frame in frames]
         return Item("video", film.join(data, self.rate, "a video in pictures"), "mkv")
+
+
+def _without(value: Any, names: tuple[str, ...]) -> Any:
+    """A value without some fields, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without(one, names) for key, one in value.items() if key not in names}
+    return [_without(one, names) for one in value] if isinstance(value, list) else value
 
 
 def _positive(value: Any) -> bool:

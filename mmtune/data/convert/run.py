@@ -6,8 +6,9 @@ import json
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from mmtune.data.convert.write import Job, Note, build
 from mmtune.data.pool import Pool
 from mmtune.errors import DataError, MmtuneError, UsageError
 
-HEAD = 100
-"""Records looked at before the first is written, to tell how they are spelled."""
+HEAD, HEADS = 100, 1000
+"""Records looked at together to tell how they are spelled, and how often, where none of the first can be read."""
 TRIED = 8
 """Of these, records that are made for trial, to tell how large they are."""
 SHARD = 256 << 20
@@ -94,7 +95,7 @@ def convert(
             target = mirror.here
         if target.exists() and not target.is_dir():
             raise UsageError(f"--out {out} is a file", "a folder for the shards")
-        job, head = _settled(source, target, options, resume)
+        job = _settled(source, target, options, resume)
         say(f"{where}: {source.what}; its records are read as `{job.spelling}` ({_spelling(job).about})")
         target.mkdir(parents=True, exist_ok=True)
         stack.enter_context(state.locked(target))
@@ -103,37 +104,41 @@ def convert(
             return _finished(target, _spelling(job).format)
         if mirror:
             mirror.settle()
-        return _made(job, head, workers, mirror, out, progress)
+        return _made(job, workers, mirror, out, progress)
 
 
 def _spelling(job: Job) -> spellings.Spelling:
     return spellings.SPELLINGS[job.spelling]
 
 
-def _settled(source: sources.Source, out: Path, options: Options, resume: bool) -> tuple[Job, list[Raw]]:
-    """The spelling of the records and their number in a shard, where these were not said; and the first records."""
-    first = next(sources.pieces(source, HEAD, options.limit), None)
-    if first is None:
-        raise UsageError(f"{source.what} without a record", sources.KNOWN)
-    head = list(sources.read(source, first))
-    rows = []
-    for raw in head:
-        try:
-            rows += [spellings.renamed(raw.row, options.rename)] if raw.row is not None else []
-        except DataError:
-            continue
-    try:
-        spelling = spellings.choose(rows, options.format)
-    except UsageError as error:
-        fault = next((raw for raw in head if raw.fault), None) if not rows else None
-        if fault is None or fault.fault is None:
-            raise
-        raise UsageError(f"{fault.where}: {fault.fault.seen}", fault.fault.expected, fault.fault.hint) from error
+def _settled(source: sources.Source, out: Path, options: Options, resume: bool) -> Job:
+    """The spelling of the records and their number in a shard, where these were not said."""
+    head, spelling = _recognised(source, options)
     job = Job(source, spelling.name, options, out)
     if options.per_shard is None:
         known = _stored(out).get("settings", {}).get("per_shard") if resume else None
         job = replace(job, options=replace(options, per_shard=known or _fitting(job, head)))
-    return job, head
+    return job
+
+
+def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], spellings.Spelling]:
+    """The first records of which any can be read, and how they are spelled. Raises UsageError where none can."""
+    worst: UsageError | None = None
+    for piece in islice(sources.pieces(source, HEAD, options.limit), HEADS):
+        head = list(sources.read(source, piece))
+        rows = []
+        for raw in head:
+            with suppress(DataError):
+                rows += [spellings.renamed(raw.row, options.rename)] if raw.row is not None else []
+        try:
+            return head, spellings.choose(rows, options.format)
+        except UsageError as unknown:
+            error = unknown
+            fault = next((raw for raw in head if raw.fault is not None), None) if not rows else None
+            if fault is not None and fault.fault is not None and options.format == "auto":
+                error = UsageError(f"{fault.where}: {fault.fault.seen}", fault.fault.expected, fault.fault.hint)
+            worst = worst or error
+    raise worst or UsageError(f"{source.what} without a record", sources.KNOWN)
 
 
 def _fitting(job: Job, head: list[Raw]) -> int:
@@ -144,9 +149,7 @@ def _fitting(job: Job, head: list[Raw]) -> int:
     return max(1, min(MOST, int(SHARD / max(1.0, each))))
 
 
-def _made(
-    job: Job, head: list[Raw], workers: int, mirror: Mirror | None, out: str, progress: Callable[[Report], None]
-) -> Report:
+def _made(job: Job, workers: int, mirror: Mirror | None, out: str, progress: Callable[[Report], None]) -> Report:
     report = Report(format=_spelling(job).format)
     shards, count = [], 0
     for number, note in _notes(job, workers, mirror):

@@ -24,7 +24,11 @@ PATIENCE = 20.0
 """Seconds that the end of another conversion is waited for."""
 ABOUT, REPORT = "convert.json", "convert.jsonl"
 """What was converted and how it went; and a line for each record that was refused."""
-_OURS = re.compile(r"\d{5}\.tar(\.index\.json|\.\d+\.part)?")
+_OURS = re.compile(r"\d{5}\.tar(\.index\.json)?")
+_DRAFT = re.compile(
+    r"\d{5}\.tar\.\d+\.part|\.(convert\.jsonl?|manifest\.json|\d{5}\.tar\.index\.json)\.(draft-\d+|\d+\.part)"
+)
+"""Half of a file, of a conversion that was killed."""
 
 
 def settings(job: Job) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def settings(job: Job) -> dict[str, Any]:
         "format": job.spelling,
         "media": [addresses.shown(addresses.parse(one)) for one in options.media],
         "rename": dict(sorted(options.rename.items())),
+        "ignore": sorted(options.ignore),
         "per_shard": options.per_shard,
         "limit": options.limit,
         "frame_rate": options.frame_rate,
@@ -66,7 +71,8 @@ def begin(job: Job, resume: bool, overwrite: bool) -> dict[str, Any]:
     if before and not resume:
         state = "finished" if before.get("finished") else "stopped"
         expected = "an empty folder: all shards of a folder are read"
-        hint = "--resume goes on with it, --overwrite makes it anew, or another --out"
+        hint = "--overwrite makes it anew, or another --out"
+        hint = hint if before.get("finished") else f"--resume goes on with it, {hint}"
         raise UsageError(f"{out} holds a conversion that is {state}, {len(shards)} shards", expected, hint)
     if before:
         changed = [key for key, value in wanted.items() if before.get("settings", {}).get(key) != value]
@@ -77,7 +83,7 @@ def begin(job: Job, resume: bool, overwrite: bool) -> dict[str, Any]:
             )
     (out / NOTES).mkdir(exist_ok=True)
     for name in names:
-        if name.endswith(".part") and _OURS.fullmatch(name):
+        if _DRAFT.fullmatch(name):
             (out / name).unlink()
     if not before:
         disk.write_file(out / ABOUT, json.dumps({"settings": wanted, "finished": False}, indent=1))
@@ -105,7 +111,7 @@ def _remove(out: Path, names: Iterable[str]) -> None:
     for name in names:
         if name == NOTES:
             shutil.rmtree(out / name)
-        elif name in _FILES or _OURS.fullmatch(name):
+        elif name in _FILES or _OURS.fullmatch(name) or _DRAFT.fullmatch(name):
             (out / name).unlink()
 
 

@@ -53,7 +53,7 @@ def loads(raw: bytes) -> Row:
 
 
 def jsonable(value: Any, lost: list[int]) -> Any:
-    """A value of a table as JSON: dates as text; bytes as null, and their sizes go to `lost`."""
+    """A value of a table as JSON: dates as text; of bytes only how many, which `lost` is told, too."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -64,5 +64,5 @@ def jsonable(value: Any, lost: list[int]) -> Any:
         return [jsonable(one, lost) for one in value]
     if isinstance(value, (bytes, bytearray, memoryview)):
         lost.append(len(value))
-        return None
+        return f"{len(value)} bytes, left out"
     return str(value)

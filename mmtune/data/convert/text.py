@@ -64,7 +64,8 @@ def start_of(file: IO[bytes], name: str) -> tuple[Start, str]:
     strict.check_encoding(head, name)
     bom = 3 if head.startswith(b"\xef\xbb\xbf") else 0
     body = head[bom:].lstrip()
-    if body[:1] != b"{":
+    lines = name.lower().endswith((".jsonl", ".ndjson", ".jsonlines"))
+    if body[:1] != b"{" and not (lines and body[:1] not in (b"", b"[")):
         return Start(bom), "a JSON list" if body[:1] == b"[" else "JSON"
     first, _, rest = body.partition(b"\n")
     try:
@@ -76,7 +77,6 @@ def start_of(file: IO[bytes], name: str) -> tuple[Start, str]:
     if listed is not None and not (whole and rest.strip()):
         at, key = listed
         return Start(at, head.count(b"\n", 0, at) + 1, wrapped=True), f"a JSON object with the list `{key}`"
-    lines = name.lower().endswith((".jsonl", ".ndjson", ".jsonlines"))
     if whole or (lines and first.strip() != b"{"):
         return Start(bom, lines=True), "JSON lines"
     return Start(bom), "JSON objects"
@@ -225,13 +225,27 @@ class _Scanner:
                 if open_.pop() != text:
                     return self._resume(f"a bracket closes with {text.decode()} that was opened otherwise")
                 if not open_:
-                    return position, ""
+                    return self._whole(position)
+
+    def _whole(self, end: int) -> tuple[int, str]:
+        """Judges a record whose brackets close, but which may have others in it: a damaged one can swallow the next."""
+        if not self._next_line().search(self.buffer, self.at, end):
+            return end, ""
+        try:
+            strict.loads(self.buffer[self.at : end])
+        except DataError as error:
+            return self._resume(error.seen)
+        return end, ""
+
+    def _next_line(self) -> re.Pattern[bytes]:
+        """A line that begins with a bracket, as far in as this record began."""
+        before = self.buffer[max(0, self.at - 256) : self.at].rpartition(b"\n")
+        indent = re.escape(before[2]) if before[1] and not before[2].strip(b" \t") else rb"[ \t]?"
+        return re.compile(rb"\n" + indent + rb"[\[{]")
 
     def _resume(self, fault: str) -> tuple[int, str]:
-        """The end of a broken record: the next line that begins with a bracket, as far in as this one began."""
-        before = self.buffer[max(0, self.at - 256) : self.at].rpartition(b"\n")
-        indent = re.escape(before[2]) if before[1] and not before[2].strip() else rb"[ \t]?"
-        line = re.compile(rb"\n" + indent + rb"[\[{]")
+        """The end of a broken record, which is the next line that begins as it began."""
+        line = self._next_line()
         position = self.at
         while True:
             found = line.search(self.buffer, position)

@@ -99,7 +99,8 @@ def build(builder: Builder, raw: Raw) -> dict[str, bytes] | Refusal:
         return builder.members(raw.row, key)
     except (DataError, MediaError) as error:
         seen = error.seen.replace(f"{key}: ", "").replace(f"{key}.json", "the record").replace(key, "the record")
-        return Refusal.of(raw, DataError(error.reason, seen, error.expected, error.hint))
+        hint = "--ignore FIELD leaves it out" if error.reason == Reason.unused_field else error.hint
+        return Refusal.of(raw, DataError(error.reason, seen, error.expected, hint))
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # a record of a shape that nobody thought of is one line, and not the end of all others
         seen = f"the record has an unforeseen shape: {type(error).__name__}: {error}"[:400]

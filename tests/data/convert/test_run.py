@@ -175,7 +175,7 @@ def test_the_command(tmp_path, media):
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     assert (
-        "2 records: 1 written into 1 shards" in done.stdout and "1 missing_key, first: line 3: lost.mp4" in done.stdout
+        "2 records: 1 written into 1 shard " in done.stdout and "1 missing_key, first: line 3: lost.mp4" in done.stdout
     )
     assert "read as `caption`" in done.stderr and "format: {name: caption}" in done.stdout
     file.write_text("video,caption\nlost.mp4,Gone\n")
@@ -192,3 +192,11 @@ def test_the_size_of_a_shard_is_fitted(tmp_path, media, monkeypatch):
     monkeypatch.setattr(run, "SHARD", 3 * (media / "v_1.mp4").stat().st_size)
     report, _ = sources.said([{"video": "v_1.mp4", "caption": "x"}] * 6, tmp_path, media=[media])
     assert report.shards == 3
+
+
+def test_many_bad_records_in_front_are_not_the_end(tmp_path):
+    file = tmp_path / "list.jsonl"
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    file.write_text("\n".join(['{"broken": '] * 150 + ['{"id": 1}'] * 80 + [json.dumps({"conversations": talk})]))
+    report, refused = sources.made(file, tmp_path / "out")
+    assert report.written == 1 and [line["line"] for line in refused] == list(range(1, 231))
