@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from mmtune import safe_path
 from mmtune.errors import ConfigError, ModelError
 
 PACKAGE = "mmtune"
@@ -98,7 +99,7 @@ def refuse(names: Iterable[str]) -> None:
         raise ConfigError(
             f"{', '.join(listed)}: code outside mmtune, which nobody said may run here",
             "the word of whoever runs this, for code that they trust",
-            " ".join(f"--allow-code {name}" for name in listed),
+            " ".join(f"--allow-code {name}" for name in listed) + f", or allow_code={listed} in Python",
         )
 
 
@@ -112,18 +113,21 @@ def names(room: str) -> list[str]:
 
 
 def plugins(room: str) -> dict[str, str]:
-    """Name to `package.module:Class` of what installed packages add to a room. A file of the room goes before it."""
+    """Name to `package.module:Class` of what installed packages add to a room. A file of the room goes before it.
+
+    What lies in the current folder is not installed, also where Python would look there.
+    """
     if room not in OPEN:
         return {}
     from importlib import metadata
 
-    points = metadata.entry_points(group=f"{PACKAGE}.{room.replace('/', '.')}")
-    own = _files(room)
-    return {
-        point.name: point.value
-        for point in points
-        if _NAME.fullmatch(point.name) and _OUTSIDE.fullmatch(point.value) and point.name not in own
-    }
+    group, own = f"{PACKAGE}.{room.replace('/', '.')}", _files(room)
+    found: dict[str, str] = {}
+    for package in metadata.distributions(path=safe_path.handed_on()):
+        for point in package.entry_points.select(group=group):
+            if _NAME.fullmatch(point.name) and _OUTSIDE.fullmatch(point.value) and point.name not in own:
+                found.setdefault(point.name, point.value)  # the first is the one that Python imports
+    return found
 
 
 def _files(room: str) -> list[str]:

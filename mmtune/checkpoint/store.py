@@ -147,14 +147,16 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    if not (places.PACKAGE.parent / ".git").exists():  # of another project, in which this one is installed
+        return found
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+            ["git", "rev-parse", "HEAD"], cwd=places.PACKAGE, capture_output=True, text=True, timeout=5
         )
         if answer.returncode == 0:
             found["git"] = answer.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        pass  # an installed package has no repository, and a machine may have no git
+        pass  # a machine may have no git
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ import mmtune
 from mmtune import config, registry
 from mmtune.checkpoint import store
 from mmtune.cli import app
-from mmtune.errors import ConfigError
+from mmtune.errors import ConfigError, MmtuneError
 from mmtune.places import PACKAGE
 from mmtune.recipe import Recipe
 from mmtune.serve import chat as chats
@@ -100,6 +101,46 @@ def test_showing_a_recipe_imports_nothing_of_it(canary: Canary, tmp_path: Path, 
     show.run(str(tmp_path / "objective.yaml"), [], False)
     assert "--allow-code" not in capsys.readouterr().out
     assert canary.sung == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["plan {0}", "show {0} --groups", "data check x.tar --recipe {0}", "replay {1}", "train {0} --out {2}",
+     "export {1} --kind llava_hf --out {2}", "eval {1} --task pocket_qa --data x.tar", "chat {1} what?",
+     "chat {1} what? --no-experts"],
+    ids=lambda words: "_".join(words.split()[:2]),
+)  # fmt: skip
+def test_no_command_imports_it_unasked(canary: Canary, tmp_path: Path, words: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in (run / "recipe.yaml", tmp_path / "recipe.yaml"):
+        file.write_text(config.dump(config.validate(Recipe, places()["connector"])))
+    (run / "skipped.jsonl").write_text('{"stream": "x", "id": "y", "reason": "non_finite", "detail": "", "step": 1}\n')
+    line = [word.format(tmp_path / "recipe.yaml", run, tmp_path / "out") for word in words.split()]
+    with contextlib.suppress(MmtuneError, SystemExit):
+        app(line, standalone_mode=False)
+    assert canary.sung == []
+
+
+def test_python_says_it_too(canary: Canary, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(config.dump(config.validate(Recipe, places()["llm"])))
+    with pytest.raises(ConfigError, match=f"--allow-code {EVIL}, or allow_code="):
+        mmtune.load(tmp_path)
+    assert canary.sung == []
+    with pytest.raises(ConfigError, match="a subclass of"):
+        mmtune.load(tmp_path, allow_code=[EVIL])
+    assert canary.sung == ["evil_canary"]
+
+
+def test_what_lies_in_the_current_folder_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("here", "installed"):
+        package = tmp_path / folder / f"{folder}-1.0.dist-info"
+        package.mkdir(parents=True)
+        (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {folder}\nVersion: 1.0\n")
+        (package / "entry_points.txt").write_text(f"[mmtune.experts]\n{folder} = {folder}_module:Entry\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path / "here"), str(tmp_path / "installed"), *sys.path])
+    assert registry.plugins("experts") == {"installed": "installed_module:Entry"}
 
 
 def test_what_is_allowed_is_imported(canary: Canary) -> None:

@@ -186,6 +186,10 @@ def test_an_objective_of_its_own_that_changed_is_told_on_resume(tree, tmp_path, 
     made = recipe(tree, {"streams": of_its_own})
     loop.train(made, tmp_path / "run", progress="off")
     assert loop.train(made, tmp_path / "run", resume=True, progress="off").finished
+    registry._allowed.clear()  # another process, in which nobody has said it again
+    with pytest.raises(ConfigError, match="--allow-code quartered:Halved"):
+        loop.train(tmp_path / "run" / "recipe.yaml", tmp_path / "run", resume=True, progress="off")
+    registry.allow(["quartered:Halved"])
     source.write_text(OBJECTIVE + "\n# another thought\n")
     with pytest.raises(CheckpointError, match=r"code\.quartered: .* -> "):
         loop.train(made, tmp_path / "run", resume=True, progress="off")
