@@ -11,6 +11,7 @@ from torch import Tensor
 from mmtune import dtypes, jsons
 from mmtune.checkpoint.foreign import _llm
 from mmtune.checkpoint.foreign._llava import CLASSLESS
+from mmtune.checkpoint.foreign._open_clip import as_transformers
 from mmtune.checkpoint.foreign.base import Opened
 from mmtune.errors import CheckpointError
 
@@ -19,14 +20,15 @@ RESAMPLE = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}
 
 
 def branch_of(run: Opened, connector: str, encoder_name: str = "hf_vision") -> tuple[Any, Any]:
-    """(encoder, connector) of a run that the layout has a place for.
+    """(encoder, connector) of a run that the layout has a place for; a `clip` comes as the same `hf_vision`.
 
     Raises:
         CheckpointError: other parts than that; each is named.
     """
     wrong = []
     names = {name: (one.encoder.name, one.connector.name) for name, one in run.recipe.model.branches.items()}
-    if list(names.values()) != [(encoder_name, connector)]:
+    fitting = [(encoder_name, connector), *([("clip", connector)] if encoder_name == "hf_vision" else [])]
+    if len(names) != 1 or next(iter(names.values())) not in fitting:
         listed = "; ".join(f"{name}: {first} and {second}" for name, (first, second) in names.items())
         wrong.append(f"branches {listed or '(none)'}")
     if run.recipe.model.llm.name != "hf":
@@ -40,10 +42,11 @@ def branch_of(run: Opened, connector: str, encoder_name: str = "hf_vision") -> t
         if strange or config.hidden not in (None, run.model.llm.width) or getattr(config, "depth", 2) != 2:
             wrong.append("a connector that is not two linear layers of the language model's width")
         if not wrong:
-            return branch.encoder, branch.connector
+            is_open_clip = branch.encoder.config.name == "clip"
+            return as_transformers(branch.encoder) if is_open_clip else branch.encoder, branch.connector
     raise CheckpointError(
         "a run with " + "; ".join(wrong),
-        f"one branch of {encoder_name} and {connector}, llm hf, fusion tokens",
+        f"one branch of {' or '.join(first for first, _ in fitting)} and {connector}, llm hf, fusion tokens",
         "other runs have no place in this layout",
     )
 

@@ -81,8 +81,9 @@ def branches(names: Sequence[str], kinds: Sequence[Kind], connector: str | None)
             mine = [kind for kind in takes if kind in kinds and kind not in taken]
             if mine:
                 free = branch if branch not in found else f"{branch}{len(found) + 1}"
-                chosen = {"name": connector} if connector else section["connector"]
-                found[free] = {"encoder": section["encoder"], "connector": chosen, "kinds": mine}
+                chosen = _named(connector, section["connector"]) if connector else section["connector"]
+                rule = {"rule": "pllava"} if connector == "pool" and "video" in mine else {}
+                found[free] = {"encoder": {**section["encoder"], **rule}, "connector": chosen, "kinds": mine}
     _all_taken(found, names, kinds)
     return found
 
@@ -95,6 +96,15 @@ def _all_taken(found: Tree, names: Sequence[str], kinds: Sequence[Kind]) -> None
             "an encoder for each kind of media in the data",
             "--encoder once more, as --encoder pocket or --encoder hf_audio:FOLDER; mmtune list encoders",
         )
+
+
+def _named(connector: str, usual: Tree) -> Tree:
+    """A connector by its name, as it was published; of the usual one's settings it keeps the bins.
+
+    `pool` is PLLaVA's then, frames and all, so that `mmtune export --kind pllava` has a place for the run.
+    """
+    bins = {key: usual[key] for key in ("time", "height", "width") if key in usual and connector == usual["name"]}
+    return {"name": connector, **bins, **({"short": "repeat"} if connector == "pool" else {})}
 
 
 def _pocket() -> Tree:

@@ -167,6 +167,7 @@ def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]])
             "precision": "fp32" if small else "bf16",
             "save_every": 500,
             "workers": 2,
+            **({"feature_cache": "runs/features"} if branches else {}),
         },
         "chat": {"max_tokens": 80 if small else 256},
     }
@@ -247,6 +248,7 @@ _REMARKS = {
     "run.accumulate": "micro-steps in a step: more of them is a larger batch at the same memory",
     "run.save_every": "steps between states that `mmtune train --resume` goes on from",
     "run.workers": "processes that prepare data",
+    "run.feature_cache": "folder for what frozen encoders make of the media, so that each is decoded once; or null",
     "groups": "what trains, and how fast; `mmtune show FILE --groups` lists it",
     "groups.*.match": "globs over parameter names, or @NAME for what a tuner added",
     "groups.*.lr": "peak of the learning rate",
