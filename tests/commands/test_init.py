@@ -99,6 +99,18 @@ def test_captions_and_conversations_get_streams_of_their_own(here: Path) -> None
     assert recipe.schedule.epochs == 2
 
 
+def test_a_pool_by_name_is_the_published_one_and_can_leave(here: Path) -> None:
+    """A video recipe of the small parts, trained for a step, has a place in PLLaVA's layout."""
+    captions(here / "clips")
+    recipe = init("--data", "clips/*.tar", *POCKET, "--method", "lora", "--connector", "pool")
+    assert recipe.model.branches["sight"].connector.short == "repeat"
+    assert recipe.run.feature_cache == "runs/features"
+    quick = ["schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "run.workers=0"]
+    called("train", "./made.yaml", *quick, "--out", "run")
+    said = called("export", "run", "--kind", "pllava", "--option", "lora_alpha=32", "--out", "out")
+    assert "compared with the run" in said and (here / "out" / "model.safetensors").is_file()
+
+
 def test_sounds_go_to_the_branch_that_hears(here: Path) -> None:
     captions(here / "sounds", "wav")
     recipe = init("--data", "sounds/*.tar", *POCKET)
