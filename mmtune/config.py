@@ -363,6 +363,35 @@ def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
     return {**node, head: _set(node.get(head), rest, value, text)}
 
 
+_SPEC = re.compile(
+    r"(?P<name>[a-z][a-z0-9_]*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(?P<options>[^=:]+=.*))?", re.DOTALL
+)
+_COMMA = re.compile(r",(?=\s*\w+=)")
+"""Between two options; a comma inside a value stays."""
+
+
+def spec(text: str, what: str, room: str, example: str) -> dict[str, Any]:
+    """`NAME[:KEY=VALUE[,KEY=VALUE...]]`, an entry of a room on a command line, as plain values; not yet validated.
+
+    Raises ConfigError for text of another form.
+    """
+    found = _SPEC.fullmatch(text)
+    if found is None:
+        known = ", ".join(registry.names(room))
+        raise ConfigError(
+            f"the {what} {text!r}",
+            f"NAME[:KEY=VALUE[,KEY=VALUE...]], with a name of {known} or package.module:Class",
+            example,
+        )
+    tree: dict[str, Any] = {"name": found["name"]}
+    for option in _COMMA.split(found["options"] or ""):
+        key, _, value = option.partition("=")
+        if key:
+            read = parse(value, f"the {what} {text!r}")
+            tree[key.strip()] = value if isinstance(read, dict) else read  # "a: b" is text here
+    return tree
+
+
 # ------------------------------------------------------------------------------------------------------- validation
 
 

@@ -65,7 +65,8 @@ class Branch(nn.Module):
             if self.cached:
                 weight = next(encoder.parameters())
                 frames = torch.ones(1, 1, dtype=torch.bool, device=weight.device)
-                with torch.no_grad():
+                # kept beyond the call, also of one in inference mode, whose tensors no later training could use
+                with torch.inference_mode(False), torch.no_grad():
                     item = encoder(item[None].to(weight.device), frames).tokens[0].cpu().half()  # as they are stored
             self._nothing[self.cached] = item
         return self._nothing[self.cached]

@@ -88,7 +88,14 @@ def chat(
 @app.command("eval")
 def evaluate(
     run: Run,
-    task: Annotated[str, typer.Option(help="A name from `mmtune list eval/tasks`.", autocompletion=room("eval/tasks"))],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:K=V]",
+            help="A name from `mmtune list eval/tasks`, as qa for records of your own; else the one of the recipe.",
+            autocompletion=room("eval/tasks"),
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Shards, as 'data/*.tar'; else those of the recipe.")
     ] = None,

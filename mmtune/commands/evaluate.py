@@ -7,7 +7,7 @@ from pathlib import Path
 
 def run(
     folder: Path,
-    task: str,
+    task: str | None,
     data: list[str],
     limit: int | None,
     controls: list[str],

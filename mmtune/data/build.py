@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmtune import registry
 from mmtune.data.ledger import Ledger
@@ -37,12 +38,53 @@ def streams_of(
     """
     streams = []
     for name, section in recipe.streams.items():
-        config = section.format
-        spelled = registry.find("data/formats", config.name)(config)
-        source = Source(section.patterns(), spelled)
+        source = _source(section.patterns(), section.format)
+        options = {"say": say, "write": write, "held_out": _fraction(recipe, name)}
         # encoders that draw nothing ask the generator for nothing
-        streams.append(Stream(name, [source], processors[name], section.share, augment=True, say=say, write=write))
+        streams.append(Stream(name, [source], processors[name], section.share, augment=True, **options))
     return streams
+
+
+def likes_of(recipe: Recipe) -> dict[str, str]:
+    """Held-out stream to the stream whose prompt, format and objective it has."""
+    split = {name: name for name in recipe.streams if _fraction(recipe, name)}
+    return {**split, **{name: held.like or name for name, held in recipe.eval.streams.items()}}
+
+
+def held_out_of(
+    recipe: Recipe,
+    processors: Mapping[str, ProcessorLike],
+    say: Callable[[str], None] | None = None,
+    write: bool = True,
+) -> list[Stream]:
+    """The held-out streams of a recipe: data of their own, or what `eval.fraction` keeps from a stream.
+
+    Args:
+        processors: by stream that is trained on.
+
+    Raises ConfigError and DataError.
+    """
+    streams = []
+    for name, like in likes_of(recipe).items():
+        held, section = recipe.eval.streams.get(name), recipe.streams[like]
+        options = {"say": say, "write": write}
+        if held is None:
+            options |= {"held_out": _fraction(recipe, name), "only_held_out": True}
+            source = _source(section.patterns(), section.format)
+        else:
+            patterns = section.model_copy(update={"data": held.data}).patterns()
+            source = _source(patterns, held.format or section.format)
+        streams.append(Stream(name, [source], processors[like], **options))
+    return streams
+
+
+def _source(patterns: tuple[str, ...], spelled: Any) -> Source:
+    return Source(patterns, registry.find("data/formats", spelled.name)(spelled))
+
+
+def _fraction(recipe: Recipe, stream: str) -> float:
+    """The part of a stream that is held out of it."""
+    return 0.0 if stream in recipe.eval.streams else recipe.eval.fraction
 
 
 def loader_of(

@@ -43,6 +43,9 @@ class Ledger:
         """Skips by reason, those of earlier parts of the run included."""
         self.notes: Counter[str] = Counter()
         """What was unusual about media that were used, earlier parts of the run included."""
+        self.held_out: Counter[str] = Counter()
+        """Held-out samples that could not be used, by reason; they are no part of the counts above."""
+        self._noted: set[tuple[str, str]] = set()
         self.good = 0
         """Samples taken by this process."""
         self._bad = 0
@@ -95,7 +98,9 @@ class Ledger:
         """Drop the lines of this and later steps, and count those that stay."""
         rows = read(self.path) if self.path is not None else []
         kept = [row for row in rows if row["step"] < step]
-        self.counts = Counter(row["reason"] for row in kept)
+        self.counts = Counter(row["reason"] for row in kept if not row.get("held_out"))
+        self.held_out = Counter(row["reason"] for row in kept if row.get("held_out"))
+        self._noted = {(row["stream"], row["id"]) for row in kept if row.get("held_out")}
         if self.path is not None and len(kept) < _lines(self.path):
             # flushed, as what it replaces is: a saved state counts on its lines
             disk.write_file(self.path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -129,19 +134,7 @@ class Ledger:
         """
         reason = Reason(reason)
         row = {"step": step, "id": id, "shard": shard, "member": member, "reason": str(reason), "detail": detail}
-        if self.path is not None:
-            line = (json.dumps({**row, **more}) + "\n").encode()
-            try:
-                disk.append(self.path, line)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.path} cannot be written: {error.strerror}; {id} was skipped as {reason}",
-                    "a line for every sample that is not used",
-                    "make room, and go on with --resume",
-                ) from error
-            if self._sum is not None:
-                self._sum.update(line)
-                self._bytes += len(line)
+        self._line({**row, **more})
         self.counts[str(reason)] += 1
         if str(reason) == "non_finite":  # it was read well; the sample has been counted as taken
             return
@@ -159,9 +152,41 @@ class Ledger:
                 "mmtune data check PATTERN --recipe RECIPE says what is wrong with which samples",
             )
 
+    def note_held_out(
+        self, stream: str, id: str, shard: str, member: str, reason: Reason | str, detail: str, step: int
+    ) -> None:
+        """Note a held-out sample that cannot be used, the first time. It counts for no limit of the training data.
+
+        Raises CheckpointError: the line could not be written.
+        """
+        if (stream, id) in self._noted:
+            return
+        row = {"step": step, "id": id, "shard": shard, "member": member, "reason": str(Reason(reason))}
+        self._line({**row, "detail": detail, "stream": stream, "held_out": True})
+        self._noted.add((stream, id))
+        self.held_out[str(reason)] += 1
+
+    def _line(self, row: Mapping[str, Any]) -> None:
+        if self.path is None:
+            return
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            disk.append(self.path, line)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error.strerror}; {row['id']} was skipped as {row['reason']}",
+                "a line for every sample that is not used",
+                "make room, and go on with --resume",
+            ) from error
+        if self._sum is not None:
+            self._sum.update(line)
+            self._bytes += len(line)
+
     def summary(self) -> str:
         """Counts by reason, the most first; "nothing skipped" when there are none."""
-        return ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common()) or "nothing skipped"
+        said = [f"{reason} {count}" for reason, count in self.counts.most_common()]
+        said += [f"held out: {reason} {count}" for reason, count in self.held_out.most_common()]
+        return ", ".join(said) or "nothing skipped"
 
     def unusual(self) -> str:
         """Counts of what was unusual about media that were used; empty for nothing."""

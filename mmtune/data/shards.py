@@ -54,6 +54,8 @@ class Corpus:
         strict: refuse damaged shards instead of using what is whole.
         verify: compare each member that is read with its digest.
         write: lay an index that is made now beside its shard, for the next time.
+        held_out: part of the samples that are left out, by a hash of the shard's file name and the sample's name, so
+            the same ones in whatever folder and company; or, with `only_held_out`, the part that is here alone.
 
     Raises:
         DataError: no shards, a shard that is not the one that was indexed, or damage where `strict`.
@@ -68,12 +70,15 @@ class Corpus:
         strict: bool = False,
         verify: bool = True,
         write: bool = True,
+        held_out: float = 0.0,
+        only_held_out: bool = False,
     ) -> None:
         self.paths = expand(patterns)
         self.window = window
         self.verify, self._write = verify, write
         self._say = say or (lambda text: None)
         self._without = frozenset(without)
+        self._held_out, self._only_held_out = held_out, only_held_out
         self._labels = _labels(self.paths)
         self._sums: list[str] = []
         self._indexes: OrderedDict[int, tuple[ShardIndex, np.ndarray, np.ndarray]] = OrderedDict()
@@ -121,6 +126,8 @@ class Corpus:
             digest.update(f"{label} {total}\n".encode())
         for name in sorted(self._without):
             digest.update(f"without {name}\n".encode())
+        if self._held_out:
+            digest.update(f"held out {self._held_out} {self._only_held_out}\n".encode())
         return digest.hexdigest()
 
     # ------------------------------------------------------------------------------------------------------- order
@@ -313,12 +320,22 @@ class Corpus:
 
     def _keep(self, number: int, index: ShardIndex) -> None:
         names = [_id(self._labels[number], group) for group in index.groups]
-        places = np.array([i for i, name in enumerate(names) if name not in self._without], dtype=np.int64)
+        both = zip(names, index.groups, strict=True)
+        here = (name not in self._without and self._wanted(index, group) for name, group in both)
+        places = np.array([place for place, chosen in enumerate(here) if chosen], dtype=np.int64)
         hashes = np.array([_hash(names[place]) for place in places], dtype=np.uint64)
         self._indexes[number] = index, places, hashes
         if self._on_disk:
             while len(self._indexes) > 3 * self.window:
                 self._indexes.popitem(last=False)
+
+
+    def _wanted(self, index: ShardIndex, group: Group) -> bool:
+        """Whether a sample is on this side of the split."""
+        if not self._held_out:
+            return True
+        drawn = _hash(f"held out {_id(index.name, group)}") / 2**64
+        return (drawn < self._held_out) == self._only_held_out
 
 
 class _Files(Mapping[str, bytes]):

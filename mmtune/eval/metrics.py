@@ -34,6 +34,19 @@ def rouge_l(answer: str, references: Iterable[str]) -> float:
     return max((_common_share(_words(answer), _words(one)) for one in references), default=0.0)
 
 
+def token_f1(answer: str, references: Iterable[str]) -> float:
+    """F1 of the words that an answer shares with the reference that fits best, each as often as it stands in both.
+
+    Rajpurkar et al. 2016, "SQuAD", section 6.1, with words as in `rouge_l`. 1 for the same words in any order.
+    """
+    return max((_shared(_words(answer), _words(one)) for one in references), default=0.0)
+
+
+def _shared(a: list[str], b: list[str]) -> float:
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b)) if a and b else float(a == b)
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", normalise(text))
 
@@ -109,21 +122,25 @@ class Mark:
 OVERALL, STATIC, TEMPORAL = "overall", "static", "temporal"
 
 
-def table(marks: Sequence[Mark]) -> dict[str, Score]:
-    """Overall, static, temporal, each medium if there are several, then every type by name.  marks -> {row: Score}"""
+def rows_of(marks: Sequence[Mark]) -> dict[str, list[int]]:
+    """Overall, static, temporal, each medium if there are several, then every type by name -> places of its marks."""
     rows = {
-        OVERALL: score([mark.right for mark in marks]),
-        STATIC: score([mark.right for mark in marks if not mark.temporal]),
-        TEMPORAL: score([mark.right for mark in marks if mark.temporal]),
+        OVERALL: list(range(len(marks))),
+        STATIC: [place for place, mark in enumerate(marks) if not mark.temporal],
+        TEMPORAL: [place for place, mark in enumerate(marks) if mark.temporal],
     }
     media = sorted({mark.medium for mark in marks if mark.medium})
     for medium in media if len(media) > 1 else ():
-        rows[f"about {medium}"] = score([mark.right for mark in marks if mark.medium == medium])
-    by_kind: dict[str, list[bool]] = defaultdict(list)
-    for mark in marks:
-        by_kind[mark.kind].append(mark.right)
-    rows.update({f"type {kind}": score(by_kind[kind]) for kind in sorted(by_kind)})
-    return rows
+        rows[f"about {medium}"] = [place for place, mark in enumerate(marks) if mark.medium == medium]
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for place, mark in enumerate(marks):
+        by_kind[mark.kind].append(place)
+    return rows | {f"type {kind or '(none)'}": by_kind[kind] for kind in sorted(by_kind)}
+
+
+def table(marks: Sequence[Mark]) -> dict[str, Score]:
+    """The share of right answers in each row of `rows_of`."""
+    return {row: score([marks[place].right for place in places]) for row, places in rows_of(marks).items()}
 
 
 def constant_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from mmtune.eval.controls import EXPERTS, EXPERTS_BLIND
-from mmtune.eval.metrics import OVERALL, STATIC, TEMPORAL, Mark, constant_answers, exact_match, table
+from mmtune.eval.metrics import OVERALL, STATIC, TEMPORAL, Mark, constant_answers, exact_match, rows_of, table
+from mmtune.eval.tasks.base import Outcome, Task
 
 NOTE = "constant: the best single answer of each type, chosen on these very questions"
 
@@ -26,6 +27,12 @@ def summary(marks: Mapping[str, Sequence[Mark]]) -> dict[str, Any]:
     }
 
 
+def measures(task: Task, marks: Sequence[Mark], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Every measure of the task in each row that has a question."""
+    rows = {row: [outcomes[place] for place in places] for row, places in rows_of(marks).items()}
+    return {row: task.summary(held) for row, held in rows.items() if held}
+
+
 def _rows(marks: Sequence[Mark]) -> dict[str, dict[str, Any]]:
     return {row: one.as_dict() for row, one in table(marks).items()}
 
@@ -39,22 +46,41 @@ def text(result: Mapping[str, Any]) -> str:
         lines.append("skipped: " + ", ".join(f"{reason} {count}" for reason, count in result["skipped"].items()))
     if result.get("experts"):
         lines.append("experts: " + ", ".join(f"{what} {count}" for what, count in result["experts"].items()))
+    temporal = bool(next(iter(scores.values()))[TEMPORAL]["total"])
     for control, rows in scores.items():
         if control not in ("plain", EXPERTS, EXPERTS_BLIND) and len(scores) > 1:
             continue
-        lines += ["", f"{control:<20}{'questions':>10}{'accuracy':>10}   {'95 % interval':<16}{'constant':>9}"]
-        for row, one in rows.items():
-            if one["total"]:
-                lines.append(
-                    f"{row:<20}{one['total']:>10}{one['accuracy']:>10.3f}   {one['low']:.3f} .. {one['high']:.3f}  "
-                    f"{constant[row]['accuracy']:>9.3f}"
-                )
-        lines.append(NOTE)
-    if len(scores) > 1:
-        lines += ["", f"{'control':<20}" + "".join(f"{row:>25}" for row in (OVERALL, STATIC, TEMPORAL))]
+        chosen = {row: one for row, one in rows.items() if one["total"] and (temporal or row != STATIC)}
+        lines += ["", *_table(control, chosen, result["measures"][control], constant, result["right"])]
+    if len(scores) > 1 and result["right"]:
+        shown = (OVERALL, STATIC, TEMPORAL) if temporal else (OVERALL,)
+        lines += ["", f"{'control':<20}" + "".join(f"{row:>25}" for row in shown)]
         for control, rows in {**scores, "constant": constant}.items():
-            lines.append(f"{control:<20}" + "".join(f"{_short(rows[row]):>25}" for row in (OVERALL, STATIC, TEMPORAL)))
+            lines.append(f"{control:<20}" + "".join(f"{_short(rows[row]):>25}" for row in shown))
     return "\n".join(lines)
+
+
+def _table(
+    control: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    measured: Mapping[str, Mapping[str, float]],
+    constant: Mapping[str, Mapping[str, Any]],
+    right: str | None,
+) -> list[str]:
+    """Lines of one control: the share of right answers with its interval, where there is one, then other measures."""
+    others = [name for name in measured[OVERALL] if name != right]
+    wide = max(20, *(len(row) + 2 for row in rows))
+    head = f"{control:<{wide}}{'questions':>10}"
+    if right:
+        head += f"{right.replace('_', ' '):>13}   {'95 % interval':<16}{'constant':>9}"
+    lines = [head + "".join(f"{name.replace('_', ' '):>12}" for name in others)]
+    for row, one in rows.items():
+        line = f"{row:<{wide}}{one['total']:>10}"
+        if right:
+            line += f"{one['accuracy']:>13.3f}   {one['low']:.3f} .. {one['high']:.3f}  "
+            line += f"{constant[row]['accuracy']:>9.3f}"
+        lines.append(line + "".join(f"{measured[row][name]:>12.4g}" for name in others))
+    return [*lines, NOTE] if right else lines
 
 
 def _short(one: Mapping[str, Any]) -> str:

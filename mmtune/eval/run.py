@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmtune import disk, generate, places, registry
+from mmtune import config, disk, generate, places, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, MediaError, UsageError
 from mmtune.eval import controls as ctl
 from mmtune.eval import report
+from mmtune.eval.likelihood import answer_nats, answered
 from mmtune.eval.metrics import Mark
-from mmtune.eval.tasks.base import Question, Task
+from mmtune.eval.tasks.base import Outcome, Question, Task
 from mmtune.types import MediaRef, Sample
 
 if TYPE_CHECKING:
@@ -55,12 +56,13 @@ class _Tally:
     """What came of one control."""
 
     marks: list[Mark] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(
     run: Path | str | tuple[MultimodalModel, Processor],
-    task: str | Task = "pocket_qa",
+    task: str | Task | None = None,
     data: Sequence[str] = (),
     limit: int | None = None,
     blind: bool = False,
@@ -69,7 +71,7 @@ def evaluate(
     controls: Sequence[str] | None = None,
     out: Path | str | None = None,
     device: str = "auto",
-    max_tokens: int = 24,
+    max_tokens: int | None = None,
     quiet: bool = False,
     experts: Adviser | None = None,
     kinds: Sequence[str] = (),
@@ -79,13 +81,15 @@ def evaluate(
 
     Args:
         run: the folder of a run, or (model, processor).
-        task: a name from the room `eval/tasks`, or a task.
+        task: a name from the room `eval/tasks`, with options as NAME:KEY=VALUE,..., or a task; the one of the run's
+            recipe when not given.
         data: shard patterns; a run's recipe may name them instead.
         limit: most records asked about, from the first on.
         blind, frames, other_media: ask under this control instead of plainly; see `mmtune.eval.controls`.
         controls: several at once, such as `CONTROLS`; the three arguments above are then left alone.
-        out: file for the report; for a run folder `eval/<task>.json` in it when not given.
-        max_tokens: longest answer.
+        out: file for the report; for a run folder `eval/<task>.json` in it when not given. The answers come to lie
+            beside it as JSON lines, in a file of the same name that ends in .answers.jsonl.
+        max_tokens: longest answer; what the task says when not given.
         quiet: print nothing.
         experts: adds to a sample what is found in its media; everything is then asked once more with that, and with
             that alone where the control blind is asked for.
@@ -101,9 +105,8 @@ def evaluate(
     asked = _controls(blind, frames, other_media, controls)
     folder = Path(run) if isinstance(run, (str, Path)) else None
     model, processor, recipe = load_run(folder, device) if folder else (*run, None)
-    if isinstance(task, str):
-        entry = registry.find("eval/tasks", task)
-        task = entry(entry.Config(name=task))
+    task = _task(task, recipe)
+    max_tokens = max_tokens or task.config.max_tokens
     patterns, own = list(data) or _from_recipe(recipe, allow_remote), bool(data)
     started = time.perf_counter()
     skipped: Counter[str] = Counter()
@@ -128,21 +131,47 @@ def evaluate(
         **({"experts": experts.record()} if experts is not None else {}),
         "seconds": round(time.perf_counter() - started, 2),
         "max_tokens": max_tokens,
+        "right": task.right,
         **report.summary({control: tally.marks for control, tally in tallies.items()}),
+        "measures": {
+            control: report.measures(task, tally.marks, tally.outcomes)
+            for control, tally in tallies.items()
+            if tally.outcomes
+        },
         "answers": {control: tally.answers for control, tally in tallies.items()},
     }
     if not quiet:
         print(report.text(result))
-    target = Path(out) if out else folder / "eval" / f"{task.config.name}.json" if folder else None
+    target = Path(out) if out else disk.folder(folder / "eval") / f"{task.config.name}.json" if folder else None
     if target is not None:
-        if out:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            disk.folder(target.parent)  # of a run that somebody handed over, perhaps with a link in it
-        disk.write_file(target, json.dumps(result, indent=1))
+        answers = _write(target, result)
         if not quiet:
-            print(f"written to {target}")
+            print(f"written to {target}, the answers to {answers}")
     return result
+
+
+def _task(task: str | Task | None, recipe: Recipe | None) -> Task:
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str):
+        tree = config.spec(task, "task", "eval/tasks", "qa:format=caption")
+        settings = config.validate(registry.find("eval/tasks", tree["name"]).Config, tree, f"the task {task}")
+    elif recipe is not None and recipe.eval.task is not None:
+        settings = recipe.eval.task
+    else:
+        known = ", ".join(registry.names("eval/tasks"))
+        raise UsageError(seen="no task", expected=f"one of {known}", hint="--task qa asks one's own records")
+    return registry.find("eval/tasks", settings.name)(settings)
+
+
+def _write(target: Path, result: Mapping[str, Any]) -> Path:
+    """The report, and beside it the answers, a line each; returns where these are."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    disk.write_file(target, json.dumps(result, indent=1))
+    lines = target.with_name(f"{target.stem}.answers.jsonl")
+    rows = ({"control": control, **row} for control, answers in result["answers"].items() for row in answers)
+    disk.write_file(lines, "".join(json.dumps(row) + "\n" for row in rows))
+    return lines
 
 
 def _controls(
@@ -273,15 +302,22 @@ def _ask(
             samples = [ctl.without_media(one) for one in advised] if control == ctl.EXPERTS_BLIND else advised
         examples = [processor.example(sample, answer=True) for sample in samples]
         answers = generate.answer_batch(model, examples, processor.stops, max_tokens)
-        for question, ids in zip(questions, answers, strict=True):
+        nats = [(0.0, 0)] * len(questions)
+        if task.likelihood:
+            pairs = zip(samples, questions, strict=True)
+            nats = answer_nats(model, [answered(processor, sample, one.answers[0]) for sample, one in pairs])
+        for question, ids, (lost, count) in zip(questions, answers, nats, strict=True):
             text = processor.tokenizer.decode(ids).strip()
-            right = task.score(question, text)["accuracy"] > 0.5
+            scores = task.score(question, text)
+            tally.outcomes.append(Outcome(question, text, scores, lost, count))
+            right = task.right is not None and scores[task.right] > 0.5
             medium = "+".join(sorted({ref.kind for ref in question.sample.media}))
             tally.marks.append(Mark(question.kind, question.temporal, right, text, question.answers[0], medium))
             asked = " ".join(part for part in question.sample.turns[-1].parts if isinstance(part, str))
             tally.answers.append(
                 {"id": question.id, "type": question.kind, "temporal": question.temporal, "question": asked,
-                 "answer": text, "truth": question.answers[0], "right": right}
+                 "answer": text, "truth": question.answers[0], "right": right, "scores": scores,
+                 **({"nats": lost, "tokens": count} if task.likelihood else {})}
             )
     return list({ref.kind: ref for ref in (*spare, *refs)}.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,24 +22,19 @@ Spec = str | Mapping[str, Any] | ExpertConfig
 """An expert as it is named: NAME or NAME:key=value,..., the mapping of a recipe, or a config."""
 Told = frozenset[tuple[str, MediaRef, str | None]]
 """Who has spoken about which medium, and to which question where that matters."""
-
-_SPEC = re.compile(
-    r"(?P<name>[a-z][a-z0-9_]*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(?P<options>[^=:]+=.*))?", re.DOTALL
-)
-_COMMA = re.compile(r",(?=\s*\w+=)")
-"""Between two options; a comma inside a value stays."""
+EXAMPLE = "ocr:min_score=0.9,frames=8"
 
 
 def parse(spec: Spec) -> ExpertConfig | config.Outside:
     """A named expert; nothing of it runs. Options are checked here, those of one from outside by its own process.
 
     Raises:
-        UsageError: not of the form NAME[:key=value[,key=value...]].
-        ConfigError: no such expert or option.
+        UsageError: a mapping without a name.
+        ConfigError: not of the form NAME[:key=value[,key=value...]], no such expert or option.
     """
     if isinstance(spec, ExpertConfig | config.Outside):
         return spec
-    tree = dict(spec) if isinstance(spec, Mapping) else _tree(spec)
+    tree = dict(spec) if isinstance(spec, Mapping) else config.spec(spec, "expert", "experts", EXAMPLE)
     name = tree.get("name")
     if not isinstance(name, str):
         raise UsageError(seen=f"an expert without a name: {tree}", expected="a mapping with a name")
@@ -52,24 +46,6 @@ def parse(spec: Spec) -> ExpertConfig | config.Outside:
 def brief(specs: Iterable[Mapping[str, Any]]) -> str:
     """Experts of a recipe as a person would name them, in one line."""
     return printable(", ".join(str(spec.get("name")) for spec in specs)[:400])
-
-
-def _tree(text: str) -> dict[str, Any]:
-    found = _SPEC.fullmatch(text)
-    if found is None:
-        known = ", ".join(registry.names("experts"))
-        raise UsageError(
-            seen=f"the expert {text!r}",
-            expected=f"NAME[:KEY=VALUE[,KEY=VALUE...]], with a name of {known} or package.module:Class",
-            hint="ocr:min_score=0.9,frames=8",
-        )
-    tree: dict[str, Any] = {"name": found["name"]}
-    for option in _COMMA.split(found["options"] or ""):
-        key, _, value = option.partition("=")
-        if key:
-            read = config.parse(value, f"the expert {text!r}")
-            tree[key.strip()] = value if isinstance(read, dict) else read  # "a: b" is text here
-    return tree
 
 
 class Panel:

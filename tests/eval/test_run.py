@@ -100,7 +100,7 @@ def each_twice(items: list[Any]) -> list[Any]:
 
 
 def test_every_question_is_asked_about_its_clip(pair, shard, asked, true):
-    report = evaluate(pair, data=[shard], quiet=True)
+    report = evaluate(pair, "pocket_qa", data=[shard], quiet=True)
     assert len(true[0]) == FRAMES and not equal([true[0]], [true[1]]) and not equal([true[0]], [true[0].flip(0)])
     (batch,) = asked
     assert equal(seen(batch), each_twice(true))
@@ -114,14 +114,14 @@ def test_every_question_is_asked_about_its_clip(pair, shard, asked, true):
     first, second = report["answers"]["plain"][:2]
     assert first == {
         "id": first["id"], "type": "colour", "temporal": False, "question": "colour?",
-        "answer": "red", "truth": "red", "right": True,
+        "answer": "red", "truth": "red", "right": True, "scores": {"accuracy": 1.0},
     }  # fmt: skip
     assert (second["type"], second["truth"], second["right"]) == ("order", "clip 0", False)
 
 
 @pytest.mark.parametrize("control", ["shuffled", "reversed"])
 def test_frames_in_another_order(pair, shard, asked, true, control):
-    evaluate(pair, data=[shard], frames=control, quiet=True)
+    evaluate(pair, "pocket_qa", data=[shard], frames=control, quiet=True)
     (batch,) = asked
     shown = seen(batch)
     assert equal(shown[::2], shown[1::2]) and not equal(shown[::2], true)
@@ -133,7 +133,7 @@ def test_frames_in_another_order(pair, shard, asked, true, control):
 
 
 def test_blind_questions_have_no_media(pair, shard, asked):
-    evaluate(pair, data=[shard], controls=["plain", "blind"], quiet=True)
+    evaluate(pair, "pocket_qa", data=[shard], controls=["plain", "blind"], quiet=True)
     plain, blind = asked
     assert all(not any(example.media.values()) and not example.slots for example in blind)
     assert all(len(one) < len(other) for one, other in zip(blind, plain, strict=True))
@@ -145,9 +145,9 @@ def test_another_clip_of_the_same_kind(pair, shard, asked, true, monkeypatch, ch
     monkeypatch.setattr(run, "CLIPS", chunk)
     if chunk == 1:
         with pytest.raises(UsageError, match="the only item"):
-            evaluate(pair, data=[shard], other_media=True, quiet=True)
+            evaluate(pair, "pocket_qa", data=[shard], other_media=True, quiet=True)
         return
-    evaluate(pair, data=[shard], other_media=True, quiet=True)
+    evaluate(pair, "pocket_qa", data=[shard], other_media=True, quiet=True)
     shown = [one for batch in asked for one in seen(batch)]
     for place, (found, own) in enumerate(zip(shown, each_twice(true), strict=True)):
         assert not equal([found], [own]), place
@@ -155,7 +155,7 @@ def test_another_clip_of_the_same_kind(pair, shard, asked, true, monkeypatch, ch
 
 
 def test_all_controls_ask_the_same_questions(pair, shard, asked):
-    report = evaluate(pair, data=[shard], controls=ctl.CONTROLS, quiet=True)
+    report = evaluate(pair, "pocket_qa", data=[shard], controls=ctl.CONTROLS, quiet=True)
     assert list(report["scores"]) == list(report["answers"]) == list(ctl.CONTROLS)
     ids = {control: [one["id"] for one in answers] for control, answers in report["answers"].items()}
     assert len({tuple(one) for one in ids.values()}) == 1 and len(ids["plain"]) == 2 * CLIPS
@@ -165,7 +165,7 @@ def test_bad_records_are_counted_and_the_others_asked(pair, clips, asked, true, 
     damaged = {1: b"{", 2: json.dumps({"questions": []}).encode()}
     broken = [clips[0], clips[1], clips[2], clips[3][:200], clips[3]]
     path = write(tmp_path / "some.tar", broken, lambda number: damaged.get(number) or two_questions(number))
-    report = evaluate(pair, data=[path], quiet=True)
+    report = evaluate(pair, "pocket_qa", data=[path], quiet=True)
     assert report["skipped"] == {"bad_json": 1, "unreadable_video": 1}  # one without questions is nobody's fault
     assert equal([one for batch in asked for one in seen(batch)], each_twice([true[0], true[3]]))
     assert (report["records"], report["scores"]["plain"]["overall"]["total"]) == (2, 4)
@@ -178,7 +178,7 @@ def test_a_question_that_is_too_long_is_counted_and_the_others_asked(pair, clips
     for chunk in (1, 32):
         asked.clear()
         monkeypatch.setattr(run, "CLIPS", chunk)
-        report = evaluate(pair, data=[path], controls=["plain", "blind"], quiet=True)
+        report = evaluate(pair, "pocket_qa", data=[path], controls=["plain", "blind"], quiet=True)
         assert report["skipped"] == {"too_long": 1} and report["records"] == CLIPS - 1
         totals = {control: rows["overall"]["total"] for control, rows in report["scores"].items()}
         assert totals == {"plain": 2 * (CLIPS - 1), "blind": 2 * (CLIPS - 1)}
@@ -188,24 +188,24 @@ def test_a_question_that_is_too_long_is_counted_and_the_others_asked(pair, clips
 def test_nothing_usable_is_an_error(pair, clips, asked, tmp_path):
     path = write(tmp_path / "none.tar", clips[:1], lambda _: b"{")
     with pytest.raises(UsageError, match=r"bad_json.*1"):
-        evaluate(pair, data=[path], quiet=True)
+        evaluate(pair, "pocket_qa", data=[path], quiet=True)
     assert asked == []
 
 
 def test_a_part_of_the_questions(pair, shard, asked):
-    report = evaluate(pair, data=[shard], limit=2, kinds=["order"], quiet=True)
+    report = evaluate(pair, "pocket_qa", data=[shard], limit=2, kinds=["order"], quiet=True)
     assert [one["truth"] for one in report["answers"]["plain"]] == ["clip 0", "clip 1"] and report["records"] == 2
     with pytest.raises(UsageError, match="no record"):
-        evaluate(pair, data=[shard], kinds=["taste"], quiet=True)
+        evaluate(pair, "pocket_qa", data=[shard], kinds=["taste"], quiet=True)
 
 
 def test_the_report_is_printed_and_written(pair, shard, asked, tmp_path, capsys):
     out = tmp_path / "deep" / "report.json"
-    report = evaluate(pair, data=[shard], out=out)
+    report = evaluate(pair, "pocket_qa", data=[shard], out=out)
     assert json.loads(out.read_text()) == json.loads(json.dumps(report))
     said = capsys.readouterr().out
     assert "type order" in said and f"written to {out}" in said
-    evaluate(pair, data=[shard], quiet=True)
+    evaluate(pair, "pocket_qa", data=[shard], quiet=True)
     assert capsys.readouterr().out == ""
 
 
@@ -220,11 +220,11 @@ def test_model_and_processor_are_left_as_they_were(pair, shard, asked, monkeypat
         inside.append((processor.features is features, model.branches["sight"].cached))
         raise KeyboardInterrupt
 
-    evaluate(pair, data=[shard], quiet=True)
+    evaluate(pair, "pocket_qa", data=[shard], quiet=True)
     assert processor.features is features and not model.branches["sight"].cached
     monkeypatch.setattr(run.generate, "answer_batch", stop)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(pair, data=[shard], quiet=True)
+        evaluate(pair, "pocket_qa", data=[shard], quiet=True)
     assert inside == [(False, True)]
     assert processor.features is features and not model.branches["sight"].cached
 
@@ -240,5 +240,5 @@ def test_model_and_processor_are_left_as_they_were(pair, shard, asked, monkeypat
 )
 def test_what_cannot_be_asked_is_refused(pair, shard, asked, options, message):
     with pytest.raises(UsageError, match=message):
-        evaluate(pair, **{"data": [shard], "quiet": True, **options})
+        evaluate(pair, "pocket_qa", **{"data": [shard], "quiet": True, **options})
     assert asked == []

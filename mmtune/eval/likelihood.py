@@ -1,0 +1,54 @@
+"""How likely a model finds given answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from mmtune import generate
+from mmtune.errors import DataError
+from mmtune.model import LOGITS
+from mmtune.types import IGNORE, Example, Sample, Turn
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.processor import Processor
+
+
+def answered(processor: Processor, sample: Sample, answer: str) -> Example | None:
+    """A conversation with its answer, of which the answer alone is labelled; none where that is too long."""
+    before = tuple(replace(turn, weight=0.0) for turn in sample.turns)
+    try:
+        return processor.example(replace(sample, turns=(*before, Turn("assistant", (answer,)))))
+    except DataError:
+        return None
+
+
+def answer_nats(
+    model: MultimodalModel, examples: Sequence[Example | None], rows: int = 16
+) -> list[tuple[float, int]]:
+    """Cross entropy over the labelled tokens of each example, summed, and their number; (0, 0) where there is none.
+
+    Args:
+        rows: examples at once.
+    """
+    found = [(0.0, 0)] * len(examples)
+    there = [place for place, example in enumerate(examples) if example is not None]
+    there.sort(key=lambda place: len(examples[place]))  # type: ignore[arg-type]
+    for start in range(0, len(there), rows):
+        places = there[start : start + rows]
+        batch = generate.rows([examples[place] for place in places], model.llm.tokenizer.pad)  # type: ignore[misc]
+        batch = batch.to(model.device)
+        hidden, wanted = model(batch), batch.labels != IGNORE
+        size = max(1, LOGITS // model.llm.tokenizer.vocabulary)
+        pairs = zip(hidden[wanted].split(size), batch.labels[wanted].split(size), strict=True)
+        nats = [F.cross_entropy(model.llm.head(x).float(), labels, reduction="none") for x, labels in pairs]
+        counts = wanted.sum(1).tolist()
+        each = torch.cat(nats).double().cpu().split(counts) if nats else [torch.zeros(0)] * len(places)
+        for place, part, count in zip(places, each, counts, strict=True):
+            found[place] = (float(part.sum()), count)
+    return found
