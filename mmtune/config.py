@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic_core import PydanticCustomError, core_schema
 
 from mmtune import disk, places, registry
-from mmtune.errors import ConfigError, MmtuneError, ModelError
+from mmtune.errors import ConfigError, MmtuneError, ModelError, UsageError
 
 MAX_BYTES = 1_000_000
 """Largest YAML file read, bytes."""
@@ -373,12 +373,12 @@ _COMMA = re.compile(r",(?=\s*\w+=)")
 def spec(text: str, what: str, room: str, example: str) -> dict[str, Any]:
     """`NAME[:KEY=VALUE[,KEY=VALUE...]]`, an entry of a room on a command line, as plain values; not yet validated.
 
-    Raises ConfigError for text of another form.
+    Raises UsageError for text of another form.
     """
     found = _SPEC.fullmatch(text)
     if found is None:
         known = ", ".join(registry.names(room))
-        raise ConfigError(
+        raise UsageError(
             f"the {what} {text!r}",
             f"NAME[:KEY=VALUE[,KEY=VALUE...]], with a name of {known} or package.module:Class",
             example,

@@ -37,6 +37,7 @@ NEIGHBOURS = {
     ("config", "places"),
     ("media", "config"),
     ("generate", "model"),
+    ("train", "eval"),  # a run asks the questions of its task while it trains
     ("cli", "commands"),
     ("__main__", "cli"),
 }

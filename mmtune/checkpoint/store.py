@@ -181,11 +181,36 @@ def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
     disk.write_file(out / "recipe.yaml", head + configs.dump(_portable(recipe.model_dump(mode="json"), out)))
 
 
-def _copy_prompts(out: Path, recipe: Recipe) -> None:
+def write_copy(
+    run: Path,
+    out: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    recipe: Recipe,
+    base: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a run folder of its own, inside another one, with these tensors: the same recipe at another moment.
+
+    Args:
+        run: the folder of the run, whose copies of prompts are taken.
+
+    Raises CheckpointError: the disk took no more.
+    """
+    try:
+        disk.folder(out)
+        _copy_prompts(out, recipe, run)
+        write_recipe(out, recipe, base)
+    except OSError as error:
+        raise CheckpointError(f"{out} could not be written: {error}", "room and the right to write there") from error
+    write_weights(out, files, recipe, facts)
+
+
+def _copy_prompts(out: Path, recipe: Recipe, run: Path | None = None) -> None:
     """Keep templates that were given by path, so that the run can be used where that path does not exist."""
     known = registry.shipped("prompts")
     for name in {recipe.chat.prompt, *(stream.prompt for stream in recipe.streams.values())} - set(known):
-        source = configs.locate(name, "prompts")
+        copy = run / "prompts" / Path(name).name if run else None
+        source = copy if copy is not None and copy.is_file() else configs.locate(name, "prompts")
         copies = disk.folder(out / "prompts")
         disk.write_file(copies / source.name, disk.read_text(source, configs.MAX_BYTES))
 

@@ -29,8 +29,8 @@ def parse(spec: Spec) -> ExpertConfig | config.Outside:
     """A named expert; nothing of it runs. Options are checked here, those of one from outside by its own process.
 
     Raises:
-        UsageError: a mapping without a name.
-        ConfigError: not of the form NAME[:key=value[,key=value...]], no such expert or option.
+        UsageError: not of the form NAME[:key=value[,key=value...]].
+        ConfigError: no such expert or option.
     """
     if isinstance(spec, ExpertConfig | config.Outside):
         return spec

@@ -62,6 +62,8 @@ class Progress:
     """Loss of the last steps, and what their supervised tokens count."""
     pieces: int = 1
     """In how many pieces a micro-step is taken since there was no room for it whole."""
+    judged: dict[str, Any] = field(default_factory=dict)
+    """What validations have found, see `Judge.state`."""
 
 
 def allowed(names: Collection[str]) -> frozenset[str]:
@@ -123,11 +125,13 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------------------------- saving
 
-    def save(self, progress: Progress, last: bool = False) -> None:
+    def save(self, progress: Progress, last: bool = False, best: bool = False, state: bool = True) -> None:
         """Take a copy of the run as it is and write it beside the training. Every rank calls this.
 
         Args:
             last: no other save comes after this one, so it must not fail, whatever `run.failed_save` says.
+            best: keep it as the best state, too.
+            state: whether it is one to go on from, with its weights as those of the run.
 
         Raises what the write before it raised, on the first rank.
         """
@@ -143,17 +147,21 @@ class Keeper:
             "bad": progress.bad,
             "recent": progress.recent,
             "pieces": progress.pieces,
+            "judged": progress.judged,
             "versions": self._versions,
         }
         weights = {name: tensor for held in files.values() for name, tensor in held.items()}
-        state = states.State(progress.step, weights, moments, json.loads(json.dumps(info)))
+        moment = states.State(progress.step, weights, moments, json.loads(json.dumps(info)))
         facts = self._card(progress)
 
         def write() -> None:
             # the state comes last: where there is one of the last step, everything else of the run is there too
             self.loader.ledger.flush()
-            store.write_weights(self.out, files, self.recipe, facts)
-            states.save(self.out / "state", state, self.recipe.run.keep)
+            if best:
+                store.write_copy(self.out, self.out / "best", files, self.recipe, self.base, facts)
+            if state:
+                store.write_weights(self.out, files, self.recipe, facts)
+                states.save(self.out / "state", moment, self.recipe.run.keep)
 
         self.saver.start(progress.step, write, last)
 
@@ -162,6 +170,8 @@ class Keeper:
         if count := sum(n for _, n in progress.recent):
             mean = sum(loss * n for loss, n in progress.recent) / count
             facts["mean training loss of the last steps"] = f"{mean:.4f}"
+        if (best := progress.judged.get("best")) and best["step"]:
+            facts["best state"] = f"step {best['step']}, {best['measure']} {best['value']:.6g}"
         return facts
 
     # ---------------------------------------------------------------------------------------------------- going on
@@ -195,7 +205,7 @@ class Keeper:
             states.put_aside(self.out / "state", state.step)
         self._say(f"going on after step {state.step}")
         recent = [(loss, count) for loss, count in state.info["recent"]]
-        return Progress(state.step, state.info["bad"], recent, state.info["pieces"])
+        return Progress(state.step, state.info["bad"], recent, state.info["pieces"], state.info.get("judged", {}))
 
     def _lost(self) -> bool:
         """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""

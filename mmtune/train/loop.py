@@ -32,6 +32,7 @@ from mmtune.train.cut import cut
 from mmtune.train.distributed import Runtime
 from mmtune.train.epochs import steps_of
 from mmtune.train.estimate import Estimate, estimate
+from mmtune.train.judge import Judge
 from mmtune.train.keeper import Keeper, Progress, allowed
 from mmtune.train.lock import lock
 from mmtune.train.log import Metrics, Style, Voice
@@ -165,6 +166,8 @@ class _Run:
         self.keeper = Keeper(
             out, recipe, self.steps, runtime, self.model, self.groups, self.loader, self.base, self._holders, voice.line
         )
+        objectives = self.team.objectives
+        self.judge = Judge(recipe, out, self.model, runtime, self.loader, objectives, self.steps, voice.line)
 
     def _loader(self) -> Loader:
         recipe, runtime = self.recipe, self.runtime
@@ -187,13 +190,15 @@ class _Run:
         for _, outcome, stream in self._steps(Stop(), until=1):
             said = f"one step of {stream}: loss {outcome.loss:.4f}, {outcome.tokens} tokens"
             self.watch.end()
+            self.judge.taste()
             self.voice.line(f"{said}. {self._written()}")
             return Result(self.out, 0, False, 0, outcome.loss)
         raise AssertionError("a schedule has at least one step")
 
     def _written(self) -> str:
         """What a rehearsal leaves behind."""
-        paths = [path for stream in self.loader.streams.values() for path in stream.corpus.paths]
+        streams = [*self.loader.streams.values(), *self.judge.streams]
+        paths = [path for stream in streams for path in stream.corpus.paths]
         if all(isinstance(path, Path) for path in paths):
             return "Nothing was written."
         return f"Nothing was written but the shards that were fetched, in {remote.cache().folder}."
@@ -213,14 +218,20 @@ class _Run:
         recent, saver = self.recent, self.keeper.saver
         self.voice.start("training", steps, self.step)
         with Stop() as stop, saver:
+            self.loader.ledger.rewind(self.step)
+            if self.judge.due(self.step) and self._judged(stop, metrics):  # it was stopped in the middle of that
+                self._save(best=True, state=False)
             for values, outcome, stream in self._steps(stop, steps):
                 recent.add(outcome)
                 if metrics:
                     metrics.write(self.step, values)
                 speed = f"{values['tokens_per_second']:.0f} tokens/s"
                 self.voice.at(self.step, f"{stream} loss {outcome.loss:.4f}  {speed}")
-                if self.step < steps and self.recipe.run.save_every and self.step % self.recipe.run.save_every == 0:
-                    self._save()
+                better = self.judge.due(self.step) and self._judged(stop, metrics)
+                every = self.recipe.run.save_every
+                state = self.step < steps and bool(every) and self.step % every == 0
+                if better or state:
+                    self._save(best=better, state=state)
             self.voice.stop()
             with self.runtime.patient("waiting for the disk"):
                 saver.wait()
@@ -241,6 +252,11 @@ class _Run:
         else:
             self.voice.line(f"saved at step {self.step} of {steps}. Go on with: mmtune train --resume {self.out}")
         return Result(self.out, self.step, done, stop.code, recent.loss)
+
+    def _judged(self, stop: Stop, metrics: Metrics | None) -> bool:
+        """Validate; whether the run is better than ever."""
+        write = metrics.write if metrics else lambda step, values: None
+        return self.judge.judge(self.step, lambda: bool(stop.code), write)
 
     def _steps(self, stop: Stop, until: int) -> Iterator[tuple[dict[str, Any], Outcome, str]]:
         """Step by step: metrics, outcome, stream. `self.step` counts the steps done."""
@@ -356,12 +372,12 @@ class _Run:
     # ------------------------------------------------------------------------------------------- saving, going on
 
     def _progress(self) -> Progress:
-        return Progress(self.step, self.bad, self.recent.values, self.pieces)
+        return Progress(self.step, self.bad, self.recent.values, self.pieces, self.judge.state())
 
-    def _save(self, last: bool = False) -> None:
+    def _save(self, last: bool = False, best: bool = False, state: bool = True) -> None:
         self._check_still()
         with self.runtime.patient(f"step {self.step}: saving"):
-            self.keeper.save(self._progress(), last)
+            self.keeper.save(self._progress(), last, best, state)
             self.runtime.barrier()  # the first rank may have had to wait for the save before
 
     def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
@@ -372,6 +388,7 @@ class _Run:
         found = self.keeper.restore(allow)
         self.step, self.bad, self.recent.values, self.pieces = found.step, found.bad, found.recent, found.pieces
         self.watch.learned()
+        self.judge.load(found.judged)
 
     def _warm(self) -> None:
         """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""
@@ -385,7 +402,7 @@ class _Run:
         if not frozen:
             return
         cache = FeatureCache(self.recipe.run.feature_cache, frozen, self.recipe.limits)
-        streams = list(self.loader.streams.values())
+        streams = [*self.loader.streams.values(), *self.judge.streams]
         if self.runtime.main:
             self.voice.start("encoding media, once", sum(len(stream.corpus) for stream in streams))
             counts = cache.warm(streams, self.recipe.run.workers, progress=lambda done, _: self.voice.at(done))

@@ -1,0 +1,59 @@
+"""The best state of a run: by which measure it is chosen, and which it is so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmtune.data.build import likes_of
+from mmtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmtune.eval.tasks.base import Task
+    from mmtune.recipe import Recipe
+
+
+@dataclass
+class Best:
+    """The best value of one measure so far."""
+
+    measure: str
+    lower: bool
+    """Whether less is better."""
+    value: float = math.nan
+    """Not a number before the first validation."""
+    step: int = 0
+
+    def take(self, step: int, values: Mapping[str, float]) -> bool:
+        """Take up a validation; whether it is the best so far. What is not finite never is, of equals the first."""
+        value = values[self.measure]
+        better = math.isnan(self.value) or (value < self.value if self.lower else value > self.value)
+        if not math.isfinite(value) or not better:
+            return False
+        self.value, self.step = value, step
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a saved state."""
+        return {"measure": self.measure, "step": self.step, "value": self.value if self.step else None}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take back what `state` gave; a run that is measured otherwise now begins with no best state."""
+        if state and state["measure"] == self.measure and state["value"] is not None:
+            self.value, self.step = state["value"], state["step"]
+
+
+def best_of(recipe: Recipe, task: Task | None) -> Best | None:
+    """What a recipe chooses by; none where it measures nothing. Raises ConfigError for a measure that is not taken."""
+    if not recipe.eval.every:
+        return None
+    held = list(likes_of(recipe))
+    lower = {"loss": True, **{f"{name}/loss": True for name in held}} if held else {}
+    if task is not None:
+        lower |= {f"{task.config.name}/{name}": way == "lower" for name, way in task.measures.items()}
+    measure = recipe.eval.best or next(iter(lower))
+    if measure not in lower:
+        raise ConfigError(f"eval.best is {measure!r}", f"one of {', '.join(lower)}")
+    return Best(measure, lower[measure])
