@@ -1,7 +1,8 @@
 """Reads letters in pictures and in frames of videos, with rapidocr on onnxruntime (`pip install 'mmtune[ocr]'`).
 
 The models lie in rapidocr's wheel, so nothing is fetched. A video is read in a few frames; what is read in all of them
-is said once, everything else with its time.
+is said once, everything else with its time. The engine shrinks a picture until its longer side has 2000 pixels; a
+larger one is read in tiles instead, see `_tiles.py`, so that its letters keep their size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from mmtune.errors import ModelError
+from mmtune.experts import _tiles
 from mmtune.experts._quote import over_frames
 from mmtune.experts.base import Evidence, Expert, ExpertConfig
 from mmtune.types import MediaRef
@@ -21,8 +23,14 @@ from mmtune.types import MediaRef
 if TYPE_CHECKING:
     from numpy import ndarray
 
-REVISION = 1
+REVISION = 2
 """Counted up when this file reads differently."""
+
+
+WHOLE = 2000
+"""Longest side, pixels, that is read in one piece."""
+_CHUNK = 1500
+"""Longest piece of a line that is recognised at once, pixels."""
 
 
 class Config(ExpertConfig):
@@ -35,6 +43,9 @@ class Config(ExpertConfig):
     """Also look for lines that stand on their head. Short upright words are then at times read upside down."""
     side: Annotated[int, Field(ge=32, le=4096)] = 736
     """Pictures are enlarged until their shorter side has so many pixels before lines are looked for; less is faster."""
+    tiles: Annotated[int, Field(ge=1, le=256)] = 16
+    """Most tiles of 1600 x 1600 pixels that a larger picture is read in, some seconds each; what is left out is said.
+    Frames of a video share them, and are read in one piece where they need more."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of the engine; 0 lets it choose."""
 
@@ -74,23 +85,104 @@ class OCR(Expert):
         readings: list[tuple[float | None, list[Evidence]]] = []
         for place, (time, picture) in enumerate(zip(times, pictures, strict=True)):
             same = place > 0 and (picture == pictures[place - 1]).all()  # short videos repeat frames
-            readings.append((time, readings[-1][1] if same else self._read(picture)))
+            readings.append((time, readings[-1][1] if same else self._read(picture, len(pictures))))
         return over_frames(readings)
 
-    def _read(self, picture: ndarray) -> list[Evidence]:
-        """The lines of one picture, uint8 [height,width,3], from top to bottom."""
-        result: Any = self._engine(picture[..., ::-1].copy())  # it wants blue first
+    def _read(self, picture: ndarray, pictures: int = 1) -> list[Evidence]:
+        """The lines of one picture, uint8 [height,width,3], in reading order; it has its share of the tiles."""
+        height, width = picture.shape[:2]
+        pixels = picture[..., ::-1].copy()  # the engine wants blue first
+        said: list[Evidence] = []
+        lines = None
+        if max(height, width) > WHOLE:
+            plan = _tiles.plan(height, width, self.config.tiles)
+            enough = plan.read == (1.0, 1.0) and len(plan.tiles) * pictures <= self.config.tiles
+            if pictures == 1 or enough:
+                lines = self._in_tiles(pixels, plan)
+                said = _unread(plan)
+        for line in self._lines(pixels) if lines is None else lines:
+            if self.config.letters == "latin" and not _latin(line.text):
+                continue
+            sides = zip(line.box, (width, height, width, height), strict=True)
+            box = tuple(min(1.0, max(0.0, value / side)) for value, side in sides)
+            said.append(Evidence(line.text, min(1.0, max(0.0, line.score)), box=box))  # type: ignore[arg-type]
+        return said
+
+    def _lines(self, pixels: ndarray, tile: _tiles.Tile | None = None, number: int = -1) -> list[_tiles.Line]:
+        """What the engine reads in one call, in its order."""
+        if tile is not None:
+            left, top, right, bottom = tile.box
+            pixels = pixels[top:bottom, left:right].copy()
+        result: Any = self._engine(pixels, use_det=True, use_rec=True, use_cls=self.config.turned)
         if result.txts is None or result.boxes is None:
             return []
-        height, width = picture.shape[:2]
+        tile = tile or _tiles.Tile((0, 0, pixels.shape[1], pixels.shape[0]), (False,) * 4)
         found = []
         for text, score, corners in zip(result.txts, result.scores, result.boxes, strict=True):
-            if self.config.letters == "latin" and not _latin(text):
-                continue
-            xs, ys = [corner[0] / width for corner in corners], [corner[1] / height for corner in corners]
-            box = tuple(min(1.0, max(0.0, float(value))) for value in (min(xs), min(ys), max(xs), max(ys)))
-            found.append(Evidence(str(text), min(1.0, max(0.0, float(score))), box=box))  # type: ignore[arg-type]
+            xs, ys = [float(corner[0]) for corner in corners], [float(corner[1]) for corner in corners]
+            box = (min(xs), min(ys), max(xs), max(ys))
+            found.append(_tiles.placed(tile, number, str(text), float(score), box))
         return found
+
+    def _in_tiles(self, pixels: ndarray, plan: _tiles.Plan) -> list[_tiles.Line]:
+        """The lines of a large picture."""
+        found: list[_tiles.Line] = []
+        for number, tile in enumerate(plan.tiles):
+            found += self._lines(pixels, tile, number)
+        lines = _tiles.merged(found, lambda box: self._reread(pixels, box))
+        short, long = sorted(pixels.shape[:2])
+        if short * WHOLE >= long * self.config.side:  # else letters too tall for a tile have no room in it
+            lines = _tiles.with_large(lines, self._lines(pixels))
+        return _tiles.ordered(lines)
+
+    def _reread(self, pixels: ndarray, box: _tiles.Box) -> tuple[str, float] | None:
+        """Text and score of the one line in a box; a long one is read in pieces, cut where words end."""
+        left, top, right, bottom = (int(value) for value in box)
+        strip = pixels[top : bottom + 1, left : right + 1]
+        texts, scores = [], []
+        for begin, end in _pieces(strip):
+            piece = strip[:, begin:end].copy()
+            result: Any = self._engine(piece, use_det=False, use_rec=True, use_cls=self.config.turned)
+            if result.txts and str(result.txts[0]).strip():
+                texts.append(str(result.txts[0]).strip())
+                scores.append(float(result.scores[0]))
+        weight = sum(map(len, texts))
+        if not weight:
+            return None
+        return " ".join(texts), sum(score * len(text) for text, score in zip(texts, scores, strict=True)) / weight
+
+
+def _pieces(strip: ndarray) -> list[tuple[int, int]]:
+    """Where a line, uint8 [height,width,3], may be cut into pieces of at most `_CHUNK` pixels: in its widest gaps."""
+    import numpy as np
+
+    width = strip.shape[1]
+    if width <= _CHUNK:
+        return [(0, width)]
+    grey = strip.astype(np.int16).mean(axis=2)
+    blank = np.abs(grey - np.median(grey)).max(axis=0) < 40
+    pieces, begin = [], 0
+    while width - begin > _CHUNK:
+        runs, start = [], None
+        for x in range(begin + _CHUNK // 2, begin + _CHUNK):
+            if blank[x]:
+                start = x if start is None else start
+            elif start is not None:
+                runs.append((x - start, (x + start) // 2))
+                start = None
+        end = max(runs)[1] if runs else begin + _CHUNK
+        pieces.append((begin, end))
+        begin = end
+    return [*pieces, (begin, width)]
+
+
+def _unread(plan: _tiles.Plan) -> list[Evidence]:
+    """What is to be said, first of all, where tiles do not reach over the whole picture."""
+    across, down = plan.read
+    if across >= 1 and down >= 1:
+        return []
+    part = f"the upper {down:.0%}" if down < 1 else f"the left {across:.0%}"
+    return [Evidence(f"(only {part} of the picture was read)", box=(0.0, 0.0, across, down))]
 
 
 def _latin(text: str) -> bool:

@@ -66,9 +66,9 @@ def clip(frames: Sequence[Any] | Any, fps: float = 1.0) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(100_000))
-        stream.width, stream.height, stream.pix_fmt = width, height, "gbrp"
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
         for pixels in pictures:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="gbrp")
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr0")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
