@@ -14,7 +14,7 @@ from typing import Any
 
 from mmtune.version import __version__
 
-_VERBS = {"load": "mmtune.checkpoint.store", "chat": "mmtune.serve.chat"}
+_VERBS = {"load": "mmtune.serve.loaded", "chat": "mmtune.serve.loaded"}
 
 __all__ = ["__version__", "chat", "load", "train"]
 

@@ -308,9 +308,6 @@ def load_run(
     return model, processor_for(recipe, model, run=path), recipe
 
 
-load = load_run
-
-
 def _widened(section: ModelSection) -> ModelSection:
     llm = section.llm.model_copy(update={"dtype": "float32"})
     return section.model_copy(update={"llm": llm})

@@ -35,6 +35,8 @@ _CHUNK = 1500
 
 class Config(ExpertConfig):
     name: str = "ocr"
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 180.0
+    """Deadline of one call, seconds: a picture of sixteen tiles full of text takes two cores most of a minute."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Lines that it is less sure of are left out."""
     letters: Literal["any", "latin"] = "any"

@@ -7,17 +7,15 @@ everything else goes to stderr, so that the command can stand in a pipe.
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mmtune import registry
 from mmtune.errors import UsageError
 from mmtune.serve import arguments, kept, transcript
 from mmtune.serve import plan as plans
 from mmtune.serve.conversation import Conversation
-from mmtune.serve.experts import Panel, Spec, brief
+from mmtune.serve.experts import Panel, brief
 from mmtune.serve.questions import beside, piped, readable
 from mmtune.serve.settings import Settings
 from mmtune.serve.shown import say_findings, say_remarks, show_answer
@@ -50,39 +48,6 @@ class Options:
     stream: bool = True
     json: bool = False
     verbose: bool = False
-
-
-def chat(
-    run: Path | str | None = None,
-    system: str | None = None,
-    device: str = "auto",
-    settings: Settings | None = None,
-    experts: Sequence[Spec] | Literal["of_run"] = (),
-    allow_code: Sequence[str] = (),
-) -> Conversation:
-    """A conversation with a run, for Python: `talk = mmtune.chat("runs/one")`, then `attach` and `ask`.
-
-    Args:
-        run: run folder; none takes the small model inside the package.
-        system: text of a system turn.
-        device: auto, cpu, cuda, ...
-        settings: how answers are drawn; the recipe's own when none are given.
-        experts: who else looks at the media, as ["ocr"]; "of_run" for those that the recipe of the run names.
-        allow_code: classes outside mmtune that the run may import, see `mmtune.registry.allow`.
-
-    Raises:
-        MmtuneError: whatever reading the run raises, or an expert that there is not.
-    """
-    registry.allow(allow_code)
-    plan = plans.Plan.read(Path(run) if run is not None else plans.packaged_run(), device=device)
-    settings = settings or Settings(max_tokens=plan.max_tokens, temperature=plan.temperature)
-    if experts == "of_run":
-        panel = Panel(of_run=plan.experts)
-    else:
-        panel = Panel(experts)
-        if plan.experts and not experts:
-            say(f"(experts that the run names are off: {brief(plan.experts)}; experts='of_run' turns them on)")
-    return Conversation(plan.load(), system, settings, panel)
 
 
 def command(options: Options) -> int:

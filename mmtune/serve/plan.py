@@ -13,6 +13,9 @@ from mmtune.errors import ConfigError, UsageError
 from mmtune.types import Kind
 
 if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.processor import Processor
+    from mmtune.recipe import Recipe
     from mmtune.serve.engine import Engine
 
 
@@ -47,6 +50,11 @@ def packaged_run() -> Path:
             hint='mmtune chat RUN --image foo.jpg "What is this?"',
         )
     return path
+
+
+def folder_of(run: Path | str | None) -> Path:
+    """The folder of a run as a program names it; none and `mmtune:NAME` are inside the package."""
+    return packaged_run() if run is None else Path(places.resolve(str(run))).expanduser()
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,13 @@ class Plan:
             )
 
     def load(self) -> Engine:
+        """Read the weights, to talk with them. Raises as `parts` does."""
+        from mmtune.serve.engine import Engine
+
+        model, processor, recipe = self.parts()
+        return Engine(self.run, model, processor, recipe.chat.top_p)
+
+    def parts(self) -> tuple[MultimodalModel, Processor, Recipe]:
         """Read the weights.
 
         Raises:
@@ -129,7 +144,6 @@ class Plan:
         import torch
 
         from mmtune.checkpoint import store
-        from mmtune.serve.engine import Engine
 
         wish = self.device
         if wish == "auto":
@@ -141,5 +155,4 @@ class Plan:
             raise UsageError(
                 seen=f"device {wish}: {reason}", expected="a device that torch can use here", hint="--device cpu"
             ) from error
-        model, processor, recipe = store.load_run(self.run, wish)
-        return Engine(self.run, model, processor, recipe.chat.top_p)
+        return store.load_run(self.run, wish)

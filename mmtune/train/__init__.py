@@ -1,19 +1,66 @@
-"""Training. The room itself can be called: `mmtune.train(recipe, out)` is `mmtune.train.loop.train(recipe, out)`."""
+"""Training. The room itself can be called: `mmtune.train(recipe, out)` is the verb."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmtune.recipe import Recipe
+    from mmtune.train.loop import Result
 
 
 class _Room(ModuleType):
     """A module that is also the verb it is named after; nothing is imported before it is called."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        recipe: Recipe | str | Path | Mapping[str, Any],
+        out: Path | str | None = None,
+        overrides: Mapping[str, Any] | Sequence[str] = (),
+        **options: Any,
+    ) -> Result:
+        """Train a recipe into a run folder.
+
+        Args:
+            recipe: a recipe, the path or name of one, or one as a mapping.
+            out: the run folder; `run.out` of the recipe when not given.
+            overrides: changes to the recipe, as {"schedule.steps": 100} or ["schedule.steps=100"].
+            options: resume, dry_run, progress, allow, allow_code of `mmtune.train.loop.train`.
+
+        Raises:
+            ConfigError: a recipe that cannot be used, or a change to a key that it does not have.
+            MmtuneError: whatever `mmtune.train.loop.train` raises.
+        """
         from mmtune.train.loop import train
 
-        return train(*args, **kwargs)
+        return train(_changed(recipe, overrides), out, **options)
+
+
+def _changed(
+    recipe: Recipe | str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str]
+) -> Recipe | str | Path:
+    import json
+
+    from mmtune import config
+    from mmtune.errors import ConfigError
+    from mmtune.recipe import Recipe
+
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r}", "a mapping or a list", f"overrides=[{overrides!r}]")
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    if isinstance(recipe, (str, Path)):
+        return config.load(Recipe, recipe, overrides) if overrides else recipe
+    if isinstance(recipe, Recipe) and not overrides:
+        return recipe
+    tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
+    for text in overrides:
+        tree = config.override(tree, text)
+    return config.validate(Recipe, tree)
 
 
 sys.modules[__name__].__class__ = _Room

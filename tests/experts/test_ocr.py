@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmtune.experts._cache import Cache
 from mmtune.experts._runner import Runner
-from mmtune.experts.ocr import Config, _latin
+from mmtune.experts.ocr import OCR, Config, _latin
 from mmtune.types import MediaRef
 
 pytestmark = pytest.mark.skipif(
@@ -78,3 +78,74 @@ def test_what_is_no_picture_is_told(runner: Runner) -> None:
 
 def test_latin_letters() -> None:
     assert _latin("Größe 42, 3.5 €!") and _latin("-") and not _latin("中") and not _latin("Ⅲ") and not _latin("x²")
+
+
+# ------------------------------------------------------------------------------------------------ larger pictures
+
+WORDS = "river stone amber cloud forest window garden silver market bridge winter orange candle planet hammer".split()
+
+
+@pytest.fixture(scope="module")
+def reader() -> OCR:
+    """The engine in this process, counting its calls in `calls`."""
+    made = OCR(Config(threads=1, side=320))
+    made.start()
+    engine, made.calls = made._engine, 0
+
+    def counted(pixels: np.ndarray, **options: bool):
+        made.calls += options["use_det"]
+        return engine(pixels, **options)
+
+    made._engine = counted
+    return made
+
+
+def page(size: tuple[int, int], rows: list[tuple[str, int, int]], letters: int = 32) -> np.ndarray:
+    image = Image.new("RGB", size, (245, 245, 240))
+    for text, x, y in rows:
+        ImageDraw.Draw(image).text((x, y), text, font=ImageFont.load_default(letters), fill=(10, 10, 10))
+    return np.asarray(image)
+
+
+def sentence(number: int, length: int) -> str:
+    return " ".join(WORDS[(number * 7 + place * (3 + number % 4)) % len(WORDS)] for place in range(length))
+
+
+def read(reader: OCR, picture: np.ndarray) -> list[str]:
+    reader.calls = 0
+    return [one.text for one in reader._read(picture) if one.score is None or one.score >= reader.config.min_score]
+
+
+def test_a_tall_picture_is_read_line_by_line(reader: OCR) -> None:
+    rows = [sentence(number, 3) for number in range(50)]
+    assert read(reader, page((400, 4500), [(text, 20, 20 + 88 * number) for number, text in enumerate(rows)])) == rows
+    assert reader.calls <= 4
+
+
+def test_a_wide_picture_is_read_line_by_line(reader: OCR) -> None:
+    rows = [sentence(number, 30) for number in range(2)]  # each longer than a tile
+    assert read(reader, page((4200, 160), [(text, 20, 20 + 70 * number) for number, text in enumerate(rows)])) == rows
+    assert reader.calls <= 3
+
+
+def test_a_picture_that_is_both_is_read_line_by_line(reader: OCR) -> None:
+    rows = [sentence(number, 16) for number in range(12)]
+    assert read(reader, page((2300, 2200), [(text, 20, 20 + 180 * number) for number, text in enumerate(rows)])) == rows
+    assert reader.calls <= 5
+
+
+def test_an_ordinary_picture_is_read_in_one_call_as_the_engine_reads_it(reader: OCR) -> None:
+    picture = page((900, 300), [("TAXI 42", 500, 40), ("river stone", 30, 44), ("amber", 30, 150)])
+    plain = reader._engine(picture[..., ::-1].copy(), use_det=True, use_rec=True, use_cls=False)
+    reader.calls = 0
+    found = reader._read(picture)
+    assert reader.calls == 1 and [(one.text, one.score) for one in found] == [
+        (text, pytest.approx(score)) for text, score in zip(plain.txts, plain.scores, strict=True)
+    ]
+
+
+def test_what_is_not_read_is_said_first(reader: OCR) -> None:
+    few = OCR(Config(threads=1, side=320, tiles=1))
+    few._engine = reader._engine
+    said = [one.text for one in few._read(page((200, 4000), [("river", 20, 20), ("stone", 20, 3900)]))]
+    assert said == ["(only the upper 40% of the picture was read)", "river"]
