@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from mmtune.experts import _tiles
@@ -16,14 +18,19 @@ def test_tiles_cover_the_picture_and_overlap(height: int, width: int) -> None:
         spans = sorted({(tile.box[axis], tile.box[axis + 2]) for tile in made.tiles})
         assert spans[0][0] == 0 and spans[-1][1] == length and len({end - begin for begin, end in spans}) == 1
         assert all(end - begin <= TILE for begin, end in spans)
-        assert all(one[1] - other[0] >= OVERLAP for one, other in zip(spans, spans[1:], strict=False))
+        assert all(one[1] - other[0] >= OVERLAP for one, other in pairwise(spans))
     assert not any(tile.inner[0] for tile in made.tiles if tile.box[0] == 0)
     assert not any(tile.inner[3] for tile in made.tiles if tile.box[3] == height)
 
 
 @pytest.mark.parametrize(
     ("height", "width", "most", "count", "read"),
-    [(9000, 400, 3, 3, (1.0, 0.5)), (400, 9000, 3, 3, (0.5, 1.0)), (7000, 7000, 16, 15, (1.0, 0.6)), (9000, 9000, 1, 1, None)],
+    [
+        (9000, 400, 3, 3, (1.0, 0.5)),
+        (400, 9000, 3, 3, (0.5, 1.0)),
+        (7000, 7000, 16, 15, (1.0, 0.6)),
+        (9000, 9000, 1, 1, None),
+    ],
 )
 def test_the_number_of_tiles_is_bounded(height: int, width: int, most: int, count: int, read) -> None:
     made = plan(height, width, most)
