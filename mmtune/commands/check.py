@@ -30,6 +30,8 @@ class Findings:
     """By reason."""
     first: dict[str, str] = field(default_factory=dict)
     """Reason to the first message under it."""
+    hints: dict[str, str] = field(default_factory=dict)
+    """Reason to what can be done about the first, where something can."""
     lengths: list[int] = field(default_factory=list)
     learned: list[int] = field(default_factory=list)
     media: Counter[str] = field(default_factory=Counter)
@@ -41,7 +43,10 @@ class Findings:
 
     def skip(self, error: DataError | MediaError) -> None:
         self.skipped[error.reason.value] += 1
-        self.first.setdefault(error.reason.value, error.seen)
+        if error.reason.value not in self.first:
+            self.first[error.reason.value] = error.seen
+            if error.hint:
+                self.hints[error.reason.value] = error.hint
 
     def take(self, example: Example, keep: int) -> None:
         self.lengths.append(len(example))
@@ -109,7 +114,9 @@ def look(loads: Iterable[Callable[[], Any]], reader: Any, processor: Any, sample
 def report(found: Findings, total: int, tokenizer: Tokenizer) -> list[str]:
     """The findings for people."""
     lines = [f"{found.records} of {total} records looked at: {len(found.lengths)} usable"]
-    lines += [f"  skipped {count}: {reason}, first: {found.first[reason]}" for reason, count in found.skipped.items()]
+    for reason, count in found.skipped.items():
+        lines.append(f"  skipped {count}: {reason}, first: {found.first[reason]}")
+        lines += [f"    try: {found.hints[reason]}"] if reason in found.hints else []
     if not found.lengths:
         return lines
     items = ", ".join(f"{branch} {count}" for branch, count in found.media.items()) or "none"

@@ -65,6 +65,16 @@ def _loads(*records: str):
     return [lambda record=record: record for record in records]
 
 
+def test_what_can_be_done_about_it_is_said() -> None:
+    class Reader:
+        def sample(self, record: str):
+            raise DataError(Reason.unused_field, f"{record} has tools", "none", "ignore: [tools]")
+
+    found = check.look(_loads("a", "b"), Reader(), Processor(), samples=0)
+    lines = check.report(found, 2, Letters())
+    assert lines[1:] == ["  skipped 2: unused_field, first: a has tools", "    try: ignore: [tools]"]
+
+
 class Processor:
     def example(self, sample: str) -> Example:
         if len(sample) > 8:

@@ -14,8 +14,8 @@ def conversation(*turns, **more):
     return record({"conversations": [{**one, **extra} for one, extra in zip(said, turns, strict=True)], **more})
 
 
-def weights(one):
-    return [turn.weight for turn in make("llava").sample(one).turns if turn.role == "assistant"]
+def weights(one, **options):
+    return [turn.weight for turn in make("llava", **options).sample(one).turns if turn.role == "assistant"]
 
 
 class TestWeights:
@@ -42,7 +42,13 @@ class TestWeights:
             assert caption.turns[1].weight == 0.5
             alpaca = make("alpaca").sample(record({"instruction": "q", "output": "a", name: 0.5}))
             assert alpaca.turns[1].weight == 0.5
-        assert weights(conversation({}, {}, loss=2.3, train=False)) == [1], "of a record these are notes"
+
+    def test_switches_of_a_record(self):
+        assert weights(conversation({}, {}, train=False)) == [0]
+        assert weights(conversation({}, {}, loss=True, training="stage 1", learn=1)) == [1]
+        for number in (2.3, 0.5, -1, 10**400, 10**350):
+            assert refused(make("llava"), conversation({}, {}, loss=number)) == Reason.unused_field
+            assert weights(conversation({}, {}, loss=number), ignore=("loss",)) == [1]
 
     @pytest.mark.parametrize(
         "value",

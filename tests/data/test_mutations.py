@@ -28,8 +28,8 @@ TEXTS = st.sampled_from(
 )  # fmt: skip
 VALUES = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(-3, 70), st.sampled_from([10**30, -(10**400), 0.5, 1e-30, 1e300]),
-        st.sampled_from([float("nan"), float("inf"), -0.0]), TEXTS,
+        st.none(), st.booleans(), st.integers(-3, 70), st.sampled_from([10**30, 10**350, -(10**400)]),
+        st.sampled_from([float("nan"), float("inf"), -0.0, 0.5, 1e-30, 1e300]), TEXTS,
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)),
     max_leaves=8,

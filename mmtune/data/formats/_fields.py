@@ -17,7 +17,7 @@ from mmtune.types import WEIGHTS_SAID, Role, is_weight
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """Factors of the loss, of a turn or of a whole record. A number."""
 SWITCHES = ("loss", "loss_mask", "learn", "train", "training")
-"""The same for a turn, where true and false stand for 1 and 0."""
+"""The same for a turn, where true and false stand for 1 and 0; of a record only these two are clear."""
 
 _PAIR = "a preference between answers, and a conversation is learned as it stands"
 _TOOLS = "calls of tools, for which no template has words (`mmtune data convert` writes them into the text)"
@@ -79,6 +79,7 @@ class FieldsConfig(FormatConfig):
 
 _AS_USUAL = frozenset((*WEIGHTS, *SWITCHES, "kto_tag"))
 """Of these, true and 1 say nothing, and the others do."""
+_OTHERWISE = "leave the field out, or write ignore: [{}] in the format of the stream, if it means something else here"
 
 
 def refuse(facts: Mapping[str, Any], table: Mapping[str, str], where: str) -> None:
@@ -92,7 +93,7 @@ def refuse(facts: Mapping[str, Any], table: Mapping[str, str], where: str) -> No
             Reason.unused_field,
             f"{where} has {name}: {table[name]}",
             "records whose fields can all be honoured",
-            f"leave the field out, or write ignore: [{name}] in the format of the stream, if it means nothing here",
+            _OTHERWISE.format(name),
         )
 
 
@@ -107,17 +108,18 @@ def weight(facts: Mapping[str, Any], where: str, role: Role | None = None, whole
         DataError: bad_weight: not a number that can be one. unused_field: a turn of a user that is to be learned.
     """
     product = whole
-    for name in WEIGHTS if role is None else (*WEIGHTS, *SWITCHES):
-        value = facts.get(name)
-        if value is None:
+    for name in (*WEIGHTS, *SWITCHES):
+        value, switch = facts.get(name), name in SWITCHES
+        if value is None or (switch and role is None and not _of_record(name, value, where)):
             continue
-        switch = name in SWITCHES
         if isinstance(value, bool) and switch:
             value = int(value)
         if not is_weight(value):
             expected = WEIGHTS_SAID + (", true or false" if switch else "")
-            raise DataError(Reason.bad_weight, f"{where}: {name} is {str(facts[name])[:80]!r}", expected)
-        if switch and value and role != "assistant":
+            raise DataError(
+                Reason.bad_weight, f"{where}: {name} is {str(facts[name])[:80]!r}", expected, _OTHERWISE.format(name)
+            )
+        if switch and value and role in ("user", "system"):
             raise DataError(
                 Reason.unused_field, f"{where}, of the {role}, has {name}", "only turns of an assistant to be learned"
             )
@@ -125,3 +127,11 @@ def weight(facts: Mapping[str, Any], where: str, role: Role | None = None, whole
     if not is_weight(product):
         raise DataError(Reason.bad_weight, f"{where}: its weights together are {product:g}", WEIGHTS_SAID)
     return product
+
+
+def _of_record(name: str, value: Any, where: str) -> bool:
+    """Whether a switch of a whole record is one; text is a note. Raises DataError unused_field for other numbers."""
+    if isinstance(value, (bool, int, float)) and not absent(value) and value not in (0, 1):
+        seen = f"{where}: {name} is {str(value)[:20]} of a record, which may be a weight or a measured loss"
+        raise DataError(Reason.unused_field, seen, "loss_weight for a weight; true or false", _OTHERWISE.format(name))
+    return isinstance(value, (bool, int, float)) and not absent(value)
