@@ -43,10 +43,12 @@ _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DATA = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{90,}={0,2}\s*")
 _SYSTEM = ("/proc", "/sys", "/dev")
-_BYTES, _NAMES = (
-    ("bytes", "data", "base64"),
-    ("path", "file_name", "filename", "url", "file", "image", "video", "audio"),
-)
+_BYTES = ("bytes", "data", "base64")
+_NAMES = (
+    "path", "file_name", "filename", "url", "uri", "src", "file", "name", "image", "video", "audio", "image_path",
+    "video_path", "audio_path",
+)  # fmt: skip
+"""Fields of an object that is a medium."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Roots:
         return data
 
     def _named(self, name: str, kind: Kind | None) -> tuple[bytes, str]:
+        name = os.path.expanduser(name) if name.startswith("~/") else name
         if not _is_name(name):
             raise DataError(Reason.unsafe_member, f"the name {name[:80]!r}", "the name of a file")
         lost: DataError | None = None
@@ -203,7 +206,10 @@ class Roots:
             if size > self.most:
                 raise DataError(Reason.too_long, f"{name[:200]}: {size} bytes", f"at most {self.most} bytes")
             head = file.read(1 << 16)
-            if detect(head) is None:
+            form = detect(head)
+            if form in ("xyz", "off") and not within:  # any list of numbers is such a text
+                raise DataError(Reason.unsafe_member, f"{name[:200]} is a text elsewhere", "a file below --media")
+            if form is None:
                 seen = f"{name[:200]} is no medium of a known format" + ("" if head else ": it is empty")
                 raise DataError(Reason.wrong_media_type, seen, "picture, video, sound or points")
             return head + file.read(self.most)

@@ -23,7 +23,10 @@ MAX_FRAMES = 10_000
 _MORE = _clips.WORDS | _fields.PART.keys()
 """What an object says of a medium beside its name, for the format to read or to refuse."""
 _FRAMES = ("frames", "video_frames")
+_PART = ("url", "path", "source", "bytes")
+"""Fields of a part of a turn that name its medium, beside one called as its kind."""
 _RATES = ("fps", "frame_rate", "video_fps")
+_PART_RATES = ("fps", "sample_fps", "raw_fps")
 
 
 @dataclass
@@ -153,24 +156,27 @@ class _Draft:
         if word not in FIELDS:
             return part
         kind = FIELDS[word]
-        value = next((part[name] for name in (part["type"], word, "url", "path", "bytes") if part.get(name)), None)
-        rest = {
-            name: one for name, one in part.items() if name not in ("type", part["type"], word, "url", "path", "bytes")
-        }
+        value = next((part[name] for name in (part["type"], word, *_PART) if part.get(name)), None)
+        rest = {name: one for name, one in part.items() if name not in ("type", part["type"], word, *_PART)}
         new: Row = {"type": kind, **rest}
         if value is not None:
             found.setdefault(kind, []).append(value)
-            at = self._take({"bytes": value} if part.get("bytes") is value else value, kind)
+            rate = None
+            if isinstance(value, list):  # a video in pictures, and how fast they follow each other
+                rate = next((float(part[name]) for name in _PART_RATES if _positive(part.get(name))), None)
+                for name in _PART_RATES:
+                    new.pop(name, None)
+            at = self._take({"bytes": value} if part.get("bytes") is value else value, kind, rate)
             self._put.append(lambda names: new.__setitem__(kind, names[at]))
         return new
 
     # ----------------------------------------------------------------------------------------------------- one medium
 
-    def _take(self, value: Any, kind: Kind | None) -> int:
+    def _take(self, value: Any, kind: Kind | None, rate: float | None = None) -> int:
         """The place of a medium among all."""
         if kind == "video" and isinstance(value, str) and (names := self.roots.frames(value)):
             value = names
-        item = self._film(value) if isinstance(value, list) else self.roots.item(value, kind)
+        item = self._film(value, rate or self.rate) if isinstance(value, list) else self.roots.item(value, kind)
         self.items.append(item)
         return len(self.items) - 1
 
@@ -180,13 +186,13 @@ class _Draft:
             return False
         return key.lower() in _FRAMES or self.roots.is_still(value[0])
 
-    def _film(self, frames: list[Any]) -> Item:
+    def _film(self, frames: list[Any], rate: float) -> Item:
         from mmtune.media import film
 
         if not 0 < len(frames) <= MAX_FRAMES:
             raise DataError(Reason.video_limits, f"a video of {len(frames)} pictures", f"1 to {MAX_FRAMES}")
         data = [self.roots.item(frame, "image").data for frame in frames]
-        return Item("video", film.join(data, self.rate, "a video in pictures"), "mkv")
+        return Item("video", film.join(data, rate, "a video in pictures"), "mkv")
 
 
 def _without(value: Any, names: tuple[str, ...]) -> Any:

@@ -73,7 +73,9 @@ def names_any(value: Any) -> bool:
         return bool(value.strip())
     if isinstance(value, dict):
         return any(one is not None for one in value.values())
-    return value is not None and value != [] and not (isinstance(value, float))
+    if isinstance(value, list):
+        return any(names_any(one) for one in value)
+    return value is not None and not isinstance(value, float)
 
 
 def _field(row: Row, names: Iterable[str]) -> str | None:
@@ -173,7 +175,7 @@ SPELLINGS = {
     for spelling in (
         Spelling(
             "llava", "conversations of LLaVA and ShareGPT, chat messages, also with calls of functions",
-            lambda row: any(isinstance(row.get(key), list) for key in TURNS), turns.conversation,
+            lambda row: any(turns.are_turns(row.get(key)) for key in TURNS), turns.conversation,
         ),
         Spelling("alpaca", "instruction, input, output; also history, media", _has("instruction", "output"), _alpaca),
         Spelling("video_chatgpt", "q, a, video_id", _has("q", "a", "video_id"), _video_chatgpt),

@@ -16,7 +16,7 @@ MAX_ROW = 16 << 20
 """Most bytes of one row."""
 MAX_LINES = 10_000
 """Most lines of one row. A quote that never closes is noticed there, or at the end of the file."""
-NUMBERS = ("start", "end", "video_start", "video_end", "audio_start", "audio_end", "fps", "frame_rate", "weight")
+NUMBERS = ("fps", "frame_rate", "weight", "loss_weight", "loss_scale")
 """Columns that are numbers in a record."""
 
 
@@ -83,15 +83,12 @@ def _named(cells: list[str], columns: tuple[str, ...]) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(columns)
     for column, cell in zip(columns, cells, strict=False):
         text = strict.decode(cell.encode("utf-8", "surrogateescape"))
-        row[column] = text
-        if column.lower() in NUMBERS:
-            row[column] = _number(column, text)
+        if text.strip():  # an empty cell says nothing
+            row[column] = _number(column, text) if column.lower() in NUMBERS else text
     return row
 
 
-def _number(column: str, text: str) -> float | None:
-    if not text.strip():
-        return None
+def _number(column: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:

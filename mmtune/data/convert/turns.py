@@ -11,6 +11,7 @@ a template of such a model finds them, and as plain text for every other:
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from mmtune.data.convert.base import Row, bad_json
@@ -26,7 +27,7 @@ RESULTS = ("observation", "tool", "function", "tool_response", "function_respons
 def conversation(row: Row) -> Row:
     """A record of LLaVA, ShareGPT or chat messages, its turns in known roles. Raises DataError."""
     key = next((key for key in ("conversations", "messages", "conversation") if row.get(key) is not None), None)
-    listed = row.get(key) if key else None
+    listed = _listed(row.get(key)) if key else None
     if not isinstance(listed, list) or not listed:
         seen = f"{key} is {str(listed)[:80]!r}" if key else "no turns"
         raise bad_json(seen, "conversations or messages: a list of turns")
@@ -40,6 +41,22 @@ def conversation(row: Row) -> Row:
     if tools:
         kept, said = _with_tools(kept, said, tools)
     return {**kept, "conversations": said}
+
+
+def are_turns(value: Any) -> bool:
+    """Whether a field may hold turns: a list, the same as JSON in a text, or a list for each of their fields."""
+    return isinstance(value, (list, dict)) or (isinstance(value, str) and value.lstrip().startswith("["))
+
+
+def _listed(value: Any) -> Any:
+    """Turns as a list, also of JSON in a text (as tables have it), or of columns (as data sets of TFDS have it)."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    if isinstance(value, dict) and value and all(isinstance(one, list) for one in value.values()):
+        with suppress(ValueError):
+            return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+    return value
 
 
 def _turn(place: int, turn: Row) -> list[Row]:

@@ -18,6 +18,9 @@ def media(tmp_path):
     return sources.folder(tmp_path / "media")
 
 
+ANSWER = {"role": "assistant", "content": "grey"}
+
+
 def talk(**fields):
     return {**fields, "conversations": TALK}
 
@@ -49,6 +52,9 @@ INLINE = "data:image/png;base64," + base64.b64encode(tars.PNG).decode()
         parts({"type": "image", "image": "a/1.png"}),
         parts({"type": "image_url", "image_url": {"url": INLINE}}),
         parts({"type": "image_url", "image_url": "a/1.png"}),
+        parts({"type": "image", "source": {"type": "base64", "data": base64.b64encode(tars.PNG).decode()}}),
+        {"image": "a/1.png", "conversations": json.dumps(TALK)},
+        {"image": "a/1.png", "conversations": {key: [turn[key] for turn in TALK] for key in ("from", "value")}},
         {**parts({"type": "image"}), "images": ["a/1.png"]},
         {**parts({"type": "image", "image": "a/1.png"}), "images": ["a/1.png"]},
     ],
@@ -92,11 +98,10 @@ def test_what_cannot_be_used_is_one_line(tmp_path, media, row, reason, words):
 
 def test_a_blank_name_is_no_medium(tmp_path, media):
     plain = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
-    rows = [{"image": blank, "conversations": plain} for blank in ("", None, [], {"bytes": None, "path": None}, " ")]
+    rows = [{"image": blank, "conversations": plain} for blank in ("", None, [], {"bytes": None, "path": None}, [""])]
     _, refused = sources.said(rows, tmp_path, media=[media])
-    assert (not refused and [sample.media for sample in sources.samples(tmp_path / "out")] == [()] * 5) or [
-        list(sample.media) for sample in sources.samples(tmp_path / "out")
-    ] == [[]] * 5
+    assert not refused
+    assert [len(sample.media) for sample in sources.samples(tmp_path / "out")] == [0] * 5
 
 
 def test_absolute_names(tmp_path, media):
@@ -162,6 +167,7 @@ def test_a_list_of_pictures_under_video_is_one_video(tmp_path, form):
         {"video": names, "fps": 2, "conversations": said},
         {"video": "f", "conversations": said},
         {"frames": names, "conversations": said},
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": names, "fps": 2.0}]}, ANSWER]},
         {"videos": [names], "conversations": said},
     ]
     _, refused = sources.said(rows, tmp_path, media=[tmp_path])
@@ -172,7 +178,7 @@ def test_a_list_of_pictures_under_video_is_one_video(tmp_path, form):
         film = load(ref, Sampling(frames=3))
         assert [round(float(frame.float().mean()) / 10) for frame in film.data] == [0, 10, 20]
         times.append(film.times.tolist())
-    assert times == [[0, 0.5, 1.0]] + [[0, 1, 2]] * 3
+    assert times == [[0, 0.5, 1.0], [0, 1, 2], [0, 1, 2], [0, 0.5, 1.0], [0, 1, 2]]
 
 
 def test_frames_of_several_sizes_are_refused(tmp_path):
@@ -206,3 +212,24 @@ def test_the_range_of_a_video_goes_with_it(tmp_path):
     assert [(ref.start, ref.end) for sample in found for ref in sample.media] == [(0.25, 0.75)] * 4
     assert found[3].turns[-1].weight == 0.5
     assert len(refused) == 1 and "has fps" in json.dumps(refused[0])
+
+
+def test_a_list_of_numbers_elsewhere_is_no_cloud(tmp_path):
+    """The one format that any private table may look like is read below the media folder only."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "table.txt").write_text("1 2 3\n4 5 6\n")
+    (tmp_path / "near").mkdir()
+    row = {"points": str(tmp_path / "far" / "table.txt"), "caption": "x"}
+    with pytest.raises(UsageError, match="text elsewhere"):
+        sources.said([row], tmp_path / "near")
+    report, _ = sources.said([row], tmp_path / "near", media=[tmp_path / "far"])
+    assert report.written == 1
+
+
+def test_ranges_of_a_table_and_the_home_folder(tmp_path, media, monkeypatch):
+    monkeypatch.setenv("HOME", str(media))
+    (tmp_path / "list.csv").write_text("video,caption,start,end\nv_1.mp4,A,0.25,00:00:00.75\n~/v_1.mp4,B,,\n")
+    _, refused = sources.made(tmp_path / "list.csv", tmp_path / "out", media=[media])
+    assert not refused
+    found = [one.media[0] for one in sources.samples(tmp_path / "out", "caption")]
+    assert [(one.start, one.end) for one in found] == [(0.25, 0.75), (None, None)]
