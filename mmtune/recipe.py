@@ -254,6 +254,8 @@ class RunSection(Config):
     """States kept."""
     failed_save: Literal["stop", "go_on"] = "stop"
     """What a save that could not be written does: stop the run, or warn, count it and try again at the next one."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Who is told the numbers beside metrics.jsonl: TensorBoard, Weights & Biases (`pip install 'mmtune[wandb]'`)."""
     feature_cache: str | None = None
     """Folder in which features of frozen encoders are kept; none encodes anew each time. Encoders that draw crops,
     views or frames at random are asked each time all the same."""

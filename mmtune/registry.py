@@ -283,8 +283,5 @@ _DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "rapidocr": "'mmtune[ocr]'",
     "onnxruntime": "'mmtune[ocr]'",
-    "gradio": "'mmtune[web]'",
-    "fastapi": "'mmtune[serve]'",
-    "uvicorn": "'mmtune[serve]'",
-    "flash_attn": "'mmtune[flash]'",
+    "wandb": "'mmtune[wandb]'",
 }

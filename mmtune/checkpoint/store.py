@@ -462,7 +462,7 @@ def _check_base(path: Path, here: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _card(recipe: Recipe, base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    lines = ["# A model trained with mmtune", "", "## Parts", ""]
+    lines = ["# A model trained with mmtune", "", *([recipe.title, ""] if recipe.title else []), "## Parts", ""]
     lines += [f"- {part}: {entry.get('name')}, from {entry['from']}" for part, entry in base.items()]
     lines += ["", "## Trained", ""]
     lines += [f"- {group}: weights/{group}.safetensors" for group in recipe.groups]

@@ -20,7 +20,6 @@ BORDERS = {
     "images": ("PIL",),
     "letters": ("rapidocr", "onnxruntime"),
     "metrics": ("tensorboard", "wandb"),
-    "serving": ("fastapi", "gradio"),
 }
 """Packages by what they are for; each is imported to see whether it works, not only whether it is there."""
 

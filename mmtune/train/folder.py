@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmtune.errors import UsageError
 
-FOLDERS = ("state", "weights", "best", "tensorboard", "prompts")
+FOLDERS = ("state", "weights", "best", "tensorboard", "wandb", "prompts")
 FILES = ("recipe.yaml", "base.yaml", "card.md", "metrics.jsonl", "skipped.jsonl")
 
 

@@ -29,7 +29,7 @@ from mmtune.train.saver import Saver
 
 HARMLESS = {
     "run": (
-        *("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save"),
+        *("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save", "trackers"),
         *("out_of_memory", "checkpointing"),
         *("strategy", "offload", "compile", "deadline"),
     ),

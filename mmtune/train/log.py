@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl always, TensorBoard beside it, and lines or a bar for the reader.
+"""What a run says of itself: metrics.jsonl always, trackers beside it, and lines or a bar for the reader.
 
 Nothing in here may stop a run. A full disk or a broken tracker costs metrics, is counted, and is said once.
 """
@@ -9,12 +9,13 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mmtune import disk
 from mmtune.reader import Reader
+from mmtune.train.trackers import Tracker
 
 _errors = Reader("stderr")
 
@@ -22,54 +23,45 @@ Style = Literal["auto", "bar", "lines", "off"]
 
 
 class Metrics:
-    """Numbers of a run, by step, as JSON lines and for TensorBoard.
+    """Numbers of a run, by step, as JSON lines and for trackers.
 
     Args:
-        folder: the run folder; `metrics.jsonl` and `tensorboard/` come to lie in it.
+        folder: the run folder; `metrics.jsonl` comes to lie in it.
         start: the step the run goes on from; rows of later steps, written by a run that was killed before
-            it saved, are dropped so that each step has one row.
-        tensorboard: whether event files are written too.
+            it saved, are dropped so that each step has one row, and one more where it was validated.
+        trackers: who else is told.
     """
 
-    def __init__(self, folder: Path, start: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, start: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self.path = folder / "metrics.jsonl"
         self.lost = 0
-        self._board: Any = None
+        self._trackers = list(trackers)
         try:
             _drop_after(self.path, start)
         except OSError as error:
             self.lost += 1
             _errors.say(f"warning: {self.path} could not be put in order: {error}; training goes on")
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                events = disk.folder(folder / "tensorboard")
-                self._board = SummaryWriter(str(events), purge_step=start or None)
-            except Exception as error:  # any fault of a tracker is only a fault of the tracker
-                _errors.say(f"note: no TensorBoard files: {error}")
 
     def write(self, step: int, values: dict[str, float | int | str | None]) -> None:
         """One row. Values that are not numbers go to the JSON line only."""
         row = {"step": step, **{k: _finite(v) for k, v in values.items()}}
         try:
             disk.append(self.path, (json.dumps(row) + "\n").encode())
-            if self._board is not None:
-                for name, value in values.items():
-                    if isinstance(value, (int, float)) and not isinstance(value, bool):
-                        self._board.add_scalar(name, value, step)
+            numbers = {n: v for n, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            for tracker in self._trackers:
+                tracker.write(step, numbers)
         except Exception as error:
             self.lost += 1
             if self.lost == 1:
                 _errors.say(f"warning: metrics are not being written: {error}; training goes on")
 
     def close(self) -> None:
-        if self._board is not None:
+        for tracker in self._trackers:
             try:
-                self._board.close()
+                tracker.close()
             except Exception as error:
                 self.lost += 1
-                _errors.say(f"warning: TensorBoard files were not closed: {error}")
+                _errors.say(f"warning: the numbers for {type(tracker).__name__} were not closed: {error}")
 
 
 def _finite(value: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 from mmtune import config as configs
 from mmtune import model as models
 from mmtune import params, registry
+from mmtune.addresses import without_secrets
 from mmtune.checkpoint import store
 from mmtune.data import remote
 from mmtune.data.build import loader_of
@@ -26,7 +27,7 @@ from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
 from mmtune.recipe import Recipe, require_training, with_code
-from mmtune.train import blame, folder
+from mmtune.train import blame, folder, trackers
 from mmtune.train import resume as states
 from mmtune.train.cut import cut
 from mmtune.train.distributed import Runtime
@@ -40,6 +41,7 @@ from mmtune.train.optim import GroupOptimizer
 from mmtune.train.signals import Stop
 from mmtune.train.step import Outcome, OutOfMemory, take_step
 from mmtune.train.team import Team
+from mmtune.train.trackers import Tracker
 from mmtune.train.watch import Watch
 from mmtune.tuners.base import Attendant
 from mmtune.types import Batch
@@ -98,6 +100,7 @@ def train(
     out = Path(out or recipe.run.out) if (out or recipe.run.out) else None
     if out is None and not dry_run:
         raise UsageError(seen="no run folder", expected="where to write the run", hint="give --out FOLDER")
+    trackers.check(recipe.run.trackers)
     voice = Voice(progress)
     run = recipe.run
     runtime = Runtime(run.device, run.precision, run.strategy, run.offload, run.compile, run.deadline)
@@ -214,7 +217,7 @@ class _Run:
         if self.runtime.main and self.step == 0:
             store.start_run(self.out, self.recipe, self.base)
         self._warm()
-        metrics = Metrics(self.out, self.step) if self.runtime.main else None
+        metrics = Metrics(self.out, self.step, self._trackers()) if self.runtime.main else None
         recent, saver = self.recent, self.keeper.saver
         self.voice.start("training", steps, self.step)
         with Stop() as stop, saver:
@@ -252,6 +255,10 @@ class _Run:
         else:
             self.voice.line(f"saved at step {self.step} of {steps}. Go on with: mmtune train --resume {self.out}")
         return Result(self.out, self.step, done, stop.code, recent.loss)
+
+    def _trackers(self) -> list[Tracker]:
+        settings = without_secrets(self.recipe.model_dump(mode="json"))
+        return trackers.opened(self.recipe.run.trackers, self.out, self.step, settings)
 
     def _judged(self, stop: Stop, metrics: Metrics | None) -> bool:
         """Validate; whether the run is better than ever."""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mmtune.train import log
+from mmtune.train import log, trackers
 from mmtune.train.log import Metrics, Voice
 
 
@@ -17,7 +17,7 @@ def rows(path):
 
 
 def test_rows_and_event_files(tmp_path):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics(tmp_path, trackers=trackers.opened(["tensorboard"], tmp_path, 0, {}))
     metrics.write(1, {"loss": 2.5, "stream": "a", "norm": float("nan")})
     metrics.close()
     assert rows(tmp_path) == [{"step": 1, "loss": 2.5, "stream": "a", "norm": "nan"}]
@@ -25,18 +25,18 @@ def test_rows_and_event_files(tmp_path):
 
 
 def test_rows_after_the_saved_step_go(tmp_path):
-    first = Metrics(tmp_path, tensorboard=False)
+    first = Metrics(tmp_path)
     for step in range(1, 6):
         first.write(step, {"loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # torn by a kill
-    again = Metrics(tmp_path, start=3, tensorboard=False)
+    again = Metrics(tmp_path, start=3)
     again.write(4, {"loss": 4.0})
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_rows_are_put_in_order_in_one_step(tmp_path, monkeypatch, capsys):
-    first = Metrics(tmp_path, tensorboard=False)
+    first = Metrics(tmp_path)
     for step in range(1, 4):
         first.write(step, {"loss": float(step)})
 
@@ -44,14 +44,14 @@ def test_rows_are_put_in_order_in_one_step(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(log.disk, "write_file", full)
-    assert Metrics(tmp_path, start=3, tensorboard=False).lost == 0  # nothing to drop, nothing to write
-    again = Metrics(tmp_path, start=2, tensorboard=False)
+    assert Metrics(tmp_path, start=3).lost == 0  # nothing to drop, nothing to write
+    again = Metrics(tmp_path, start=2)
     assert again.lost == 1 and "training goes on" in capsys.readouterr().err
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
 def test_a_broken_tracker_costs_metrics_only(tmp_path, capsys):
-    metrics = Metrics(tmp_path, tensorboard=False)
+    metrics = Metrics(tmp_path)
     metrics.path = tmp_path / "gone" / "metrics.jsonl"
     metrics.write(1, {"loss": 1.0})
     metrics.write(2, {"loss": 1.0})
@@ -61,14 +61,13 @@ def test_a_broken_tracker_costs_metrics_only(tmp_path, capsys):
 
 def test_a_board_that_fails_costs_metrics_only(tmp_path, capsys):
     class Broken:
-        def add_scalar(self, *_):
+        def write(self, *_):
             raise RuntimeError("no server")
 
         def close(self):
             raise OSError("no disk")
 
-    metrics = Metrics(tmp_path, tensorboard=False)
-    metrics._board = Broken()
+    metrics = Metrics(tmp_path, trackers=[Broken()])
     for step in (1, 2, 3):
         metrics.write(step, {"loss": 1.0})
     metrics.close()
@@ -88,7 +87,7 @@ def test_a_warning_that_nobody_can_hear_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(log.sys, "stderr", Deaf())
     monkeypatch.setattr(log.sys, "stdout", Deaf())
     (tmp_path / "metrics.jsonl").mkdir()
-    metrics = Metrics(tmp_path, tensorboard=False)
+    metrics = Metrics(tmp_path)
     metrics.write(1, {"loss": 1.0})
     assert metrics.lost == 2
     Voice("lines").line("to nobody")
