@@ -303,7 +303,7 @@ class EvalSection(Config):
     limit: Annotated[int, Field(ge=1)] = 512
     """Most samples of each held-out stream, and most records of the task, in one validation."""
     task: TaskEntry | None = None
-    """Questions that are asked while training and by `mmtune eval`; a name, or a name with options."""
+    """Questions that `mmtune eval` asks, and validations where `data` is given; a name, or a name with options."""
     data: Words = ()
     """Patterns of the task's shards."""
     best: str | None = None
@@ -486,10 +486,9 @@ def _eval(recipe: Recipe) -> Problems:
             problems.append(config.problem(path, f"no stream {like}; {_known(like, recipe.streams)}; say `like`"))
     if section.fraction and not set(recipe.streams) - set(section.streams):
         problems.append(config.problem("eval.fraction", "every stream has held-out data of its own"))
-    if section.every and not (section.streams or section.fraction or section.task):
-        problems.append(config.problem("eval.every", "nothing is held out: give eval.streams, eval.fraction or a task"))
-    if section.every and section.task is not None and not section.data:
-        problems.append(config.problem("eval.data", "missing; the task is asked while training (eval.task=null)"))
+    if section.every and not (section.streams or section.fraction or (section.task and section.data)):
+        what = "nothing is held out: give eval.streams, eval.fraction, or eval.task with eval.data"
+        problems.append(config.problem("eval.every", what))
     if section.task is not None and section.task.name in {*section.streams, *recipe.streams}:
         problems.append(config.problem("eval.task", f"{section.task.name} is the name of a stream, too"))
     return problems

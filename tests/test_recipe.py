@@ -104,7 +104,7 @@ def test_what_is_held_out() -> None:
     assert found.streams["talk"].data == ("x.tar", "y.tar") and found.streams["other"].like == "talk"
     for change, words in {
         "eval={every: 5}": "eval.every: nothing is held out",
-        "eval={every: 5, task: pocket_qa}": "eval.data: missing",
+        "eval={every: 5, task: pocket_qa}": "eval.every: nothing is held out",
         "eval={fraction: 0.1, streams: {talk: x.tar}}": "eval.fraction: every stream has held-out data of its own",
         "eval={streams: {other: {data: z.tar, like: tlak}}}": "eval.streams.other.like: no stream tlak; known: talk",
     }.items():
