@@ -84,14 +84,19 @@ def walls(demuxers: str) -> dict[str, str]:
 
 
 @contextmanager
-def opened(data: bytes, name: str | None) -> Iterator[InputContainer]:
-    """Open encoded bytes of format `name`; None lets the library choose among the allowed demuxers."""
+def opened(data: bytes, name: str | None, seconds: float | None = None) -> Iterator[InputContainer]:
+    """Open encoded bytes of format `name`; None lets the library choose among the allowed demuxers.
+
+    Args:
+        seconds: the most that looking for streams may take; none for no bound.
+    """
     allowed = _DEMUXERS[name] if name else ",".join(dict.fromkeys(_DEMUXERS.values()))
     container = av.open(
         io.BytesIO(data),
         format=allowed.split(",")[0] if name else None,
         container_options=walls(allowed),
         metadata_errors="replace",
+        timeout=seconds,
     )
     try:
         yield container

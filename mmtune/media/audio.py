@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmtune.errors import MediaError, Note, Reason
-from mmtune.media import _ogg, _wave
+from mmtune.media import _boxes, _ogg, _wave
 from mmtune.media._container import is_cover, is_whole_matroska, opened, pick, promised_seconds
 from mmtune.media._frames import SLACK
 from mmtune.media._resample import resample
@@ -51,7 +51,9 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
     notes: list[Note] = []
     if name == "wav":
         data = _whole_wave(data, notes, limits, origin)
-    with refusing(Reason.unreadable_audio, origin), opened(data, name) as container:
+    if name in ("mp4", "m4a"):
+        _boxes.check(data, limits, Reason.audio_limits, origin)
+    with refusing(Reason.unreadable_audio, origin), opened(data, name, limits.wall_seconds or None) as container:
         stream = pick(container, "audio", origin)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         _check_header(rate, channels, limits, origin)

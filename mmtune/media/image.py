@@ -56,7 +56,11 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        pixels = _pixels(data, name, sampling, limits, origin)
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.image_pixels
+        try:
+            pixels = _pixels(data, name, sampling, limits, origin)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
     notes = (Note.odd_metadata,) if warned else ()
     return Media("image", torch.from_numpy(pixels)[None], origin=origin, notes=notes)
 

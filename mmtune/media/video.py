@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import av
 import torch
 
 from mmtune.errors import MediaError, Reason
-from mmtune.media import _backends, _frames, _plan
+from mmtune.media import _backends, _boxes, _frames, _plan
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
 from mmtune.media._paint import Painter, display_matrix
@@ -58,7 +59,7 @@ def decode(
     Raises:
         MediaError: no_video_stream, short_video, video_limits, bad_range, or unreadable_video for everything else.
     """
-    with refusing(Reason.unreadable_video, origin), opened(data, name) as container:
+    with refusing(Reason.unreadable_video, origin), _open(data, name, limits, origin) as container:
         stream = pick(container, "video", origin)
         clip = _Clip(container, stream, name, limits, origin, data)
         chosen = _chosen(clip.line, sampling, span, origin)
@@ -73,9 +74,15 @@ def moments(
     data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, span: Span = (None, None)
 ) -> list[float]:
     """Seconds from the file's first frame to each frame that `decode` would show. Raises MediaError as it does."""
-    with refusing(Reason.unreadable_video, origin), opened(data, name) as container:
+    with refusing(Reason.unreadable_video, origin), _open(data, name, limits, origin) as container:
         clip = _Clip(container, pick(container, "video", origin), name, limits, origin, data)
         return [clip.line.at(index) for index in _chosen(clip.line, sampling, span, origin)]
+
+
+def _open(data: bytes, name: str, limits: Limits, origin: str) -> AbstractContextManager[Any]:
+    if name in ("mp4", "m4a"):
+        _boxes.check(data, limits, Reason.video_limits, origin)
+    return opened(data, name, limits.wall_seconds or None)
 
 
 def _chosen(line: Timeline, sampling: Sampling, span: Span, origin: str) -> list[int]:
@@ -110,6 +117,8 @@ class _Clip:
         context.thread_count = 1  # loader workers are the parallel axis; more threads per worker only contend
         if context.width * context.height > self.limits.frame_pixels:
             self.exceed("frame_pixels", f"{context.width} x {context.height} pixels")
+        # frames may grow in the middle of a clip, where no header says so
+        context.options = {**context.options, "max_pixels": str(self.limits.frame_pixels)}
         promised = promised_seconds(self.container, self.stream)
         if promised is not None and promised > self.limits.video_seconds:
             self.exceed("video_seconds", f"{promised:.0f} seconds")
@@ -260,7 +269,7 @@ def _decode(clip: _Clip, packets: list[Any], take: Any) -> None:
         clip.check_clock()
         try:
             frames = context.decode(packet)
-        except av.error.InvalidDataError:
+        except (av.error.InvalidDataError, av.error.ArgumentError):  # the latter: a frame beyond the limit
             continue
         for frame in frames:
             if not frame.is_corrupt:

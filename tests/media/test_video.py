@@ -322,7 +322,7 @@ def test_limits(clips):
         (Limits(frame_pixels=3000), "64 x 48"),
         (Limits(output_pixels=20_000), "8 frames"),
         (Limits(video_seconds=2.0), "3 seconds"),
-        (Limits(packets=10), "10 packets"),
+        (Limits(packets=10), "at most 10 (limit packets)"),
         (Limits(decoded_frames=3), "frames to decode"),
         (Limits(wall_seconds=0.0), "0 seconds"),
         (Limits(bytes=100), "bytes"),
