@@ -46,11 +46,20 @@ def resample(wave: Tensor, source: int, target: int) -> Tensor:
 
 def _by_matrix(wave: Tensor, up: int, down: int) -> Tensor:
     """`up` output samples for every `down` input samples: windows [channels,blocks,taps] times kernel [taps,up]."""
-    reach = _reach(up, down)
-    blocks = -(-wave.shape[1] // down)
-    padded = torch.nn.functional.pad(wave, (reach, blocks * down - wave.shape[1] + reach))
-    windows = padded.unfold(1, down + 2 * reach, down)
-    return (windows @ _kernel(up, down)).flatten(1)
+    reach, length = _reach(up, down), wave.shape[1]
+    blocks = -(-length // down)
+    step = max(1, _CHUNK * 4 // down)  # long sounds are cut, so that windows and padding are never of the whole
+    if blocks <= step:
+        padded = torch.nn.functional.pad(wave, (reach, blocks * down - length + reach))
+        windows = padded.unfold(1, down + 2 * reach, down)
+        return (windows @ _kernel(up, down)).flatten(1)
+    out = wave.new_empty(wave.shape[0], blocks * up)
+    for first in range(0, blocks, step):
+        last = min(blocks, first + step)
+        low, high = first * down - reach, last * down + reach
+        part = torch.nn.functional.pad(wave[:, max(0, low) : min(length, high)], (max(0, -low), max(0, high - length)))
+        out[:, first * up : last * up] = (part.unfold(1, down + 2 * reach, down) @ _kernel(up, down)).flatten(1)
+    return out
 
 
 @functools.lru_cache(maxsize=16)

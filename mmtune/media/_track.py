@@ -9,6 +9,11 @@ LATE = 0.04
 milliseconds off; what is not filled adds up, so times are never off by more."""
 
 
+_PIECE = 1 << 23
+"""Values of a piece of memory: so large (32 MB) that it goes back to the system when it is given up. What of it is never
+written takes none."""
+
+
 class Full(Exception):
     """More samples than may be kept."""
 
@@ -30,9 +35,11 @@ class Track:
     def __init__(self, rate: int, channels: int, begin: int | None, end: int | None, most: int) -> None:
         self.rate, self.channels, self.most = rate, channels, most
         self.begin, self.end = begin, end
+        self._step = _PIECE // channels
         self.head, self.silent, self.kept = 0, 0, 0
         self._loose = True  # the next block lies where its time says, and not behind another
-        self._blocks: list[np.ndarray] = []
+        self._pieces: list[np.ndarray] = []
+        self._used = 0  # samples written into pieces
 
     @property
     def done(self) -> bool:
@@ -58,28 +65,40 @@ class Track:
         self.head, self._loose = max(head, self.head), True
 
     def stack(self) -> np.ndarray:
-        """float32 [channels,samples]; the blocks are given up while they are copied, so no sample is held twice."""
+        """float32 [channels,samples], to be asked for once: pieces are given up while they are copied."""
+        if len(self._pieces) == 1:
+            return self._pieces.pop()[:, : self.kept].copy()
         whole, at = np.empty((self.channels, self.kept), np.float32), 0
-        for place, block in enumerate(self._blocks):
-            whole[:, at : at + block.shape[1]] = block
-            at += block.shape[1]
-            self._blocks[place] = whole[:, :0]
+        while self._pieces:
+            piece = self._pieces.pop(0)[:, : self.kept - at]
+            whole[:, at : at + piece.shape[1]] = piece
+            at += piece.shape[1]
         return whole
 
     def _silence(self, length: int) -> None:
         low, high = self._window(length)
         self._count(high - low)
         self.silent += high - low
-        if high > low:
-            self._blocks.append(np.zeros((self.channels, high - low), np.float32))
+        self._add(None, high - low)
         self.head += length
 
     def _keep(self, block: np.ndarray) -> None:
         low, high = self._window(block.shape[1])
         self._count(high - low)
-        if high > low:
-            self._blocks.append(block[:, low:high])
+        self._add(block[:, low:high], high - low)
         self.head += block.shape[1]
+
+    def _add(self, block: np.ndarray | None, length: int) -> None:
+        """Write a block, or so much silence, behind what is there."""
+        done = 0
+        while done < length:
+            at = self._used % self._step
+            if at == 0:
+                self._pieces.append(np.empty((self.channels, self._step), np.float32))
+            size = min(length - done, self._step - at)
+            self._pieces[-1][:, at : at + size] = 0.0 if block is None else block[:, done : done + size]
+            done += size
+            self._used += size
 
     def _window(self, length: int) -> tuple[int, int]:
         """Which of the next `length` samples are wanted."""

@@ -140,3 +140,17 @@ def test_a_limit_of_pixels_may_be_raised_above_that_of_the_library(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert make.get("image", make.image(make.picture(40, 30))).data.shape == (1, 3, 30, 40)
     assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@linux
+def test_a_long_sound_is_held_once(tmp_path):
+    """Ten minutes of silence are some hundred kilobytes of FLAC, and 115 MB of samples."""
+    data = make.sound("flac", "flac", 48000, 600.0, "s16")
+    naive = (
+        "import io, av\nc = av.open(io.BytesIO(DATA), format='flac')\n"
+        "w = [f.to_ndarray() / numpy.float32(32768) for f in c.decode(audio=0)]\n"
+        "w = torch.from_numpy(numpy.concatenate(w, 1))\n"
+        "(torch.nn.functional.pad(w, (10, 10)).unfold(1, 300, 255) @ torch.ones(300, 85)).clamp_(-1, 1)"
+    )
+    took, other = peaks(tmp_path, data, load("audio"), naive)
+    assert other[0] > 400 and took[2] == "done" and took[0] < 300, (took, other)

@@ -55,3 +55,11 @@ def test_it_equals_torchaudio(source, target):
         pytest.skip(f"torchaudio does not load: {type(error).__name__}")
     wave = torch.rand(2, source // 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.allclose(resample(wave, source, target), reference(wave, source, target), atol=5e-5)
+
+
+def test_a_long_sound_that_is_cut_gives_the_same(monkeypatch):
+    wave = torch.randn(2, 50_001, generator=torch.Generator().manual_seed(0))
+    whole = _resample.resample(wave, 44100, 16000)
+    monkeypatch.setattr(_resample, "_CHUNK", 1000)
+    assert torch.allclose(_resample.resample(wave, 44100, 16000), whole, atol=1e-6)
+    assert _resample.resample(wave, 48000, 16000).shape == (2, 16667)
