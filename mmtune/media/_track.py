@@ -10,8 +10,8 @@ milliseconds off; what is not filled adds up, so times are never off by more."""
 
 
 _PIECE = 1 << 23
-"""Values of a piece of memory: so large (32 MB) that it goes back to the system when it is given up. What of it is never
-written takes none."""
+"""Values of a piece of memory: so large (32 MB) that it goes back to the system when it is given up. What of it is
+never written takes none."""
 
 
 class Full(Exception):
