@@ -102,6 +102,8 @@ class Track:
 
     def _window(self, length: int) -> tuple[int, int]:
         """Which of the next `length` samples are wanted."""
+        if self.begin is None and self.end is None:
+            return 0, length
         low = 0 if self.begin is None else min(max(0, self.begin - self.head), length)
         high = length if self.end is None else max(low, min(length, self.end - self.head))
         return low, high

@@ -177,14 +177,15 @@ class _Clock:
         self.last: float | None = None
         opus = name == "ogg" and stream.codec_context.name in ("opus", "libopus")
         self._pages = _ogg.opus_starts(data) if opus else []
-        self._number, self._due = -1, None
+        self._number, self._due = -1, 0.0
+        self._unit = float(stream.time_base)  # fractions are exact, and slow
 
     def tick(self, packet: Any) -> float | None:
         """Take note of the next packet; gives when its sound is over, seconds, or none where that is not known."""
         self._number += 1
         if not self.stamped or not packet.size or packet.pts is None:
             return None
-        begin = float(packet.pts * packet.time_base)
+        stamp = begin = packet.pts * self._unit
         if self._number < len(self._pages):
             size, start = self._pages[self._number]
             if size != packet.size:  # the library sees other packets than the pages say
@@ -193,15 +194,15 @@ class _Clock:
                 if not self._number:  # its first samples are the encoder's own and are not heard
                     self.zero -= begin
                 begin = start / 48000
-        self._due = begin - float(packet.pts * packet.time_base)
-        self.last = begin + float((packet.duration or 0) * packet.time_base) - self.zero
+        self._due = begin - stamp
+        self.last = begin + (packet.duration or 0) * self._unit - self.zero
         return self.last
 
     def at(self, frame: Any, rate: int) -> int | None:
         """The sample at which a decoded frame begins; none where that is not known."""
-        if not self.stamped or frame.time is None:
+        if not self.stamped or frame.pts is None:
             return None
-        return round((frame.time + (self._due or 0.0) - self.zero) * rate)
+        return round((frame.pts * self._unit + self._due - self.zero) * rate)
 
 
 def _zero(container: Any, stream: Any) -> float:

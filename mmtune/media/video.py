@@ -24,7 +24,7 @@ from typing import Any
 import av
 import torch
 
-from mmtune.errors import MediaError, Reason
+from mmtune.errors import MediaError, Note, Reason
 from mmtune.media import _backends, _boxes, _frames, _plan
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
@@ -67,7 +67,8 @@ def decode(
         used, pixels, chosen = _first_that_opens(clip, chosen, sampling, backend)
         log.debug("%s: %d frames by %s", origin, len(chosen), used)
         times = torch.tensor([clip.line.at(index) for index in chosen], dtype=torch.float64)
-        return Media("video", pixels, times=times, origin=origin)
+        clamped = span[1] is not None and span[1] > clip.line.seconds
+        return Media("video", pixels, times=times, origin=origin, notes=(Note.range_clamped,) if clamped else ())
 
 
 def moments(

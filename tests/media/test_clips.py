@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmtune.errors import MediaError, Reason, ShapeError
+from mmtune.errors import MediaError, Note, Reason, ShapeError
 from mmtune.media.base import Sampling, moments
 from mmtune.types import MediaRef
 from tests.media import make
@@ -67,7 +67,8 @@ def test_a_range_that_the_item_does_not_hold_is_refused_and_rounding_is_not(kind
         error = refused(kind, data, start, end)
         assert error.reason == Reason.bad_range
         assert f"from {start:g} to" in error.seen and "seconds" in error.seen and error.hint
-    assert clip(kind, data, 3.0, 4.6, frames=2).data.numel()
+    assert clip(kind, data, 3.0, 4.6, frames=2).notes == (Note.range_clamped,)
+    assert clip(kind, data, 3.0, 3.5, frames=2).notes == ()
 
 
 def test_ranges_are_checked_where_they_are_written():

@@ -120,3 +120,15 @@ def test_notes_come_through_a_worker():
     zero = torch.zeros(2, dtype=torch.int64)
     example = Example("one", zero, zero, notes=(Note.open_length, Note.open_length))
     assert _wire.unpack(*_wire.load(_wire.dump(*_wire.pack(example)))).notes == example.notes
+
+
+def test_the_page_names_every_limit_with_its_value():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "media.md").read_text()
+    for name in Limits.model_fields:
+        assert f"`{name}`" in page, name
+    for note in Note:
+        assert f"`{note}`" in page, note
+    for value in ("50 million", "1,000 million", "500,000", "1,000 and 384,000 Hz"):
+        assert value in page
