@@ -20,18 +20,19 @@ class Loading:
         self._engine: Engine | None = None
         self._error: BaseException | None = None
         self._load = load
-        self._thread = threading.Thread(target=self._work, name="mmtune-load", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()  # Ctrl-C inside `Thread.join` makes a thread look dead that is not
+        threading.Thread(target=self._work, name="mmtune-load", daemon=True).start()
 
     def _work(self) -> None:
         try:
             self._engine = to_stay(self._load)
         except BaseException as error:  # handed to the thread that asks
             self._error = error
+        self._ended.set()
 
     def done(self) -> bool:
         """Whether `result` returns at once."""
-        return not self._thread.is_alive()
+        return self._ended.is_set()
 
     def failed(self, error: BaseException) -> bool:
         """Whether this is the error that reading ended with."""
@@ -41,8 +42,8 @@ class Loading:
         """The engine; waits for it. Raises what reading it raised."""
         if not self.done():
             say("(reading the weights)")
-        while self._thread.is_alive():
-            self._thread.join(0.2)  # in slices, so that Ctrl-C gets through
+        while not self._ended.wait(0.2):  # in slices, so that Ctrl-C gets through
+            pass
         if self._error is not None:
             raise self._error
         assert self._engine is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,16 @@ class Plan:
                 hint="name a run that was trained with it",
             )
 
-    def load(self) -> Engine:
-        """Read the weights, to talk with them. Raises as `parts` does."""
+    def load(self, decoders: bool = False) -> Engine:
+        """Read the weights, to talk with them. Raises as `parts` does.
+
+        Args:
+            decoders: import what decodes media too, so that no Ctrl-C of a person can cut that in the middle, which
+                would leave half a package for the rest of the process.
+        """
+        if decoders:
+            for kind in self.kinds:
+                importlib.import_module(f"mmtune.media.{kind}")
         from mmtune.serve.engine import Engine
 
         model, processor, recipe = self.parts()

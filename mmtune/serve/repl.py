@@ -81,7 +81,7 @@ class Repl:
         self.experts = Panel() if experts is None else experts
         self._early = list(refs)
         self._saved = saved
-        self._loading = Loading(plan.load)
+        self._loading = Loading(lambda: plan.load(decoders=True))
         self._keeper = Keeper()
         self._conversation: Conversation | None = None
         self._commands: dict[str, Callable[[str], None]] = {
@@ -102,11 +102,17 @@ class Repl:
     def conversation(self) -> Conversation:
         """The conversation; the first use waits for the weights and looks at the media given so far."""
         if self._conversation is None:
-            self._conversation = Conversation(self._loading.result(), self.system, self.settings, self.experts)
+            made = Conversation(self._loading.result(), self.system, self.settings, self.experts)
             if self._saved is not None:
-                self._restore(self._saved)
+                self._restore(made, self._saved)
+            self._conversation = made  # only now: Ctrl-C until here loses nothing
         while self._early:
-            self._conversation.attach(self._early.pop(0))
+            try:
+                self._conversation.attach(self._early[0])
+            except MmtuneError:
+                del self._early[0]
+                raise
+            del self._early[0]
         return self._conversation
 
     def run(self) -> int:
@@ -266,11 +272,9 @@ class Repl:
         saved = transcript.read(path)
         self._early.clear()
         self._saved = None
-        _ = self.conversation
-        self._restore(saved)
+        self._restore(self.conversation, saved)
         say(f"(loaded {path}: {saved.summary()})")
 
-    def _restore(self, saved: transcript.Saved) -> None:
-        assert self._conversation is not None
-        for note in self._conversation.restore(saved, self.plan.check):
+    def _restore(self, conversation: Conversation, saved: transcript.Saved) -> None:
+        for note in conversation.restore(saved, self.plan.check):
             say(f"({note})")

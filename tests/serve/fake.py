@@ -87,7 +87,7 @@ class FakePlan:
         if kind not in self.kinds:
             raise UsageError(seen=f"{origin} is {kind}", expected=", ".join(self.kinds))
 
-    def load(self) -> FakeEngine:
+    def load(self, decoders: bool = False) -> FakeEngine:
         time.sleep(self.wait)
         if self.fault:
             raise self.fault

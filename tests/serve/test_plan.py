@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.errors import CheckpointError, UsageError
+from mmtune.errors import CheckpointError, MmtuneError, UsageError
 from mmtune.serve import plan as plans
 from mmtune.serve.plan import Plan, to_stay
 
@@ -72,3 +72,15 @@ def test_no_garbage_is_looked_for_while_an_engine_comes_to_stay(fault: bool, loo
     finally:
         gc.unfreeze()
         (gc.enable if before else gc.disable)()
+
+
+def test_decoders_are_imported_where_ctrl_c_does_not_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {branches: {sight: {kinds: [image, video]}}}\nchat: {notice: '', max_tokens: 4, temperature: 0}"
+    )
+    plan = Plan.read(tmp_path)
+    seen: list[str] = []
+    monkeypatch.setattr(plans.importlib, "import_module", seen.append)
+    with pytest.raises(MmtuneError):  # there are no weights
+        plan.load(decoders=True)
+    assert seen == ["mmtune.media.image", "mmtune.media.video"]
