@@ -135,6 +135,8 @@ def rows_of(marks: Sequence[Mark]) -> dict[str, list[int]]:
     by_kind: dict[str, list[int]] = defaultdict(list)
     for place, mark in enumerate(marks):
         by_kind[mark.kind].append(place)
+    if set(by_kind) == {""}:  # nobody named a type
+        return rows
     return rows | {f"type {kind or '(none)'}": by_kind[kind] for kind in sorted(by_kind)}
 
 

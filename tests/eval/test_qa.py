@@ -110,6 +110,7 @@ def test_captions_and_the_command_line(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "report.answers.jsonl").read_text())["truth"] == "a red square"
     assert json.loads((tmp_path / "report.json").read_text())["max_tokens"] == 4
+    assert "type (none)" not in done.output, "no record names one"
 
 
 def test_a_run_without_a_task_says_which_there_are(run: Path, shard: str) -> None:

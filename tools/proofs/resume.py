@@ -430,11 +430,11 @@ GUARDS = (
         "the state is sealed last",
         _KEEPER,
         "Keeper.save",
-        """            store.write_weights(self.out, files, self.recipe, facts)
-            states.save(self.out / "state", state, self.recipe.run.keep)
+        """                store.write_weights(self.out, files, self.recipe, facts)
+                states.save(self.out / "state", moment, self.recipe.run.keep)
 """,
-        """            states.save(self.out / "state", state, self.recipe.run.keep)
-            store.write_weights(self.out, files, self.recipe, facts)
+        """                states.save(self.out / "state", moment, self.recipe.run.keep)
+                store.write_weights(self.out, files, self.recipe, facts)
 """,
     ),
     Guard(
@@ -505,7 +505,7 @@ GUARDS = (
     *(
         Guard(f"{kind} is compared", _KEEPER, "Keeper.facts", old, new)
         for kind, old, new in (
-            ("the recipe", '"recipe": recipe,', '"recipe": None,'),
+            ("the recipe", '"recipe": without_secrets(recipe),', '"recipe": None,'),
             ("the base", '"base": {part: entry["sha256"] for part, entry in self.base.items()},', '"base": None,'),
             ("the tokenizer", '"tokenizer": self.model.llm.tokenizer.fingerprint(),', '"tokenizer": None,'),
             ("the data", '"data": self.loader.fingerprint(),', '"data": None,'),
