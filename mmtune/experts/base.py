@@ -4,8 +4,9 @@ An expert is plugged in at inference only (LLaMA-Adapter V2): nothing of the mod
 enters the user's turn as quoted data, never as an instruction; see `_quote.py`. It runs in a child process with a
 deadline, see `_runner.py`, so it may be slow, crash or hang without harm to the answer.
 
-An expert is a file of this room, an entry point of the group `mmtune.experts`, or `package.module:Class`. Its module is
-imported by the program that answers too, to read its `Config`: heavy packages are imported in `start`.
+An expert is a file of this room, an entry point of the group `mmtune.experts`, or `package.module:Class`. One from
+outside is imported by its own process only; a file of this room by the program that answers too, to read its `Config`.
+Heavy packages are imported in `start`, for what the expert takes is asked before there is anything to look at.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ AFTERWARDS = frozenset({"seconds", "min_score", "max_chars", "network"})
 
 
 class Expert(ABC):
-    """One expert. Made in two processes: here to be asked for its version, in a child to look."""
+    """One expert. Made in its own process; a file of this room also in the program that answers, to say its kinds."""
 
     Config: ClassVar[type[ExpertConfig]] = ExpertConfig
     kinds: ClassVar[tuple[Kind, ...]] = ("image", "video")
@@ -119,7 +120,7 @@ class Expert(ABC):
     def version(self) -> str:
         """Whatever, beside the config, decides what it finds: of its code, its packages and its weights.
 
-        Results are kept on disk under it. Asked outside the child process, so it must be quick and safe.
+        Results are kept on disk under it. Asked before each look, within the deadline of the call, so it must be quick.
         """
 
     @property
