@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,18 +12,23 @@ from mmtune import config, places
 from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.recipe import Recipe
+from tests.checkpoint.foreign.meta import transformers_folder
 
 MOVED = 0.05
+Edit = Callable[[dict[str, Any]], None]
 
 
-def variant(run: Path, out: Path, changes: Sequence[str] = (), moved: str = "") -> Path:
+def variant(run: Path, out: Path, changes: Sequence[str] = (), moved: str = "", edit: Edit | None = None) -> Path:
     """A run folder with the weights of another one as far as it has them, under changed settings.
 
     Args:
         changes: a.b.c=value for the recipe.
+        edit: changes the tree in place, before that.
         moved: a beginning of parameter names: those that train are shifted at random, as training would.
     """
     tree = store.read_recipe(run).model_dump(mode="json")
+    if edit is not None:
+        edit(tree)
     for text in changes:
         tree = config.override(tree, text)
     recipe = config.validate(Recipe, places.from_here(tree, run))
@@ -45,3 +51,19 @@ def tuned(**settings: object) -> list[str]:
     """Changes for one tuner `hf_peft`, with a group of its own."""
     entry = ", ".join(f"{key}: {value}".replace("'", "") for key, value in settings.items())
     return [f"model.tuners=[{{name: hf_peft, {entry}}}]", "groups.tuned={match: ['@hf_peft'], lr: 0.01}"]
+
+
+def around(part: Path, out: Path) -> Path:
+    """A run around an encoder that was brought in alone: branch `one`, with a linear connector that trains."""
+    entry = config.parse((part / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
+    branch = {"encoder": {**entry, "weights": str(part)}, "connector": {"name": "linear"}}
+    llm = {"name": "hf", "folder": str(transformers_folder(out.parent / f"{out.name}_llm"))}
+    tree = {
+        "model": {"branches": {"one": branch}, "llm": llm, "fusion": {"name": "tokens"}},
+        "chat": {"prompt": "vicuna"},
+        "streams": {"a": {"data": ["alpaca"], "prompt": "vicuna"}},
+        "groups": {"connector": {"match": ["branches.one.connector.*"], "lr": 0.01}},
+    }
+    recipe = config.validate(Recipe, tree)
+    store.save_run(out, models.build(recipe.model, weights=True), recipe)
+    return out

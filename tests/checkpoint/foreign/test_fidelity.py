@@ -12,7 +12,7 @@ from mmtune.errors import CheckpointError
 from mmtune.tuners import _merge
 from tests.checkpoint.foreign.made import make
 from tests.checkpoint.foreign.makers import llava_hf as tiny
-from tests.checkpoint.foreign.runs import tuned, variant
+from tests.checkpoint.foreign.runs import around, tuned, variant
 from tests.encoders.tiny import hf_folder
 
 
@@ -153,27 +153,7 @@ def test_settings_of_an_encoder_that_is_exported_alone(kind: str, changes: list,
     """Its file has no word for them; a run that holds it is exported and read back by the same kind."""
     made = make(kind, tmp_path / "published")
     part = carry.bring(kind, made.words, tmp_path / "part", made.options)
-    from mmtune import config
-    from tests.checkpoint.foreign.meta import transformers_folder as folder
-
-    entry = config.parse((part / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
-    entry |= {"weights": str(part)}
-    connector = {"name": "linear"}
-    tree = {
-        "model": {
-            "branches": {"one": {"encoder": entry, "connector": connector}},
-            "llm": {"name": "hf", "folder": str(folder(tmp_path / "llm"))},
-            "fusion": {"name": "tokens"},
-        },
-        "chat": {"prompt": "vicuna"},
-        "streams": {"a": {"data": ["alpaca"], "prompt": "vicuna"}},
-        "groups": {"connector": {"match": ["branches.one.connector.*"], "lr": 0.01}},
-    }
-    from mmtune import model as models
-    from mmtune.recipe import Recipe
-
-    recipe = config.validate(Recipe, tree)
-    store.save_run(tmp_path / "base", models.build(recipe.model, weights=True), recipe)
+    around(part, tmp_path / "base")
     carry.send(tmp_path / "base", kind, tmp_path / "good")
     run = variant(tmp_path / "base", tmp_path / "run", [f"model.branches.one.encoder.{one}" for one in changes])
     refused(run, kind, tmp_path, word)
