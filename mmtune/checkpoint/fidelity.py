@@ -149,6 +149,8 @@ def _whole(asked: Asked, run: Opened, back: Back, folder: Path) -> None:
         again = probe.ask(model, question, there)
         if answer.item is not None and again.item is not None:
             asked.close(f"{what}: what the encoder is given of a probe", answer.item, again.item, told)
+        if answer.seen is not None and again.seen is not None:
+            asked.close(f"{what}: the features of a probe", answer.seen, again.seen, told)
         _compare(asked, f"{what}: the logits for a probe", answer, again, told)
 
 

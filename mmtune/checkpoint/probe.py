@@ -47,6 +47,8 @@ class Answer:
     example: Example
     logits: Tensor
     """float32 [T,V]"""
+    seen: Tensor | None = None
+    """Tokens of the encoder [F,N,E], where it was asked: gates that are still shut hide them from the logits."""
 
 
 def questions(model: MultimodalModel) -> list[Question]:
@@ -112,7 +114,11 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
     tokens = torch.cat([before, before.new_full((places,), pad), behind])
     example = Example("a probe", tokens, torch.full_like(tokens, IGNORE), slots, media)
     with torch.no_grad(), _behind(model, branch if apart else None):
-        return Answer(given, example, model.llm.head(model(_batch(example))[0]).float())
+        batch = _batch(example)
+        seen = None
+        if branch is not None and not apart:
+            seen = model.branches[branch].encoder(batch.media[branch], batch.frames[branch]).tokens[0].float()
+        return Answer(given, example, model.llm.head(model(batch)[0]).float(), seen)
 
 
 def _batch(example: Example) -> Batch:

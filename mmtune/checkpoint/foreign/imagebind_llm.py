@@ -204,6 +204,13 @@ class ImagebindLLM(Foreign):
                 f"fusion {fusion['name']} behind {', '.join(run.recipe.model.branches) or 'no branches'}",
                 "connector imagebind_bridge and fusion added_prompts with length: 1",
             )
+        encoder = run.recipe.model.branches[branch].encoder
+        if getattr(encoder, "tokens", "pooled") != "pooled":
+            raise CheckpointError(
+                f"branch {branch} with tokens: {encoder.tokens}",
+                "tokens: pooled",
+                "the layout knows one vector a picture",
+            )
         connector = run.recipe.model.branches[branch].connector.model_dump(mode="json")
         if strange := _unlike(tuners):
             raise CheckpointError(

@@ -38,11 +38,12 @@ def variant(run: Path, out: Path, changes: Sequence[str] = (), moved: str = "", 
         groups = store.groups_of(model, recipe)
         held = store.load_run(run)[0].state_dict()
         with torch.no_grad():
-            for name, parameter in [one for named in groups.values() for one in named]:
-                if name in held and held[name].shape == parameter.shape:
-                    parameter.copy_(held[name])
-                if name.startswith(moved or "\0"):
-                    parameter.add_(MOVED * torch.randn_like(parameter))
+            for file, tensors in store.trained_tensors(model, groups).items():
+                for name, tensor in tensors.items():
+                    if name in held and held[name].shape == tensor.shape:
+                        tensor.copy_(held[name])
+                    if file in groups and name.startswith(moved or "\0"):
+                        tensor.add_(MOVED * torch.randn_like(tensor))
     store.save_run(out, model, recipe)
     return out
 
