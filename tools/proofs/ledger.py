@@ -351,15 +351,21 @@ GUARDS = (
     Guard(
         "members that lie apart are refused", _INDEX, "_judge_runs", "if len(mates) > 1 and _apart(mates)}", "if False}"
     ),
-    Guard("NaN is no JSON", _READ, "_constant", "    raise ValueError", "    return 0\n    raise ValueError"),
-    Guard("no key twice in JSON", _READ, "_object", "    if len(value) != len(pairs):", "    if False:"),
+    Guard(
+        "a weight is a number that can be one",
+        "mmtune.data.formats._fields",
+        "weight",
+        "        if not is_weight(value):",
+        "        if False:",
+    ),
+    Guard("no key twice in JSON", "mmtune.data._json", "_object", "    if len(value) != len(pairs):", "    if False:"),
     Guard("control characters are refused", _READ, "check", "    if found:", "    if False:"),
     Guard(
         "media and places are counted",
-        "mmtune.data.formats.llava",
-        "Llava._media",
-        "if count != media and (count or not media):",
-        "if False:",
+        "mmtune.data.formats._places",
+        "settle",
+        "elif number != there and (number or not there):",
+        "elif False:",
     ),
     Guard(
         "failed downloads are refused",
