@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -105,3 +106,16 @@ def test_a_command_that_fails_ends_it_with_its_code(capsys: pytest.CaptureFixtur
         module.run("calendar", "2024", "99")
     assert ended.value.code not in (0, None)
     assert "nothing after it was tried" in capsys.readouterr().err
+
+
+def test_options_may_stand_between_the_changes(
+    tool: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(tool, "whole_way", lambda *words: given.append(words))
+    words = [str(folder), "run.seed=1", "--steps", "7", "run.length=240", "--out", str(tmp_path / "out"), "run.keep=1"]
+    monkeypatch.setattr(sys, "argv", ["try_own_videos", *words])
+    tool.main()
+    ((films, out, _, steps, recipe, changes),) = given
+    assert (films, out, steps, recipe) == (folder, tmp_path / "out", 7, "pocket")
+    assert changes == ["run.seed=1", "run.length=240", "run.keep=1"]

@@ -155,7 +155,7 @@ def main() -> None:
     ask.add_argument("--steps", type=int, default=60, help="training steps")
     ask.add_argument("--recipe", default="pocket", help="a recipe whose branch `sight` takes videos")
     ask.add_argument("--again", action="store_true", help="remove what an earlier run of this command left in --out")
-    a = ask.parse_args()
+    a = ask.parse_intermixed_args()  # a change may stand behind an option
     if not a.folder.is_dir():
         ask.error(f"{a.folder} is no folder")
     if a.json and not a.json.is_file():

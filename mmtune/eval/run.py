@@ -155,7 +155,11 @@ def _task(task: str | Task | None, recipe: Recipe | None) -> Task:
         return task
     if isinstance(task, str):
         tree = config.spec(task, "task", "eval/tasks", "qa:format=caption")
-        settings = config.validate(registry.find("eval/tasks", tree["name"]).Config, tree, f"the task {task}")
+        chosen = registry.find("eval/tasks", tree["name"]).Config
+        spelled = {config.dump(one.format): one.format for one in recipe.streams.values()} if recipe else {}
+        if "format" in chosen.model_fields and len(spelled) == 1:
+            tree.setdefault("format", next(iter(spelled.values())))  # as the run has read its own records
+        settings = config.validate(chosen, tree, f"the task {task}")
     elif recipe is not None and recipe.eval.task is not None:
         settings = recipe.eval.task
     else:

@@ -27,7 +27,7 @@ LENGTH = 2048
 """Tokens of an example where the data or the parts are not here to be measured."""
 TRIED = 8
 """Samples of each stream that are measured."""
-STEPS = 200
+STEPS = 100
 """Least steps that the epochs of a small set of data come to."""
 HELD_OUT = 50
 """Least samples from which some are held out for validation."""
@@ -124,7 +124,8 @@ def _said(seen: Seen | None) -> str:
     media = ", ".join(f"{count} {kind}" for kind, count in seen.kinds.items()) or "text alone"
     refused = seen.records - len(seen.samples)
     lost = f"; {refused} cannot be used, the first: {seen.refused}" if refused > 0 else ""
-    return f"{seen.shards} shards; of {seen.records} records {len(seen.samples)} are `{seen.format}` with {media}{lost}"
+    shards = f"{seen.shards} shard{'' if seen.shards == 1 else 's'}"
+    return f"{shards}; of {seen.records} records {len(seen.samples)} are `{seen.format}` with {media}{lost}"
 
 
 # ---------------------------------------------------------------------------------------------------------- recipe
