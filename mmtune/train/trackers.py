@@ -50,13 +50,16 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, start: int, settings: Mapping[str, Any]) -> None:
         import wandb
 
-        file = disk.folder(folder / "wandb") / "mmtune-id"
+        own = disk.folder(folder / "wandb")
+        if (own / "settings").exists():  # it could name another server for the key of whoever trains
+            raise UsageError(f"{own / 'settings'}", "no settings of Weights & Biases in a run folder", "delete it")
+        file = own / "mmtune-id"
         if not (start and file.is_file()):
             disk.write_file(file, os.urandom(4).hex())
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mmtune"),
             name=folder.name,
-            id=file.read_text(encoding="utf-8").strip(),
+            id=disk.read_text(file, 64).strip(),
             resume="allow",
             dir=str(folder),
             config=dict(settings),

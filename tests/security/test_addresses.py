@@ -113,13 +113,13 @@ def test_a_signature_is_in_no_file_of_a_run_and_in_none_of_its_words(tree, cache
         recipe, _ = at(tree, site.address)
         assert train(recipe, tmp_path / "run", progress="lines").finished
         assert any(SECRET in path for path in site.asked), "the server was sent it"
-        evaluate(tmp_path / "run", data=recipe.eval.data, limit=2, max_tokens=2)
+        evaluate(tmp_path / "run", "pocket_qa", data=recipe.eval.data, limit=2, max_tokens=2)
         site.signed = False
         cache.limit = 10  # what comes now is too large, and is named
         for path in cache.folder.rglob("*.tar"):
             path.unlink()
         with pytest.raises(MmtuneError) as caught:
-            evaluate(tmp_path / "run", data=recipe.eval.data, limit=2)
+            evaluate(tmp_path / "run", "pocket_qa", data=recipe.eval.data, limit=2)
     said = capfd.readouterr()
     kept = everything(tmp_path).decode(errors="replace")
     for text in (kept, said.out, said.err, str(caught.value), repr(caught.value)):
@@ -165,14 +165,14 @@ def test_what_a_run_folder_names_is_not_contacted_unasked(tree, cache, tmp_path)
             path.unlink()
         site.asked.clear()
         for call in (
-            lambda: evaluate(run, limit=1),
+            lambda: evaluate(run, "pocket_qa", limit=1),
             lambda: train_command.run(str(run), [], None, True, False),
             lambda: replay_command.run(run, ["part-0000/000000"], "cpu"),
         ):
             with pytest.raises(UsageError, match="names data at 127.0.0.1(.|\n)*--allow-remote"):
                 call()
             assert site.asked == []
-        evaluate(run, limit=1, max_tokens=1, allow_remote=True, quiet=True)
+        evaluate(run, "pocket_qa", limit=1, max_tokens=1, allow_remote=True, quiet=True)
         assert site.asked
 
 

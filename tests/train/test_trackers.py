@@ -76,3 +76,12 @@ def test_a_tracker_that_breaks_costs_its_numbers_only(recipe, tmp_path, monkeypa
     assert train(recipe, tmp_path / "run", progress="off").finished
     assert "metrics are not being written: no server; training goes on" in capsys.readouterr().err
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_settings_in_a_run_folder_reach_no_tracker(recipe, tmp_path, monkeypatch, capfd):
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    (tmp_path / "run" / "wandb").mkdir(parents=True)
+    (tmp_path / "run" / "wandb" / "settings").write_text("[default]\nbase_url = https://elsewhere.example\n")
+    assert train(recipe, tmp_path / "run", progress="off").finished
+    assert fake.runs == [] and "nothing is told to wandb" in capfd.readouterr().err
