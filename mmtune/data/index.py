@@ -39,7 +39,9 @@ MANIFEST = 1
 DAMAGES = 1000
 """Most damaged stretches listed."""
 _OTHER = {
-    "1": "a hard link", "2": "a symbolic link", "3": "a device", "4": "a device", "6": "a pipe",
+    "1": "a hard link (tar --hard-dereference writes the file)",
+    "2": "a symbolic link (tar --dereference writes the file)",
+    "3": "a device", "4": "a device", "6": "a pipe",
     "S": "a sparse file, whose bytes do not lie as they are (tar without --sparse)",
 }  # fmt: skip
 
@@ -84,7 +86,7 @@ def _scan(path: Path, file: int) -> ShardIndex:
             edges += [group for group in beside.values() if f"{key}.".startswith(f"{group.key}.")]
             beside, broken = {}, True
             continue
-        if item.type == "5" and safe(item.name):
+        if item.type == "5" and (safe(item.name) or item.name in (".", "./")):
             continue
         place = places.get(item.name)
         if place is None and (item.type != "0" or not safe(item.name)):

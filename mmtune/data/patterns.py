@@ -45,14 +45,14 @@ def place(path: Path | Remote) -> str:
 def _files(pattern: str) -> list[Path | Remote]:
     paths: list[Path | Remote] = []
     others: list[Path] = []
-    for name in [pattern] if os.path.exists(os.path.expanduser(pattern)) else braces(pattern):
+    for name in _names(pattern):
         if (elsewhere := remote.find(name)) is not None:
             paths += elsewhere
             continue
         path = Path(name).expanduser()
         if path.is_dir():
             others.append(path)
-            paths += sorted(path.glob("*.tar"))
+            paths += _tars(path)
         elif has_magic(name) and not path.is_file():
             # beside shards lie their indexes and a manifest, which `*` matches, too
             matches = _matches(path)
@@ -69,30 +69,69 @@ def _files(pattern: str) -> list[Path | Remote]:
     missing = [str(path) for path in paths if isinstance(path, Path) and not path.is_file()]
     if missing or not paths:
         what = f"{len(missing)} of {len(paths)} files are missing: {', '.join(missing[:3])}"
-        what = what if paths else "nothing is there"
+        if not paths:
+            what = "no tar file is in it" if any(one.is_dir() for one in others) else "nothing is there"
         raise DataError(
             Reason.truncated_shard, f"{pattern}: {what}", "tar files", "check the path; the working folder counts"
         )
     return paths
 
 
+def _names(pattern: str) -> Iterator[str]:
+    """The choices of a pattern. Braces of folders that exist are letters."""
+    if "{" not in pattern or remote.is_address(pattern):
+        yield from braces(pattern)
+        return
+    literal, rest = _as_written(Path(pattern).expanduser())
+    yield from (str(literal / choice) for choice in braces("/".join(rest)))
+
+
 def _matches(path: Path) -> list[Path]:
-    """What a pattern matches: files, and the tar files of folders; each once, whatever links lead there."""
+    """What a pattern matches: files, and the tar files of folders; each once, by its shortest name."""
+    literal, rest = _as_written(path)
+    found = [literal]
+    for part in rest:
+        if part.startswith("**"):
+            found = [inside for folder in found for inside in _folders(folder)]
+            part = part[2:] and f"*{part[2:]}"  # `**.tar` is meant as `**/*.tar`
+        if part:
+            found = [Path(match) for folder in found for match in sorted(glob(os.path.join(escape(str(folder)), part)))]
+    files = [file for one in found for file in (_tars(one) if one.is_dir() else [one])]
+    once = {os.path.realpath(file): file for file in sorted(files, key=lambda file: (-len(file.parts), file))}
+    return sorted(once.values())
+
+
+def _as_written(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folders at the beginning of a pattern that exist as they are written, and the parts that are left."""
     literal = Path()
-    for part in path.parts:
-        if has_magic(part) and not os.path.lexists(literal / part):
-            break
+    for number, part in enumerate(path.parts):
+        if set(part) & set("*?[{") and not os.path.lexists(literal / part):
+            return literal, path.parts[number:]
         literal /= part
-    rest: list[str] = []
-    for part in path.parts[len(literal.parts) :]:  # `**.tar` is meant as `**/*.tar`
-        rest += ["**", part[1:]] if part.startswith("**") and part != "**" else [part]
-    found: dict[str, Path] = {}
-    for match in sorted(glob(os.path.join(escape(str(literal)), *rest), recursive=True)):
-        one = Path(match)
-        for file in one.glob("*.tar") if one.is_dir() else [one]:
-            if rest[-1:] != ["**"] or file.suffix == ".tar":
-                found.setdefault(os.path.realpath(file), file)
-    return sorted(found.values())
+    return literal, ()
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """A folder and those in it at any depth, the near ones first; each once, so links that lead in circles end."""
+    seen: set[str] = set()
+    level = [top]
+    while level:
+        new = {real: one for one in reversed(level) if (real := os.path.realpath(one)) not in seen}
+        seen |= new.keys()
+        level = sorted(new.values())
+        yield from level
+        level = [one for folder in level for one in _inside(folder) if not one.name.startswith(".") and one.is_dir()]
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # one that may not be read holds nothing for us
+        return []
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(one for one in _inside(folder) if one.suffix.lower() == ".tar")
 
 
 def braces(pattern: str) -> Iterator[str]:

@@ -64,6 +64,12 @@ class Remote:
         return without_secrets(self.url)
 
 
+def is_address(pattern: str) -> bool:
+    """Whether a pattern is no path on this machine."""
+    scheme = _SCHEME.match(pattern)
+    return scheme is not None and not (len(scheme[1]) == 1 and os.name == "nt")
+
+
 def find(pattern: str) -> list[Remote] | None:
     """The shards of a pattern without braces; none when it is a path on this machine.
 
@@ -71,11 +77,11 @@ def find(pattern: str) -> list[Remote] | None:
         UsageError: an address of a kind that is not read, or a `*` where nothing lists files.
         MmtuneError: the source cannot be reached.
     """
-    scheme = _SCHEME.match(pattern)
-    if scheme is None or (len(scheme[1]) == 1 and os.name == "nt"):
+    if not is_address(pattern):
         return None
     check(pattern)
-    web = scheme[1] in ("https", "http")
+    scheme = pattern.partition(":")[0]
+    web = scheme in ("https", "http")
     shown = without_secrets(pattern) if web else pattern  # a signature may hold anything
     if not shown.endswith("/") and "*" not in shown:
         return [Remote(pattern)]
@@ -90,7 +96,7 @@ def find(pattern: str) -> list[Remote] | None:
     found = tried(pattern, lambda: files.glob(path))
     if not found:
         raise UsageError(seen=f"{Remote(pattern)}: nothing is there", expected="tar files", hint="check the address")
-    return [Remote(f"{scheme[1]}://{one.lstrip('/')}") for one in sorted(found)]
+    return [Remote(f"{scheme}://{one.lstrip('/')}") for one in sorted(found)]
 
 
 class Cache:

@@ -1,5 +1,7 @@
 import json
 import random
+import shutil
+import subprocess
 import tarfile
 
 import numpy as np
@@ -251,12 +253,42 @@ def test_a_folder_that_exists_is_meant_as_it_is_written(tmp_path, name):
     paths = tars.shards(folder, 3, 1)
     deeper = tars.shards(folder / "more [x]", 1, 1)
     assert expand(str(folder)) == paths
-    if "{" not in name:
-        assert expand(str(folder / "*.tar")) == paths
-        assert expand(str(folder / "{00000..00002}.tar")) == paths
-        assert expand(str(folder / "more [x]" / "0*.tar")) == deeper
-        assert expand(str(folder / "**" / "*.tar")) == [*paths, *deeper]
+    assert expand(str(folder / "*.tar")) == paths
+    assert expand(str(folder / "{00000..00002}.tar")) == paths
+    assert expand(str(folder / "more [x]" / "0*.tar")) == deeper
+    assert expand(str(folder / "**" / "*.tar")) == [*paths, *deeper]
     assert expand(str(paths[1])) == [paths[1]]
+
+
+def test_links_that_lead_in_circles_end(tmp_path):
+    from mmtune.data.patterns import expand
+
+    paths = tars.shards(tmp_path / "b", 1, 1) + tars.shards(tmp_path / "c" / "d", 1, 1, first=5)
+    for name in ("a", "b/x", "b/y", "c/z"):  # each of them doubles the ways to every shard, 40 times
+        (tmp_path / name).symlink_to(tmp_path)
+    assert expand(str(tmp_path / "**" / "*.tar")) == paths, "by their shortest names"
+    assert expand(str(tmp_path / "**" / "**" / "*.tar")) == paths
+
+
+def test_a_folder_and_the_end_of_a_name_in_capitals(tmp_path):
+    from mmtune.data.patterns import expand
+
+    (shard,) = tars.shards(tmp_path, 1, 1)
+    shard.rename(tmp_path / "A.TAR")
+    assert expand(str(tmp_path)) == expand(str(tmp_path / "*")) == [tmp_path / "A.TAR"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no tar file is in it"):
+        expand(str(tmp_path / "empty"))
+
+
+def test_the_folder_that_tar_packs_is_no_sample(tmp_path):
+    if shutil.which("tar") is None:
+        pytest.skip("no tar here")
+    for name, content in tars.talk("1"):
+        (tmp_path / name).write_bytes(content)
+    shard = tmp_path.parent / f"{tmp_path.name}.tar"
+    subprocess.run(["tar", "--sort=name", "-cf", str(shard), "-C", str(tmp_path), "."], check=True)
+    assert [(group.key, group.reason) for group in scan(shard).groups] == [("1", None)]
 
 
 def test_brackets_that_are_no_folder_are_a_choice(tmp_path):

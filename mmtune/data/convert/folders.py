@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,7 +35,7 @@ class Found:
 
     names: tuple[str, ...]
     media: bool = False
-    """Whether these are media, each with its text beside it; else they are files of records."""
+    """Whether these are media, each with its text beside it, and texts without one; else they are files of records."""
 
 
 def find(place: Place, split: str | None) -> Found:
@@ -47,24 +48,28 @@ def find(place: Place, split: str | None) -> Found:
     if split:
         raise UsageError(f"--split {split}, and {shown} has no splits", "a data set with splits, or no --split")
     media = tuple(name for name in names if PurePosixPath(name).suffix.lower() in _MEDIA)
-    bases = {str(PurePosixPath(name).with_suffix("")) for name in media}
-    beside = [
-        name for name in names if name.lower().endswith(TEXTS) and str(PurePosixPath(name).with_suffix("")) in bases
-    ]
-    if beside:
-        return Found(media, media=True)
+    stems = {_stem(name) for name in media}
+    texts = {_stem(name): name for name in names if name.lower().endswith(TEXTS) and name not in _ABOUT}
+    if texts.keys() & stems:
+        lone = (name for stem, name in texts.items() if stem not in stems)
+        return Found(tuple(sorted([*media, *lone])), media=True)
     lists = [name for name in names if name.lower().endswith(_TABLES) and "/" not in name and name not in _ABOUT]
     if len(lists) == 1:
         return Found(tuple(lists))
     if len(lists) > 1:
         seen = f"{shown} holds several files of records: {', '.join(lists[:6])}"
-        raise UsageError(seen, "one of them", f"mmtune data convert {shown}/{lists[0]} --out FOLDER")
+        raise UsageError(seen, "one of them", f"mmtune data convert {shlex.quote(f'{shown}/{lists[0]}')} --out FOLDER")
     if any(name.endswith(".tar") for name in names):
         raise UsageError(f"{shown} holds tar files, which are shards already", "records", f"mmtune data index {shown}")
     raise UsageError(
         f"{shown} holds {len(names)} files, and nothing that says what is in them",
         "a .txt or .json beside each medium, a metadata.jsonl or .csv, or a file of records",
+        "write a table.csv into it: a line video,caption and then a line for each, or image,caption" if media else "",
     )
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _hidden(name: str) -> bool:
@@ -111,6 +116,7 @@ def _parquet(names: list[str]) -> dict[str, list[str]]:
 def _chosen(shown: str, sets: dict[str, list[str]], split: str | None) -> tuple[str, ...]:
     if split is None and len(sets) == 1:
         return tuple(next(iter(sets.values())))
+    split = split if split is None or split in sets else _SPLITS.get(split.lower(), split)
     if split in sets:
         return tuple(sets[split])
     known = ", ".join(sorted(name or "(no name)" for name in sets))
@@ -123,7 +129,7 @@ def _chosen(shown: str, sets: dict[str, list[str]], split: str | None) -> tuple[
 
 
 def read(place: Place, names: tuple[str, ...], first: int) -> Iterator[Raw]:
-    """One record for each medium, with what stands in the text of its name."""
+    """One record for each medium, with what stands in the text of its name; and a fault for each text without one."""
     for number, name in enumerate(names, first):
         row, fault = None, None
         try:
@@ -134,8 +140,12 @@ def read(place: Place, names: tuple[str, ...], first: int) -> Iterator[Raw]:
 
 
 def _row(place: Place, name: str) -> Row:
-    base = str(PurePosixPath(name).with_suffix(""))
-    found = {end: raw for end in TEXTS if (raw := _text(place, base + end)) is not None}
+    base = _stem(name)
+    if name.lower().endswith(TEXTS):
+        seen = f"{name} has no medium of its name beside it, or none of a known format"
+        raise DataError(Reason.missing_key, seen, f"{base}.jpg, {base}.mp4 or the like")
+    spelled = ((end, end_) for end in TEXTS for end_ in (end.upper(), end))
+    found = {end: raw for end, end_ in spelled if (raw := _text(place, base + end_)) is not None}
     if not found:
         seen = f"{name} has no text of its name beside it"
         raise DataError(Reason.missing_key, seen, f"{base}.txt or {base}.json")

@@ -81,7 +81,7 @@ class Roots:
             raise DataError(Reason.wrong_media_type, seen, "picture, video, sound or points")
         kinds = FORMATS[form]
         if kind is not None and kind not in kinds:
-            raise DataError(Reason.wrong_media_type, f"{name} is {form}, in a field for {kind}", f"a {kind}")
+            raise DataError(Reason.wrong_media_type, f"{name} is {form}, in a field for {kind}", f"a file of {kind}")
         if form == "npz":
             raise DataError(Reason.unsafe_suffix, f"{name} is an .npz archive", "an array by itself", "numpy.save it")
         known = SUFFIXES.get(form, (form,))
@@ -175,12 +175,21 @@ class Roots:
         if lost:
             raise lost
         where = " or ".join(addresses.shown(folder) for folder in self.folders)
-        seen, hint = f"{name[:200]} is not there", "--media FOLDER says where media are"
+        seen, hint = f"{name[:200]} is not there", f"--media {self._above(name) or 'FOLDER'} says where media are"
         if name.startswith("/") and self.open:
             raise DataError(
                 Reason.missing_key, seen, "a file of this machine", "take the beginning off the names, and " + hint
             )
         raise DataError(Reason.missing_key, seen, f"a file below {where}", hint)
+
+    def _above(self, name: str) -> str:
+        """The folder above one that was given, where names begin with its name; empty where it lies at none."""
+        for folder in self.folders:
+            if isinstance(folder, Path) and PurePosixPath(name).parts[:1] == (folder.absolute().name,):
+                parent = folder.absolute().parent
+                if os.path.lexists(parent / name):
+                    return str(parent)
+        return ""
 
     def _open(self, folder: Place, name: str) -> bytes:
         """Content of a file. Raises OSError, and DataError for one that lies elsewhere or is too large."""
@@ -216,8 +225,9 @@ class Roots:
 
 
 def _spellings(name: str, kind: Kind | None) -> list[str]:
-    """A name and what it may stand for: without its end, with its end in other letters, with backslashes."""
-    tries = [name] + [name.replace("\\", "/")] * ("\\" in name)
+    """A name and what it may stand for: without its end, with its end in other letters, as addresses write it."""
+    others = (name.strip(), name.replace("\\", "/"), unquote(name))
+    tries = [name, *(other for other in others if other not in ("", name) and _is_name(other))]
     stem, dot, end = name.rpartition(".")
     if dot and "/" not in end and len(end) <= 5:
         tries += [f"{stem}.{other}" for other in (end.lower(), end.upper()) if other != end]

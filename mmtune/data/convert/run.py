@@ -87,6 +87,10 @@ def convert(
         MmtuneError: an address that does not answer, or a worker that died.
     """
     source = sources.find(where, options)
+    for folder in map(addresses.parse, options.media):
+        if isinstance(folder, Path) and not folder.is_dir():
+            seen = f"--media {folder}: " + ("no folder" if folder.exists() else "nothing is there")
+            raise UsageError(seen, "a folder that names of media are relative to", "check the path")
     with ExitStack() as stack:
         target = addresses.parse(out)
         mirror = None

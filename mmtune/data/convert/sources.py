@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,12 +16,13 @@ from mmtune.errors import DataError, UsageError
 
 Reader = Literal["text", "table", "columns", "folder"]
 _PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": ("gzip", "gunzip -k"),
+    b"BZh": ("bzip2", "bunzip2 -k"),
+    b"\xfd7zXZ": ("xz", "unxz -k"),
+    b"\x28\xb5\x2f\xfd": ("zstandard", "unzstd"),
+    b"PK\x03\x04": ("zip", "unzip"),
 }
+"""First bytes of a packed file: its kind, and what unpacks it."""
 _JSON = (".json", ".jsonl", ".ndjson", ".jsonlines")
 _TABLE = (".csv", ".tsv")
 KNOWN = "a JSON list, JSON lines, a CSV or TSV, parquet or Arrow files, or a folder of media with texts beside them"
@@ -80,7 +82,7 @@ def _file(place: Place) -> Source:
             suffix = Path(place.name).suffix.lower()
             if suffix in _TABLE or (suffix not in _JSON and first not in (b"[", b"{", b"")):
                 start: Any = tables.start_of(file, name)
-                what = {"\t": "a TSV", ";": "a CSV with semicolons"}.get(start.delimiter, "a CSV")
+                what = {"\t": "a TSV", ",": "a CSV"}.get(start.delimiter, f"a CSV with {start.delimiter}")
                 return Source("table", what, _parent(place), (place,), start)
             start, what = text.start_of(file, name)
             return Source("text", what, _parent(place), (place,), start)
@@ -91,8 +93,9 @@ def _file(place: Place) -> Source:
 def _refuse_others(head: bytes, name: str) -> None:
     packed = next((kind for mark, kind in _PACKED.items() if head.startswith(mark)), None)
     if packed:
-        hint = "save it as CSV" if name.lower().endswith((".xlsx", ".ods")) else "unpack it"
-        raise UsageError(f"{name} is packed ({packed})", KNOWN, hint)
+        sheet = name.lower().endswith((".xlsx", ".ods"))
+        hint = "save it as CSV" if sheet else f"{packed[1]} {shlex.quote(name)}"
+        raise UsageError(f"{name} is packed ({packed[0]})", KNOWN, hint)
     if head[257:262] == b"ustar":
         raise UsageError(f"{name} is a tar file, and so may be a shard already", KNOWN, f"mmtune data index {name}")
     from mmtune.media import sniff

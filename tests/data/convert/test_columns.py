@@ -84,10 +84,11 @@ def test_splits_are_never_mixed(tmp_path):
         with pytest.raises(UsageError, match="several data sets") as caught:
             sources.made(tmp_path / name, tmp_path / "out")
         assert caught.value.hint == "--split train"
-        with pytest.raises(UsageError, match="no split dev"):
-            sources.made(tmp_path / name, tmp_path / "out", split="dev")
+        with pytest.raises(UsageError, match="no split second"):
+            sources.made(tmp_path / name, tmp_path / "out", split="second")
         report, _ = sources.made(tmp_path / name, tmp_path / f"out-{name}", split="train")
         assert report.written == count
+    assert sources.made(tmp_path / "hub", tmp_path / "out-val", split="val")[0].written == 3
 
 
 def test_a_damaged_file_among_others_is_one_line(tmp_path):

@@ -23,6 +23,7 @@ def test_media_with_texts_beside_them(tmp_path):
     ]  # fmt: skip
     assert {line["file"]: line["reason"] for line in refused} == {
         "b.jfif": "missing_key", "noend": "missing_key", "C.JPG": "missing_key", "p.npy": "bad_text",
+        "secret.txt": "missing_key",
     }  # fmt: skip
 
 
@@ -68,3 +69,15 @@ def test_folders_that_hold_no_records(tmp_path):
         sources.made(shard, tmp_path / "out")
     with pytest.raises(UsageError, match="shard already"):
         sources.made(shard / "00000.tar", tmp_path / "out")
+
+
+def test_texts_without_a_medium_are_lines_and_ends_in_capitals_are_read(tmp_path):
+    folder = tmp_path / "media"
+    folder.mkdir()
+    (folder / "A.JPG").write_bytes(sources.picture(1, "JPEG"))
+    (folder / "A.TXT").write_text("a cat")
+    (folder / "b.heic").write_bytes(b"no format that is read")
+    (folder / "b.txt").write_text("a dog")
+    report, refused = sources.made(folder, tmp_path / "out")
+    assert report.written == 1 and sources.samples(tmp_path / "out", "caption")[0].turns[1].text == "a cat"
+    assert [(line["file"], line["reason"]) for line in refused] == [("b.txt", "missing_key")]

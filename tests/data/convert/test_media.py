@@ -96,6 +96,27 @@ def test_what_cannot_be_used_is_one_line(tmp_path, media, row, reason, words):
     assert words in refused[0]["message"] and "geheim" not in str(refused)
 
 
+def test_names_as_addresses_and_spaces_around_them(tmp_path, media):
+    for name in ("my dog.png", "50%20off.png"):
+        (media / name).write_bytes(tars.PNG)
+    good = ["my%20dog.png", "50%20off.png", "50%2520off.png", " a/1.png", "a/1.png\n"]
+    rows = [{"image": name, "conversations": TALK} for name in [*good, "%2e%2e/out/convert.json", "%00.png"]]
+    report, refused = sources.said(rows, tmp_path, media=[media])
+    assert report.written == 5 and [line["record"] for line in refused] == [6, 7]
+
+
+def test_a_media_folder_that_is_not_there_or_named_twice(tmp_path, media):
+    row = {"image": f"{media.name}/a/1.png", "conversations": TALK}
+    for folder in (tmp_path / "nothing", media / "a" / "1.png"):
+        with pytest.raises(UsageError, match="--media"):
+            sources.said([row], tmp_path, media=[folder])
+    with pytest.raises(UsageError) as told:
+        sources.said([row], tmp_path, media=[media])
+    (line,) = sources.lines(tmp_path / "out")
+    assert f"--media {media.parent}" in line["try"] and "none of 1" in str(told.value)
+    assert sources.said([row], tmp_path, media=[media.parent])[0].written == 1
+
+
 def test_a_blank_name_is_no_medium(tmp_path, media):
     plain = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
     rows = [{"image": blank, "conversations": plain} for blank in ("", None, [], {"bytes": None, "path": None}, [""])]

@@ -1,6 +1,7 @@
 """Every spelling of records that is about becomes a conversation or a caption."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -76,6 +77,51 @@ def test_a_plain_table_of_media_and_captions(tmp_path, media, table, kind):
     assert report.format == "caption" and report.written == 1
     sample = sources.samples(tmp_path / "out", "caption")[0]
     assert [one.kind for one in sample.media] == [kind] and sample.turns[1].text == "A cat"
+
+
+def table(tmp_path, text, name="list.csv"):
+    (tmp_path / name).write_bytes(text.encode())
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image, caption\na/1.png, \"A cat, a dog\"\n",
+        "sep=;\r\nimage;caption\r\na/1.png;A cat, a dog\r\n",
+        "image|caption\na/1.png|A cat, a dog\n",
+        "image,caption,,\na/1.png,\"A cat, a dog\",,\n",
+        "image,caption\na/1.png,\"A cat, a dog\",,,\n",
+        ",image,caption\n0,a/1.png,\"A cat, a dog\"\n",
+        "image;caption;weight\na/1.png;A cat, a dog;0,5\n",
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path, media, text):
+    sources.made(table(tmp_path, text), tmp_path / "out", media=[media])
+    (sample,) = sources.samples(tmp_path / "out", "caption")
+    assert sample.turns[1].text == "A cat, a dog" and sample.media[0].read() == (media / "a" / "1.png").read_bytes()
+    assert sample.turns[1].weight == (0.5 if "0,5" in text else 1)
+
+
+def test_quotes_of_a_table_with_tabs_take_no_other_row_along(tmp_path, media):
+    said = ['"A', 'B "b"', 'C"', '"D" d', '"E ""e"""', '"F\nf"', '"G']
+    text = "image\tcaption\n" + "".join(f"a/1.png\t{one}\n" for one in said)
+    report, refused = sources.made(table(tmp_path, text), tmp_path / "out", media=[media], per_shard=2)
+    assert (report.written, refused) == (7, [])
+    shown = [sample.turns[1].text for sample in sources.samples(tmp_path / "out", "caption")]
+    assert shown == ['"A', 'B "b"', 'C"', '"D" d', 'E "e"', "F\nf", '"G']
+
+
+def test_a_table_without_names_of_columns_is_told_what_to_type(tmp_path, media):
+    with pytest.raises(UsageError, match="its first line is a record") as told:
+        sources.made(table(tmp_path, "v_1.mp4;A cat\nv_1.mp4;A dog\n", "my list.csv"), tmp_path / "out", media=[media])
+    subprocess.run(told.value.hint, shell=True, check=True, cwd=tmp_path)
+    report, _ = sources.made(tmp_path / "new.csv", tmp_path / "out", media=[media])
+    assert report.written == 2
+    with pytest.raises(UsageError, match="CR alone") as told:
+        sources.made(table(tmp_path, "image,caption\ra/1.png,A cat\r", "old.csv"), tmp_path / "out", media=[media])
+    subprocess.run(told.value.hint, shell=True, check=True, cwd=tmp_path)
+    assert sources.made(tmp_path / "new.csv", tmp_path / "out2", media=[media])[0].written == 1
 
 
 def test_function_calls_get_turns_that_a_template_knows(tmp_path):
