@@ -51,7 +51,9 @@ def data_convert(
     form: Annotated[
         str,
         typer.Option(
-            "--format", metavar="NAME", help="auto, llava, alpaca, caption, question, video_chatgpt, videochat2, webvid"
+            "--format",
+            metavar="NAME",
+            help="auto, llava, alpaca, caption, question, video_chatgpt, videochat2, cauldron, webvid",
         ),
     ] = "auto",
     rename: Annotated[

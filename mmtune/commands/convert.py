@@ -48,6 +48,9 @@ def summary(report: Report, out: str) -> list[str]:
     lines += [
         f"  field {name} of {count} records holds bytes and was left out" for name, count in report.passed.items()
     ]
+    if report.empty:
+        names = ", ".join(report.empty[:4]) + f" and {len(report.empty) - 4} more" * (len(report.empty) > 4)
+        lines.append(f"  no {names}: all of their records were refused; the numbers of the others stay")
     lines += [f"every refused record: {folder}/convert.jsonl"] if report.refused else []
     return [*lines, f"in a recipe: data: ['{folder}/*.tar'], format: {{name: {report.format}}}"]
 

@@ -43,7 +43,8 @@ _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DATA = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{90,}={0,2}\s*")
 _SYSTEM = ("/proc", "/sys", "/dev")
-_BYTES = ("bytes", "data", "base64")
+BYTES = ("bytes", "data", "base64")
+"""Fields of an object with the content of a medium."""
 _NAMES = (
     "path", "file_name", "filename", "url", "uri", "src", "file", "name", "image", "video", "audio", "image_path",
     "video_path", "audio_path",
@@ -133,7 +134,7 @@ class Roots:
     def _object(self, value: dict[str, Any], kind: Kind | None) -> tuple[bytes, str]:
         """`{"bytes": ..., "path": ...}` and its kin; bytes count before names."""
         name = next((value[key] for key in _NAMES if isinstance(value.get(key), str) and value[key].strip()), "")
-        for key in _BYTES:
+        for key in BYTES:
             data = value.get(key)
             if isinstance(data, str) and data:
                 try:

@@ -10,11 +10,11 @@ from typing import Any
 from mmtune import registry
 from mmtune.data.convert import spellings, strict
 from mmtune.data.convert.base import Options, Row
-from mmtune.data.convert.media import Item, Roots
+from mmtune.data.convert.media import BYTES, Item, Roots
 from mmtune.data.convert.spellings import Spelling
 from mmtune.data.formats import _clips, _fields
 from mmtune.data.formats.base import Format, Record
-from mmtune.data.formats.llava import FIELDS
+from mmtune.data.formats.llava import FIELDS, part_word
 from mmtune.errors import DataError, Reason
 from mmtune.types import Kind
 
@@ -23,8 +23,8 @@ MAX_FRAMES = 10_000
 _MORE = _clips.WORDS | _fields.PART.keys()
 """What an object says of a medium beside its name, for the format to read or to refuse."""
 _FRAMES = ("frames", "video_frames")
-_PART = ("url", "path", "source", "bytes")
-"""Fields of a part of a turn that name its medium, beside one called as its kind."""
+_PART = ("url", "path", "source", "file", "name", *BYTES)
+"""Fields of a part of a turn that name its medium, beside those called as its kind."""
 _RATES = ("fps", "frame_rate", "video_fps")
 _PART_RATES = ("fps", "sample_fps", "raw_fps")
 
@@ -150,14 +150,14 @@ class _Draft:
         return found
 
     def _part(self, part: Any, found: dict[Kind, list[Any]]) -> Any:
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            return part
-        word = part["type"].removesuffix("_url").removeprefix("input_")
+        word = part_word(part) if isinstance(part, dict) else ""
         if word not in FIELDS:
             return part
         kind = FIELDS[word]
-        value = next((part[name] for name in (part["type"], word, *_PART) if part.get(name)), None)
-        rest = {name: one for name, one in part.items() if name not in ("type", part["type"], word, *_PART)}
+        names = (part.get("type"), word, f"{word}_url", f"{word}_path", kind, *_PART)
+        given = next((name for name in names if part.get(name)), "")
+        value = {given: part[given]} if given in BYTES else part.get(given)
+        rest = {name: one for name, one in part.items() if name not in ("type", *names)}
         new: Row = {"type": kind, **rest}
         if value is not None:
             found.setdefault(kind, []).append(value)
@@ -166,7 +166,7 @@ class _Draft:
                 rate = next((float(part[name]) for name in _PART_RATES if _positive(part.get(name))), None)
                 for name in _PART_RATES:
                     new.pop(name, None)
-            at = self._take({"bytes": value} if part.get("bytes") is value else value, kind, rate)
+            at = self._take(value, kind, rate)
             self._put.append(lambda names: new.__setitem__(kind, names[at]))
         return new
 

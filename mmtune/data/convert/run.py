@@ -40,8 +40,12 @@ class Report:
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     """Reason to the first record that was refused for it, in words."""
+    hint: str = ""
+    """What can be done about the first record that was refused."""
     passed: Counter[str] = field(default_factory=Counter)
     """Fields with bytes that were left out."""
+    empty: list[str] = field(default_factory=list)
+    """Names of shards that there are not, because every record of theirs was refused."""
     format: str = "llava"
     """The format that reads the shards."""
 
@@ -52,6 +56,7 @@ class Report:
         self.refused += len(note.refused)
         self.passed.update(note.passed)
         for line in note.refused:
+            self.hint = self.hint if self.reasons else line.get("try", "")
             self.reasons[line["reason"]] += 1
             self.first.setdefault(line["reason"], described(line))
 
@@ -158,12 +163,15 @@ def _made(job: Job, workers: int, mirror: Mirror | None, out: str, progress: Cal
     shards, count = [], 0
     for number, note in _notes(job, workers, mirror):
         report.take(note)
-        shards += [job.shard(number)] if note.bytes else []
+        if note.bytes:
+            shards.append(job.shard(number))
+        else:
+            report.empty.append(job.shard(number).name)
         count = number + 1
         progress(report)
     about = {
         "written": report.written, "refused": report.refused, "shards": report.shards, "bytes": report.bytes,
-        "reasons": dict(report.reasons), "left_out": dict(report.passed),
+        "reasons": dict(report.reasons), "left_out": dict(report.passed), "empty": report.empty,
     }  # fmt: skip
     lines = (line for number in range(count) for line in job.stored(number).refused)
     state.finish(job, about, shards, lines)
@@ -172,11 +180,11 @@ def _made(job: Job, workers: int, mirror: Mirror | None, out: str, progress: Cal
     if not report.written:
         (job.out / state.ABOUT).unlink()
         reason = next(iter(report.first.values()), "there is no record")
-        hint = "--media FOLDER says where media are; " * ("missing_key" in report.reasons)
+        hint = report.hint or "--media FOLDER says where media are" * ("missing_key" in report.reasons)
         raise UsageError(
             f"none of {report.refused} records could be written. {reason}",
             "records with their media",
-            f"{hint}all reasons are in {out.rstrip('/')}/{state.REPORT}",
+            f"{hint}; ".removeprefix("; ") + f"all reasons are in {out.rstrip('/')}/{state.REPORT}",
         )
     return report
 
@@ -217,6 +225,8 @@ def _fetched(
     try:
         return sent(number, Note.parse(pool.get(task).decode()))
     except MmtuneError as error:
+        if not error.hint and "Traceback" not in error.seen:
+            raise  # it is named already
         hint = "--workers 1 --resume shows the fault itself; a killed worker often means too little memory"
         raise MmtuneError(error.seen, "workers that live until the end", hint) from error
 
@@ -238,5 +248,9 @@ def _finished(out: Path, form: str) -> Report:
     tree = _stored(out)
     counts = {key: int(tree.get(key, 0)) for key in ("written", "refused", "shards", "bytes")}
     return Report(
-        **counts, reasons=Counter(tree.get("reasons", {})), passed=Counter(tree.get("left_out", {})), format=form
+        **counts,
+        reasons=Counter(tree.get("reasons", {})),
+        passed=Counter(tree.get("left_out", {})),
+        empty=list(tree.get("empty", [])),
+        format=form,
     )

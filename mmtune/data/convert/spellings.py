@@ -132,6 +132,21 @@ def _videochat2(row: Row) -> Row:
     return {**_without(row, "QA"), "conversations": talk}
 
 
+def _texts(row: Row) -> Row:
+    """Turns in pairs, as The Cauldron has them; media of the record come first."""
+    talk = []
+    for pair in row["texts"]:
+        if not isinstance(pair, dict):
+            raise bad_json(f"texts holds {str(pair)[:80]!r}", "objects with user and assistant")
+        talk += _said(_text(pair, "user"), _text(pair, "assistant"))
+    return {**_without(row, "texts"), "conversations": talk}
+
+
+def _are_pairs(value: Any) -> bool:
+    listed = value if isinstance(value, list) else []
+    return any(isinstance(one, dict) and {"user", "assistant"} <= one.keys() for one in listed)
+
+
 def _webvid(row: Row) -> Row:
     """A clip lies at PAGE_DIR/VIDEOID.mp4."""
     kept = _without(row, "page_dir", "videoid", "name")
@@ -180,6 +195,10 @@ SPELLINGS = {
         Spelling("alpaca", "instruction, input, output; also history, media", _has("instruction", "output"), _alpaca),
         Spelling("video_chatgpt", "q, a, video_id", _has("q", "a", "video_id"), _video_chatgpt),
         Spelling("videochat2", "video or image, and QA: a list of i, q, a", _has("QA"), _videochat2),
+        Spelling(
+            "cauldron", "images, and texts: a list of user, assistant",
+            lambda row: _are_pairs(row.get("texts")), _texts,
+        ),
         Spelling("webvid", "videoid, page_dir, name", _has("videoid", "page_dir", "name"), _webvid, "caption"),
         Spelling(
             "question", "question and answer, about a medium or none",
@@ -222,13 +241,18 @@ def choose(rows: Iterable[Row], name: str) -> Spelling:
             if spelling.knows(row):
                 return spelling
     has = f"records with the fields {', '.join(map(str, first))[:300]}" if first else "no record that can be read"
-    if (
-        first
-        and _field(first, CAPTIONS)
-        and any(str(key).lower() in ("url", "image_url", "video_url") for key in first)
-    ):
-        hint = "addresses are not fetched here: img2dataset and video2dataset make shards of them"
-    else:
-        hint = "say which field is which, as --rename clip_path=video --rename words=caption" if first else ""
+    hint = _advice(first) if first else ""
     listed = "; ".join(f"{spelling.name}: {spelling.about}" for spelling in SPELLINGS.values())
     raise UsageError(has, listed, hint)
+
+
+def _advice(row: Row) -> str:
+    """What can be done about records that no spelling knows, by the first of them."""
+    if all(isinstance(value, dict) for value in row.values()):
+        return "where each field is a record, make a list of them: jq '[.[]]' FILE > list.json"
+    lists = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        return f"where the records are the list {lists[0]}: jq '.[\"{lists[0]}\"]' FILE > list.json"
+    if _field(row, CAPTIONS) and any(str(key).lower() in ("url", "image_url", "video_url") for key in row):
+        return "addresses are not fetched here: img2dataset and video2dataset make shards of them"
+    return "say which field is which, as --rename clip_path=video --rename words=caption"

@@ -23,7 +23,7 @@ from mmtune.data.convert.media import Roots
 from mmtune.data.convert.records import Builder
 from mmtune.data.convert.sources import Source
 from mmtune.data.convert.spellings import SPELLINGS
-from mmtune.errors import DataError, MediaError, Reason
+from mmtune.errors import DataError, MediaError, MmtuneError, Reason
 
 NOTES = ".convert"
 """Folder of the notes, inside the folder of the shards, while a conversion goes on."""
@@ -83,10 +83,15 @@ class Job:
         return note if there == note.bytes else None
 
     def work(self, number: int, piece: Piece) -> bytes:
-        """Write the shard of a piece; returns its note as JSON. Raises OSError and UsageError."""
-        note = _shard(self.shard(number), self.builder(), sources.read(self.source, piece))
-        text = note.dump()
-        disk.write_file(self.note(number), text)
+        """Write the shard of a piece; returns its note as JSON. Raises MmtuneError: a disk that is full or fails."""
+        try:
+            note = _shard(self.shard(number), self.builder(), sources.read(self.source, piece))
+            text = note.dump()
+            disk.write_file(self.note(number), text)
+        except OSError as error:
+            seen = f"{error.filename or self.shard(number)}: {error.strerror or error}"
+            hint = "put that right, then the same command with --resume goes on"
+            raise MmtuneError(seen, "a source that can be read, and room for the shards", hint) from error
         return text.encode()
 
 

@@ -129,7 +129,7 @@ class Llava(Format):
             if isinstance(item, dict):
                 item = self.config.without(item)
                 _fields.refuse(item, _fields.PART, where)
-                kind = str(item.get("type", "")).removesuffix("_url").removeprefix("input_")
+                kind = part_word(item)
                 if kind == "text":
                     item = item.get("text")
                 elif kind in FIELDS and role != "assistant":
@@ -195,6 +195,12 @@ class Llava(Format):
                 return named
         seen = f"{where}: {field} is {str(value)[:80]!r}"
         raise DataError(Reason.bad_json, seen, "a name or a list of names")
+
+
+def part_word(part: dict[str, Any]) -> str:
+    """What a part of a turn is: `text`, or one of FIELDS; by its `type`, or without one by what it has."""
+    word = part["type"] if "type" in part else next((key for key in ("text", *FIELDS) if key in part), "")
+    return str(word).removesuffix("_url").removeprefix("input_").removeprefix("output_")
 
 
 def _fill(record: Record, turns: list[Said], media: dict[Kind, list[MediaRef]]) -> tuple[Turn, ...]:

@@ -68,6 +68,25 @@ def test_a_picture_however_it_is_named(tmp_path, media, row):
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_image", "image_url": "a/1.png"},
+        {"type": "image", "image_path": "a/1.png"},
+        {"type": "image", "name": "a/1.png"},
+        {"type": "image", "data": base64.b64encode(tars.PNG).decode(), "mimeType": "image/png"},
+        {"image": "a/1.png"},
+    ],
+)
+def test_parts_of_turns_in_the_words_of_others(tmp_path, media, part):
+    asked = {"role": "user", "content": [part, {"text": "What?"}]}
+    answer = {"role": "assistant", "content": [{"type": "output_text", "text": "A dot."}]}
+    sources.said([{"messages": [asked, answer]}], tmp_path, media=[media])
+    (sample,) = sources.samples(tmp_path / "out")
+    assert [one.read() for one in sample.media] == [tars.PNG]
+    assert [turn.text for turn in sample.turns] == ["What?", "A dot."]
+
+
+@pytest.mark.parametrize(
     ("row", "reason", "words"),
     [
         (talk(image="lost.png"), "missing_key", "lost.png is not there"),

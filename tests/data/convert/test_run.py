@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmtune import cli
+from mmtune.commands.convert import summary
 from mmtune.data.convert import write
 from mmtune.data.shards import Corpus
 from mmtune.errors import UsageError
@@ -184,6 +186,36 @@ def test_the_command(tmp_path, media):
     assert done.exit_code != 0 and len(sources.lines(tmp_path / "none")) == 1
     file.write_text("video,caption\nv_1.mp4,Back\n")  # mended: the same command works, with no word more
     assert CliRunner().invoke(cli.app, [*words[:-1], str(tmp_path / "none")]).exit_code == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_named_and_gone_on_with(tmp_path, media, workers):
+    file = tmp_path / "list.jsonl"
+    rows = [{"image": "a/1.png", "conversations": [TALK[0], {**TALK[1], "value": "x" * size}]} for size in (1, 90_000)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = [sys.executable, "-m", "mmtune", "data", "convert", str(file), "--media", str(media), "--per-shard", "1"]
+    words += ["--out", str(tmp_path / "out"), "--workers", workers]
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+    done = subprocess.run(words, preexec_fn=full, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode and "00001.tar" in done.stderr and "--resume" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*words, "--resume"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "2 written" in done.stdout and len(Corpus(tmp_path / "out")) == 2
+
+
+def test_shards_that_there_are_not_are_said(tmp_path, media):
+    rows = [{"image": name, "conversations": TALK} for name in ("a/1.png", "lost.png", "a/1.png")]
+    report, _ = sources.said(rows, tmp_path, media=[media], per_shard=1)
+    assert sorted(sources.shards(tmp_path / "out")) == ["00000.tar", "00002.tar"] and report.empty == ["00001.tar"]
+    file = tmp_path / "records.json"
+    again, _ = sources.made(file, tmp_path / "out", media=[media], per_shard=1, resume=True)
+    assert again.empty == report.empty and any("no 00001.tar" in line for line in summary(again, "out"))
+
+
+def test_the_hint_of_a_refused_record_is_that_of_all(tmp_path, media):
+    with pytest.raises(UsageError) as told:
+        sources.said([{"image": "a/1.png", "bbox": [1, 2, 3, 4], "conversations": TALK}], tmp_path, media=[media])
+    assert "--ignore" in told.value.hint and "convert.jsonl" in told.value.hint
 
 
 def test_the_size_of_a_shard_is_fitted(tmp_path, media, monkeypatch):

@@ -48,6 +48,8 @@ def test_other_published_spellings(tmp_path, media):
         ("v", {"q": "What?", "a": "A cat.", "video_id": "v_1"}, ["What?", "A cat."]),
         ("v2", {"video": "v_1.mp4", "QA": [{"i": "Answer.", "q": "A?", "a": "B"}, {"q": "C?", "a": "D"}]},
          ["Answer.\nA?", "B", "C?", "D"]),
+        ("c", {"video": "v_1.mp4", "texts": [{"user": "A?", "assistant": "B"}, {"user": "C?", "assistant": "D"}]},
+         ["A?", "B", "C?", "D"]),
         ("qa", {"video": "v_1.mp4", "question": "What?", "answer": "A cat."}, ["What?", "A cat."]),
     ):  # fmt: skip
         (tmp_path / name).mkdir()
@@ -167,6 +169,18 @@ def test_the_format_is_told_or_asked_for(tmp_path):
     talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
     report, refused = sources.said([{"q": 1}, {"conversations": talk}], tmp_path, format="llava")
     assert report.written == 1 and "fields q" in refused[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "words"),
+    [
+        ({"a": {"image": "a/1.png", "caption": "x"}, "b": {"image": "a/1.png", "caption": "y"}}, r"jq '\[\.\[\]\]'"),
+        ({"version": 1, "set": [{"image": "a/1.png", "caption": "x"}]}, r"jq '\.\[\"set\"\]'"),
+    ],
+)
+def test_records_inside_an_object_are_told_how_to_get_out(tmp_path, media, whole, words):
+    with pytest.raises(UsageError, match=words):
+        sources.said(whole, tmp_path, media=[media])
 
 
 def test_a_field_that_has_another_name(tmp_path, media):
