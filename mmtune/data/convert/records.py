@@ -64,22 +64,22 @@ class Builder:
             suffix = item.suffix if len(items) == 1 else f"{place}.{item.suffix}"
             found[suffix] = item.data
             names.append(f"{key}.{suffix}")
-        found["json"] = self._json(draft.named(names))
-        self._reader.sample(Record(key, found, key))
+        facts = self._plain(draft.named(names))
+        found["json"] = _json(facts)
+        self._reader.sample(Record(key, found, key))  # judges a NaN where it means something
+        if b"NaN" in found["json"] or b"Infinity" in found["json"]:
+            found["json"] = _json(strict.finite(facts))
         return found
 
-    def _json(self, facts: Row) -> bytes:
+    def _plain(self, facts: Row) -> Row:
+        """Facts as JSON has them; counts the fields with bytes, which are left out."""
         plain = {}
         for name, value in facts.items():
             lost: list[int] = []
             plain[str(name)] = strict.jsonable(value, lost)
             if lost:
                 self.passed[str(name)] = self.passed.get(str(name), 0) + 1
-        text = json.dumps(plain, ensure_ascii=False)
-        try:
-            return text.encode()
-        except UnicodeEncodeError:  # half a character in a field; the format judges those that it reads
-            return json.dumps(plain).encode()
+        return plain
 
 
 class _Draft:
@@ -193,6 +193,13 @@ class _Draft:
             raise DataError(Reason.video_limits, f"a video of {len(frames)} pictures", f"1 to {MAX_FRAMES}")
         data = [self.roots.item(frame, "image").data for frame in frames]
         return Item("video", film.join(data, rate, "a video in pictures"), "mkv")
+
+
+def _json(facts: Row) -> bytes:
+    try:
+        return json.dumps(facts, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character in a field; the format judges those that it reads
+        return json.dumps(facts).encode()
 
 
 def _without(value: Any, names: tuple[str, ...]) -> Any:

@@ -54,10 +54,8 @@ def loads(raw: bytes) -> Row:
 
 def jsonable(value: Any, lost: list[int]) -> Any:
     """A value of a table as JSON: dates as text; of bytes only how many, which `lost` is told, too."""
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): jsonable(one, lost) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -66,3 +64,12 @@ def jsonable(value: Any, lost: list[int]) -> Any:
         lost.append(len(value))
         return f"{len(value)} bytes, left out"
     return str(value)
+
+
+def finite(value: Any) -> Any:
+    """A value in which null stands for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

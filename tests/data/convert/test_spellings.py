@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from mmtune import config, registry
+from mmtune.data.shards import Corpus
 from mmtune.errors import UsageError
 from mmtune.recipe import Card
 from tests.data import sources
@@ -206,3 +207,16 @@ def test_side_fields_are_not_checked(tmp_path):
     file.write_text(f'[{{"conversations": {said}, "score": NaN, "note": "\\ud83d", "big": {"9" * 5000}}}]')
     report, refused = sources.made(file, tmp_path / "out")
     assert report.written == 1 and not refused and len(sources.samples(tmp_path / "out")) == 1
+
+
+def test_a_weight_or_a_range_that_is_no_number_is_refused_and_not_lost(tmp_path, media):
+    said = json.dumps(TALK)
+    (tmp_path / "a.json").write_text(
+        f'[{{"image": "a/1.png", "conversations": {said}, "weight": NaN}},'
+        f' {{"video": "v_1.mp4", "conversations": {said}, "end": Infinity}},'
+        f' {{"video": "v_1.mp4", "conversations": {said}, "end": 0.5, "score": Infinity}}]'
+    )
+    _, refused = sources.made(tmp_path / "a.json", tmp_path / "out", media=[media])
+    assert [line["reason"] for line in refused] == ["bad_weight", "bad_range"]
+    (record,) = Corpus(tmp_path / "out")
+    assert b"Infinity" not in record.files["json"] and sources.samples(tmp_path / "out")[0].media[0].end == 0.5
