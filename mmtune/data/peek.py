@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from mmtune import registry
-from mmtune.data import _names, _tar
+from mmtune.data import _keys, _tar
 from mmtune.data.formats.base import Record
 from mmtune.data.patterns import expand
 from mmtune.errors import DataError
@@ -20,6 +20,8 @@ RECORDS = 64
 """Most records looked at."""
 SHARDS = 3
 """Most shards looked at."""
+MEMBERS = 16
+"""Most members for each record looked at."""
 MEMBER = 1 << 30
 """Largest member read, bytes."""
 FORMATS = ("llava", "alpaca", "caption")
@@ -34,6 +36,8 @@ class Seen:
     """Shards of the patterns, all of them."""
     format: str
     """The format that reads most of the records."""
+    whole: bool = False
+    """Whether all records of all shards were looked at."""
     records: int = 0
     """Records looked at."""
     samples: list[Sample] = field(default_factory=list)
@@ -43,22 +47,20 @@ class Seen:
     refused: str = ""
     """Why the first one that it can't read is refused."""
 
-    @property
-    def whole(self) -> bool:
-        """Whether all records of all shards were looked at."""
-        return self.shards <= SHARDS and self.records < RECORDS
-
 
 def look(patterns: Sequence[str]) -> Seen:
-    """Look at the first records of the first shards.
+    """Look at the first records of the first shard, of one in the middle, and of the last: a set may be a mixture.
 
     Raises:
         DataError: no shards, or nothing in them that any format can read.
         UsageError: what is named there is no shard.
     """
     files = [Path(str(path)) for path in expand(patterns)]
-    records = list(islice((record for path in files[:SHARDS] for record in read(path)), RECORDS))
-    tried = [_read(records, name, len(files)) for name in (*FORMATS, *registry.names("data/formats"))]
+    chosen = [files[round(n * (len(files) - 1) / max(1, SHARDS - 1))] for n in range(min(SHARDS, len(files)))]
+    found = [read(path, -(-RECORDS // len(chosen))) for path in dict.fromkeys(chosen)]
+    records = [record for several, _ in found for record in several]
+    whole = len(found) == len(files) and all(all_of_it for _, all_of_it in found)
+    tried = [_read(records, name, len(files), whole) for name in (*FORMATS, *registry.names("data/formats"))]
     best = max(tried, key=lambda seen: len(seen.samples))  # the first of equals
     if not best.samples:
         why = f"; {best.refused}" if best.refused else ""
@@ -71,26 +73,33 @@ def look(patterns: Sequence[str]) -> Seen:
     return best
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a shard in their order; members that stand apart from the others of their sample make two."""
-    key, files = "", dict[str, bytes]()
+def read(path: Path, most: int) -> tuple[list[Record], bool]:
+    """The first records of a shard, and whether they are all of it."""
     with path.open("rb") as file:
-        for item in _tar.walk(file.fileno()):
-            named = _names.split(item.name) if isinstance(item, _tar.Member) and item.type == "0" else None
-            if named is None or item.size > MEMBER:  # type: ignore[union-attr]
-                continue
-            if named[0] != key and files:
-                yield Record(f"{path.name}/{key}", files, key)
-                files = {}
-            key = named[0]
-            files[named[1]] = os.pread(file.fileno(), item.size, item.offset)  # type: ignore[union-attr]
-    if files:
-        yield Record(f"{path.name}/{key}", files, key)
+        plain = (item for item in _tar.walk(file.fileno()) if isinstance(item, _tar.Member) and item.type == "0")
+        members = [item for item in islice(plain, most * MEMBERS) if item.size <= MEMBER]
+        places = _keys.keys(item.name for item in members)
+        groups: dict[str, dict[str, _tar.Member]] = {}
+        for item in members:
+            if item.name in places:
+                key, suffix = places[item.name]
+                groups.setdefault(key, {})[suffix] = item
+        whole = len(groups) <= most and next(plain, None) is None
+        if not whole and 1 < len(groups) <= most:
+            groups.popitem()  # may be cut
+        return [
+            Record(
+                f"{path.name}/{key}",
+                {suffix: os.pread(file.fileno(), item.size, item.offset) for suffix, item in files.items()},
+                key,
+            )
+            for key, files in islice(groups.items(), most)
+        ], whole
 
 
-def _read(records: Sequence[Record], name: str, shards: int) -> Seen:
+def _read(records: Sequence[Record], name: str, shards: int, whole: bool) -> Seen:
     chosen = registry.find("data/formats", name)
-    reader, seen = chosen(chosen.Config()), Seen(shards, name)
+    reader, seen = chosen(chosen.Config()), Seen(shards, name, whole)
     for record in records:
         seen.records += 1
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ from tests.media import make
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+TALK = [{"from": "human", "value": "<video>\nWhat is this?"}, {"from": "gpt", "value": "A film."}]
 
 
 def called(*words: str, answers: str | None = None) -> str:
@@ -85,6 +89,26 @@ def test_a_set_that_is_not_seen_whole_has_one_pass(here: Path) -> None:
     tars.shards(here / "shards", count=1, size=peek.RECORDS + 1)
     recipe = init("--data", "shards", *POCKET)
     assert recipe.schedule.epochs == 1 and recipe.streams["instruct"].data == ("./shards",)
+
+
+def test_a_mixture_is_seen_in_whatever_shard_it_lies(here: Path) -> None:
+    tars.shards(here / "shards", count=6, size=peek.RECORDS + 1)
+    facts = json.dumps({"video": "z.mp4", "conversations": TALK}).encode()
+    film = [("z.json", facts), ("z.mp4", make.video(count=8, rate=4))]
+    tars.write(here / "shards" / "00009.tar", film)
+    recipe = init("--data", "shards", *POCKET)
+    assert {kind for branch in recipe.model.branches.values() for kind in branch.kinds or ()} == {"image", "video"}
+    talks = [one for number in range(20) for one in tars.talk(f"{number:02d}")]
+    tars.write(here / "one.tar", [*talks, *film])
+    said = called("init", "--data", "one.tar", *POCKET, "--out", "b.yaml")
+    found = re.search(r"samples have up to (\d+) tokens", said)
+    assert found and int(found[1]) > 70, "of the film, which stands behind twenty pictures"
+
+
+def test_names_with_dots_are_samples_of_their_own(here: Path) -> None:
+    tars.write(here / "a.tar", [one for name in ("a.1", "a.2", "b", "c.1.x") for one in tars.talk(name)])
+    seen = peek.look(["a.tar"])
+    assert (seen.records, len(seen.samples), seen.whole) == (4, 4, True)
 
 
 def test_captions_and_conversations_get_streams_of_their_own(here: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmtune import config, disk, registry
 from mmtune.commands.init import parts, text
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError, UsageError
-from mmtune.types import KINDS, Kind
+from mmtune.types import KINDS, Kind, Sample
 
 if TYPE_CHECKING:
     from mmtune.data.peek import Seen
@@ -26,7 +26,7 @@ ASKED = {"image": "Describe the picture.", "video": "Describe the video.", "audi
 LENGTH = 2048
 """Tokens of an example where the data or the parts are not here to be measured."""
 TRIED = 8
-"""Samples of each stream that are measured."""
+"""Samples of each stream and of each set of kinds of media that are measured."""
 STEPS = 100
 """Least steps that the epochs of a small set of data come to."""
 HELD_OUT = 50
@@ -226,7 +226,8 @@ def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], S
             return []
         processor.length = None
         faults: list[MmtuneError] = []
-        for sample in found.samples[:TRIED]:
+        tried = _various(found.samples)
+        for sample in tried:
             try:
                 lengths.append(len(processor.example(sample)))
             except ConfigError:
@@ -234,9 +235,20 @@ def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], S
             except MmtuneError as error:
                 faults.append(error)
                 print(f"cannot be used: {error.seen}", file=sys.stderr)
-        if len(faults) == len(found.samples[:TRIED]):
+        if len(faults) == len(tried):
             raise faults[0]
     return lengths
+
+
+def _various(samples: Sequence[Sample]) -> list[Sample]:
+    """Some samples for each set of kinds of media, for each kind has a length of its own."""
+    taken: Counter[tuple[Kind, ...]] = Counter()
+    various = []
+    for sample in samples:
+        kinds = tuple(sorted({medium.kind for medium in sample.media}))
+        taken[kinds] += 1
+        various += [sample] if taken[kinds] <= TRIED else []
+    return various
 
 
 # ------------------------------------------------------------------------------------------------------------ text
