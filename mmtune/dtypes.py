@@ -101,15 +101,18 @@ def stored_in(files: Iterable[Path]) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def require_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+def require_finite(tensors: Mapping[str, Tensor], origin: str, held: torch.dtype | None = None) -> None:
     """Raise CheckpointError, with names, for NaN and infinity among weights that were read from `origin`.
 
     Where that is a folder of safetensors, the file that holds the first of them is named.
+
+    Args:
+        held: type in which they have to be finite; none is each one's own.
     """
     wrong = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.numel():
-            count = tensor.numel() - int(tensor.isfinite().sum())
+            count = tensor.numel() - int(tensor.to(held or tensor.dtype).isfinite().sum())
             if count:
                 wrong.append(f"{name} ({count:,} of {tensor.numel():,} values)")
     if wrong:

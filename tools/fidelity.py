@@ -12,6 +12,7 @@ else is a fault and is listed. The exit status is 1 then. `--write` puts the tab
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 Base = tuple[Path, list[str], str]
+Case = tuple[str, list[str], Any, str, str]
 SAME, REFUSED, FAULT, ABSENT = "=", "refused", "FAULT", ""
 BOTH = {"target_modules": ["q_proj", "v_proj"]}
 METHODS: dict[str, dict[str, Any]] = {
@@ -159,7 +161,7 @@ def based(kind: str, folder: Path) -> Base:
     return run, list(made.export or ()), next(iter(store.read_recipe(run).model.branches), "")
 
 
-def cases(run: Path, branch: str) -> Iterator[tuple[str, list[str], Any, str, str]]:
+def cases(run: Path, branch: str) -> Iterator[Case]:
     """(row, changes, edit of the recipe, names that are moved, the word that a refusal has to say) of a run."""
     from mmtune import config
     from mmtune.checkpoint import store
@@ -180,29 +182,32 @@ def cases(run: Path, branch: str) -> Iterator[tuple[str, list[str], Any, str, st
             yield row, [f"model.branches.{branch}.encoder.{name}={config.dump(value).strip()}"], None, "", name
 
 
-def one(kind: str, base: Base, case: tuple[str, list[str], Any, str, str], folder: Path) -> Any:
+def one(kind: str, base: Base, case: Case, folder: Path) -> Any:
     """(cell, why) for one case; (none, "") where the setting does not fit the run at all."""
     from mmtune.checkpoint import carry
     from mmtune.errors import MmtuneError
-    from tests.checkpoint.foreign.runs import variant
+    from tests.checkpoint.foreign.runs import varied
 
     run, options, _ = base
     _, changes, edit, moved, word = case
     here = Path(tempfile.mkdtemp(dir=folder))
     try:
-        changed = variant(run, here / "run", changes, moved, edit) if changes or edit else run
+        changed = varied(run, changes, moved, edit) if changes or edit else None
     except (MmtuneError, ImportError):
         return None, ""  # such a run cannot be made, so nobody exports it
-    before = sorted(path.name for path in here.iterdir())
     try:
-        carry.send(changed, kind, here / "out", options)
+        if changed is None:
+            carry.send(run, kind, here / "out", options)
+        else:
+            carry.send_opened(changed, kind, here / "out", options)
     except MmtuneError as error:
-        left = [name for name in sorted(path.name for path in here.iterdir()) if name not in before]
-        text = str(error)
+        left, text = sorted(path.name for path in here.iterdir()), str(error)
         named = bool(word) and (word in text or "tuner" in text or "trained" in text)
         return (REFUSED, "") if named and not left else (FAULT, f"{text} (left behind: {left or 'nothing'})")
     except Exception:
         return FAULT, traceback.format_exc()
+    finally:
+        shutil.rmtree(here)
     return SAME, ""
 
 
@@ -239,10 +244,8 @@ def main() -> int:
     options = parser.parse_args()
     from mmtune import registry
     from mmtune.checkpoint import carry
-    from mmtune.checkpoint.foreign.base import Foreign
 
-    found = {kind: registry.find(carry.ROOM, kind) for kind in registry.names(carry.ROOM)}
-    every = [kind for kind, one in found.items() if one.write is not Foreign.write]
+    every = [kind for kind in registry.names(carry.ROOM) if carry.writes(registry.find(carry.ROOM, kind))]
     if wrong := sorted(set(options.kinds) - set(every)):
         parser.error(f"no layout {', '.join(wrong)} that can be written; there are {', '.join(every)}")
     kinds = options.kinds or (list(SHORT) if options.short else every)

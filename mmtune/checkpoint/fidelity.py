@@ -15,19 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtune import dtypes
-from mmtune.checkpoint import probe, store
+from mmtune import config, dtypes
+from mmtune.checkpoint import probe
 from mmtune.checkpoint.foreign.base import Back, Foreign, Opened
+from mmtune.checkpoint.making import Made
 from mmtune.checkpoint.probe import Answer, Question
 from mmtune.errors import CheckpointError, MmtuneError
-from mmtune.types import Example, Media
+from mmtune.types import Example, Kind, Media
 
 SHALLOW = 8
 """Layers up to which the tolerance is that of the type; it grows with deeper models, as rounding does."""
 TEXT = "USER: what is this? a red circle"
 
-Build = Callable[[Foreign, Back, Path], Any]
-"""A run folder, or an encoder, out of what was written; from `mmtune.checkpoint.carry`."""
+Make = Callable[[], Any]
+"""Makes a run (`Made`), or an encoder with its weights."""
+Read = Callable[[Foreign, Back, Path], tuple[dict[str, Any], Make]]
+"""Reads what was written: what it says it is, as the tree of a recipe; and what makes it. From `carry`."""
 
 
 @dataclass
@@ -78,53 +81,69 @@ class Asked:
                 yield question.media, answer.example, answer.logits
 
 
-def check(asked: Asked, foreign: Foreign, run: Opened, folder: Path, scratch: Path, build: Build) -> None:
+def check(asked: Asked, foreign: Foreign, run: Opened, folder: Path, scratch: Path, read: Read) -> None:
     """Read an export back and compare it with the run.
 
-    Args:
-        build: makes a run folder, or a loaded encoder for a kind that brings in one alone.
+    The run is asked first and its weights are let go, so that memory for one model is enough.
 
     Raises:
         CheckpointError: what was written cannot be read, or is another model.
     """
     backs = foreign.back(run, folder, scratch)
+    heard: dict[str, Heard] = {}
+    if foreign.brings == "encoder":
+        heard = {branch: _hear(run.model.branches[branch].encoder) for back in backs for branch in back.branches}
+    else:
+        apart = {branch for back in backs for branch in back.apart}
+        questions = probe.questions(run.model)
+        asked.answers = [(one, probe.ask(run.model, one, one.branch, one.branch in apart)) for one in questions]
+    run.model.to("meta")
     for back in backs:
+        tree: dict[str, Any] = {}
         try:
-            made = build(foreign, back, scratch)
+            tree, make = read(foreign, back, scratch)
+            made = make()
         except MmtuneError as error:
+            told = _settings_unlike(run, back, tree)
             raise CheckpointError(
-                f"{asked.kind}: what was written cannot be read back: {error.seen}",
+                f"{asked.kind}: what was written cannot be read back: {error.seen}"
+                + (f"; not the same: {told}" if told else ""),
                 error.expected,
-                error.hint or "keep the run folder; the layout has no place for this run",
+                "the layout has no word for what is named here; keep the run folder, or train without it"
+                if told
+                else error.hint or "keep the run folder; the layout has no place for this run",
             ) from error
-        if isinstance(made, Path):
+        if isinstance(made, Made):
             _whole(asked, run, back, made)
         else:
-            _encoder(asked, run, back, made)
+            for branch in back.branches:
+                _encoder(asked, run, branch, made, heard[branch])
+        del made, make
     foreign.outside(folder, asked)
 
 
-def _encoder(asked: Asked, run: Opened, back: Back, made: Any) -> None:
+Heard = dict[Kind, tuple[Tensor, Tensor]]
+"""Kind of item to what an encoder is given of a probe, and its tokens."""
+
+
+def _hear(encoder: Any) -> Heard:
+    return {kind: probe.features(encoder, probe.item(encoder, kind)) for kind in encoder.kinds}
+
+
+def _encoder(asked: Asked, run: Opened, branch: str, made: Any, heard: Heard) -> None:
     """An encoder that was read back alone."""
-    ((branch, _),) = back.branches.items()
-    ours = run.model.branches[branch].encoder
     told = _unlike(run.recipe.model.branches[branch].encoder, made.config)
-    for kind in ours.kinds:
+    for kind, (item, tokens) in heard.items():
         if kind not in made.kinds:
             raise asked._other(f"branch {branch} takes no {kind}", told)
-        media = probe.item(ours, kind)
-        (item, tokens), (again, seen) = (probe.features(one, media) for one in (ours, made))
+        again, seen = probe.features(made, probe.item(run.model.branches[branch].encoder, kind))
         asked.close(f"what the encoder of {branch} is given of a probe ({kind})", item, again, told)
         asked.close(f"the features of {branch} for a probe ({kind})", tokens, seen, told)
 
 
-def _whole(asked: Asked, run: Opened, back: Back, folder: Path) -> None:
+def _whole(asked: Asked, run: Opened, back: Back, made: Made) -> None:
     """A run that was read back whole."""
-    questions = probe.questions(run.model)
-    ours = [probe.ask(run.model, one, one.branch, one.branch in back.apart) for one in questions]
-    asked.answers = list(zip(questions, ours, strict=True))
-    run.model.to("meta")  # its weights are written and it has been asked: there need not be room for both
-    model, _, recipe = store.load_run(folder, widen=True)
+    model, recipe = made.model, made.recipe
     _say_prompt(asked, run, back, recipe)
     _same_words(asked, run.model, model)
     for question, answer in asked.answers:
@@ -176,6 +195,23 @@ def _same_words(asked: Asked, ours: Any, theirs: Any) -> None:
         raise asked._other(
             f"the tokenizer gives {pairs[0]} in the run and {pairs[1]} there for {TEXT!r}, begin and end"
         )
+
+
+def _settings_unlike(run: Opened, back: Back, tree: dict[str, Any]) -> str:
+    """The settings in which the branches of a run differ from those of a tree that was read back."""
+    found = []
+    for branch, section in run.recipe.model.branches.items():
+        if "encoder" in tree:
+            parts = {"encoder": tree["encoder"]} if branch in back.branches else {}
+        else:
+            parts = (tree.get("model") or {}).get("branches", {}).get(back.branches.get(branch, branch), {})
+        for part in sorted({"encoder", "connector"} & parts.keys()):
+            ours, entry = getattr(section, part), parts[part]
+            if entry.get("name") != ours.name:
+                found.append(f"{part} {ours.name} (there {entry.get('name')})")
+            elif told := _unlike(ours, config.validate(type(ours), entry, part)):
+                found.append(f"{part} {told}")
+    return "; ".join(found)
 
 
 def _unlike(ours: Any, theirs: Any) -> str:

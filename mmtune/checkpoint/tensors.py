@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,17 +58,34 @@ def snapshot(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
     return copies
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a file that `safetensors.torch.load_file` reads. Raises OSError."""
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to a file that `safetensors.torch.load_file` reads, one after the other.
+
+    Args:
+        dtype: type that floating tensors are written in; none keeps each one's own.
+        metadata: texts for the header.
+
+    Raises OSError.
+    """
+
+    def held(name: str) -> torch.dtype:
+        own = tensors[name].dtype
+        return dtype if dtype is not None and own.is_floating_point else own
+
     # wide types first, so that every tensor begins at a multiple of its width
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, place = {}, 0
+    names = sorted(tensors, key=lambda name: (-held(name).itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
     for name in names:
-        tensor = tensors[name]
-        size = tensor.numel() * tensor.element_size()
+        size = tensors[name].numel() * held(name).itemsize
         header[name] = {
-            "dtype": _TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": _TYPES[held(name)],
+            "shape": list(tensors[name].shape),
             "data_offsets": [place, place + size],
         }
         place += size
@@ -77,7 +95,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     def chunks() -> Iterator[memoryview | bytes]:
         yield len(head).to_bytes(8, "little") + head
         for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            flat = tensors[name].detach().to("cpu", held(name)).contiguous().reshape(-1)
             if flat.numel():
                 yield flat.view(torch.uint8).numpy().data
 

@@ -22,11 +22,10 @@ def run(kind: str, paths: list[str], out: Path, options: list[str], changes: lis
 def show() -> None:
     """Print every kind with its roles and options."""
     from mmtune.checkpoint import carry
-    from mmtune.checkpoint.foreign.base import Foreign
 
     for name in registry.names(carry.ROOM):
         found = registry.find(carry.ROOM, name)
-        way = "in" if found.write is Foreign.write else "in and out"
+        way = "in and out" if carry.writes(found) else "in"
         print(f"{name}: {found.about} ({way})")
         for role in found.roles:
             print(f"  {f'[{role.name}=PATH]' if role.optional else f'{role.name}=PATH'}: {role.about}")

@@ -249,6 +249,8 @@ class Foreign(ABC):
     about: ClassVar[str] = ""
     """One line for `mmtune import --list`."""
     roles: ClassVar[tuple[Role, ...]] = ()
+    brings: ClassVar[Literal["run", "encoder", "llm"]] = "run"
+    """What it makes of its sources: a whole run, or one of its parts alone."""
 
     def __init__(self, config: ForeignConfig) -> None:
         self.config = config

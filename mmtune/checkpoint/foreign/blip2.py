@@ -30,6 +30,7 @@ class Blip2(Foreign):
     Config = Config
     config: Config
     about = "BLIP-2's image path: Q-Former over EVA ViT-g"
+    brings = "encoder"
     roles = (
         Role("blip2", "blip2_pretrained*.pth, or the same as safetensors"),
         Role("eva", f"{TOWER_FILE}; not needed where the other file holds visual_encoder.*", optional=True),

@@ -27,6 +27,7 @@ class Eva(Foreign):
     Config = Config
     config: Config
     about = "EVA ViT-g as published for BLIP-2"
+    brings = "encoder"
     roles = (Role("eva", f"{FILE}, or the same as safetensors"),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:

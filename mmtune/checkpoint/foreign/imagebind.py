@@ -53,6 +53,7 @@ class Imagebind(Foreign):
     Config = Config
     config: Config
     about = "ImageBind's sound or image tower (option modality); the published weights are not for commercial use"
+    brings = "encoder"
     roles = (Role("imagebind", FILE),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:

@@ -18,6 +18,7 @@ class Llm(Foreign):
     """Read only: what it writes is the layout that everybody reads."""
 
     about: ClassVar[str] = "a language model alone, pickled or in Meta's layout, to safetensors in transformers' layout"
+    brings = "llm"
     roles: ClassVar[tuple[Role, ...]] = (Role("folder", "folder with weights, config and tokenizer"),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:

@@ -68,6 +68,7 @@ class P2P(Foreign):
     Config = Config
     config: Config
     about = "P2P's point cloud classifiers, as the encoder p2p_points"
+    brings = "encoder"
     roles = (Role("weights", "a published .pth, or the same as safetensors"),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from mmtune import config, places
 from mmtune import model as models
 from mmtune.checkpoint import store
+from mmtune.checkpoint.foreign.base import Opened
 from mmtune.recipe import Recipe
 from tests.checkpoint.foreign.meta import transformers_folder
 
@@ -19,14 +22,22 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 def variant(run: Path, out: Path, changes: Sequence[str] = (), moved: str = "", edit: Edit | None = None) -> Path:
-    """A run folder with the weights of another one as far as it has them, under changed settings.
+    """The run folder of `varied`."""
+    made = varied(run, changes, moved, edit)
+    store.save_run(out, made.model, made.recipe)
+    return out
+
+
+def varied(run: Path, changes: Sequence[str] = (), moved: str = "", edit: Edit | None = None) -> Opened:
+    """A run in memory with the weights of one in a folder as far as that has them, under changed settings.
 
     Args:
         changes: a.b.c=value for the recipe.
         edit: changes the tree in place, before that.
         moved: a beginning of parameter names: those that train are shifted at random, as training would.
     """
-    tree = store.read_recipe(run).model_dump(mode="json")
+    tree, held = _held(run)
+    tree = copy.deepcopy(tree)
     if edit is not None:
         edit(tree)
     for text in changes:
@@ -36,7 +47,6 @@ def variant(run: Path, out: Path, changes: Sequence[str] = (), moved: str = "", 
         torch.manual_seed(0)
         model = models.build(recipe.model, weights=True)
         groups = store.groups_of(model, recipe)
-        held = store.load_run(run)[0].state_dict()
         with torch.no_grad():
             for file, tensors in store.trained_tensors(model, groups).items():
                 for name, tensor in tensors.items():
@@ -44,8 +54,13 @@ def variant(run: Path, out: Path, changes: Sequence[str] = (), moved: str = "", 
                         tensor.copy_(held[name])
                     if file in groups and name.startswith(moved or "\0"):
                         tensor.add_(MOVED * torch.randn_like(tensor))
-    store.save_run(out, model, recipe)
-    return out
+    return Opened(model.requires_grad_(False), recipe)
+
+
+@functools.lru_cache(maxsize=2)
+def _held(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Recipe and weights of a run folder, read once for many variants."""
+    return store.read_recipe(run).model_dump(mode="json"), store.load_run(run)[0].state_dict()
 
 
 def tuned(**settings: object) -> list[str]:

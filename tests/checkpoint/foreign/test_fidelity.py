@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import carry, store, written
 from mmtune.errors import CheckpointError
 from mmtune.tuners import _merge
 from tests.checkpoint.foreign.made import make
@@ -70,7 +70,7 @@ def test_a_merge_that_is_another_layer_is_found(llava: Path, tmp_path: Path, mon
     run = variant(llava, tmp_path / "run", tuned(method="lora", r=4, target_modules="[q_proj]"), moved="llm.")
     real = Linear.get_delta_weight
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 1.5 * real(self, adapter))
-    monkeypatch.setattr(carry, "write", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(written, "write_export", lambda *_: pytest.fail("something was written"))
     refused(run, "llava_hf", tmp_path, "hf_peft: lora", "layers.0.self_attn.q_proj", "off by")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import carry, making, store
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError
 from tests.checkpoint.foreign.makers import imagebind, pllava
 from tests.checkpoint.foreign.makers import llava_hf as tiny
@@ -193,7 +193,7 @@ def test_pictures_of_another_size_for_imagebind(tmp_path: Path) -> None:
     from mmtune import config
 
     entry = config.parse((second / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
-    encoder = carry._entry("encoders", {**entry, "weights": str(second)})
+    encoder = making.part_of("encoders", {**entry, "weights": str(second)})
     encoder.load_weights()
     grid = table[:, 1:].reshape(1, 2, 2, -1).permute(0, 3, 1, 2)
     wanted = F.interpolate(grid, scale_factor=2.0, mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import carry, making, store, written
 from mmtune.errors import UsageError
 from tests.checkpoint.foreign.made import KINDS, make, read
 
@@ -59,7 +59,7 @@ def _encoder(kind: str, made, folder: Path) -> None:
     from mmtune import config
 
     entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
-    built = carry._entry("encoders", {**entry, "weights": str(folder)})
+    built = making.part_of("encoders", {**entry, "weights": str(folder)})
     built.load_weights()
     foreign = carry.importer(kind, [*made.options, *(made.export or [])])
     if made.export is None:
@@ -67,7 +67,7 @@ def _encoder(kind: str, made, folder: Path) -> None:
     exported = foreign.write(_opened(built))
     out = folder.parent / "out"
     out.mkdir()
-    carry.write(exported, out)
+    written.write_export(exported, out)
     _same(made, out)
 
 
@@ -76,7 +76,7 @@ def _language_model(folder: Path) -> None:
     from mmtune import config
 
     entry = config.parse((folder / "llm.yaml").read_text(), "llm.yaml")["llm"]
-    built = carry._entry("llm", {**entry, "folder": str(folder)})
+    built = making.part_of("llm", {**entry, "folder": str(folder)})
     built.load_weights()
     assert built.tokenizer.encode("a red circle")
 
