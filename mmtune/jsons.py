@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,84 @@ MOST = 256 << 20
 """Bytes of the largest; tokenizers of large vocabularies take 20 MB."""
 MOST_VALUES = 20_000_000
 """Values in all, counted by their commas."""
+
+
+WHOLE = frozenset({
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings", "num_channels", "projection_dim", "image_size", "patch_size",
+    "num_local_experts", "num_experts", "dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of",
+})  # fmt: skip
+"""Settings of a model that are whole numbers."""
+LISTS = frozenset({"image_size", "patch_size"})
+"""Of these, those that may be height and width."""
+REAL = frozenset({"rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "ffn_dim_multiplier"})
+"""Settings that are numbers above zero."""
+TEXT = frozenset({"model_type", "hidden_act", "rope_type"})
+"""Settings that are words."""
+
+
+def sizes(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The settings of a model with whole numbers that are whole: 16.0 becomes 16, at any depth.
+
+    A setting that is absent or null is left to whoever reads it.
+
+    Args:
+        origin: for messages.
+
+    Raises CheckpointError: sizes, numbers and words of another kind, all of them.
+    """
+    wrong: list[str] = []
+    found = _sizes(tree, wrong)
+    if wrong:
+        raise CheckpointError(
+            f"{origin}: {', '.join(wrong[:8])}",
+            "a whole number for a size, a number above zero for a scale, a word for a name",
+            "compare the file with the one that was published",
+        )
+    return found
+
+
+def _sizes(tree: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+    found = {}
+    for key, value in tree.items():
+        fits = True
+        if isinstance(value, Mapping) and key not in WHOLE | REAL | TEXT:
+            value = _sizes(value, wrong)
+        elif value is None:
+            pass
+        elif key in WHOLE:
+            several = value if key in LISTS and isinstance(value, list) and len(value) == 2 else [value]
+            fits = all(_is_number(one) and one == math.floor(one) for one in several)
+            if fits:
+                value = [int(one) for one in several] if several is value else int(value)
+        elif key in REAL:
+            fits = _is_number(value) and value > 0
+        elif key in TEXT:
+            fits = isinstance(value, str)
+        if not fits:
+            wrong.append(f"{key} {value!r}"[:80])
+        found[key] = value
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def names(tree: Mapping[str, Any], value: Any) -> Iterator[str]:
+    """The settings that have a value, at any depth: what a library meant that said no more than it."""
+    for key, one in tree.items():
+        if isinstance(one, Mapping):
+            yield from names(one, value)
+        elif type(one) is type(value) and one == value:
+            yield key
+
+
+def told(error: Exception, tree: Mapping[str, Any]) -> str:
+    """What a library says of settings that it cannot use, in one line; with their names where it gives the value."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    meant = [name for one in error.args for name in names(tree, one)] if isinstance(error, KeyError) else []
+    return line + (f", which is {' and '.join(meant)}" if meant else "")
 
 
 def read(path: Path, most: int = MOST) -> dict[str, Any]:

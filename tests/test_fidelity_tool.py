@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOL = [sys.executable, str(ROOT / "tools/fidelity.py")]
 
 
-@pytest.mark.slow
-def test_the_short_form(tmp_path: Path) -> None:
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fidelity_tool", ROOT / "tools/fidelity.py")
+    found = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fidelity_tool", found)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_short_form(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     page = tmp_path / "page.md"
-    done = subprocess.run(
-        [*TOOL, "--short", "--write", str(page)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "9 exports of 4 layouts: 3 equal when loaded back, 6 refused by name, 0 otherwise" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["fidelity", "--short", "--write", str(page)])
+    assert tool.main() == 0, capsys.readouterr().out
+    assert "9 exports of 4 layouts: 3 equal when loaded back, 6 refused by name, 0 otherwise" in capsys.readouterr().out
     assert "| lora + dora | = |" in page.read_text() and "| lily | refused |" in page.read_text()
 
 
-def test_a_fault_is_counted_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("fidelity_tool", ROOT / "tools/fidelity.py")
-    tool = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "fidelity_tool", tool)
-    spec.loader.exec_module(tool)
+def test_a_fault_is_counted_and_ends_with_1(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     table = tool.Table()
     table.put("eva", "mean", tool.FAULT, "why")
     monkeypatch.setattr(tool, "of_kind", lambda kind, short: table)
@@ -38,16 +42,11 @@ def test_a_fault_is_counted_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, cap
     assert "1 otherwise" in capsys.readouterr().out
 
 
-def test_every_setting_of_an_encoder_is_in_the_table_or_a_size() -> None:
+def test_every_setting_of_an_encoder_is_in_the_table_or_a_size(tool: ModuleType) -> None:
     """A new setting has to be put into the table, or among the sizes that the weights tell."""
     from mmtune import registry
 
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import fidelity
-    finally:
-        sys.path.pop(0)
-    for name, rows in fidelity.SETTINGS.items():
-        known = {row.strip() for row in rows} | fidelity.SIZES.get(name, set()) | fidelity.ELSEWHERE
+    for name, rows in tool.SETTINGS.items():
+        known = {row.strip() for row in rows} | tool.SIZES.get(name, set()) | tool.ELSEWHERE
         fields = set(registry.find("encoders", name).Config.model_fields)
         assert not fields - known, f"{name}: {sorted(fields - known)} in no row of tools/fidelity"

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -218,11 +219,13 @@ def of_kind(kind: str, short: bool) -> Table:
     from mmtune.checkpoint.foreign import _files
     from tests.checkpoint.foreign.inside import converter
 
-    warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    _files.convert = converter()  # type: ignore[assignment]
     table = Table()
-    with tempfile.TemporaryDirectory(prefix="mmtune-fidelity-") as name:
+    with (
+        warnings.catch_warnings(action="ignore"),
+        mock.patch.object(_files, "convert", converter()),
+        tempfile.TemporaryDirectory(prefix="mmtune-fidelity-") as name,
+    ):
         folder = Path(name)
         base = based(kind, folder)
         for case in cases(base[0], base[2]):

@@ -8,6 +8,7 @@ it later. What is written appears under its final name when it is whole, or not 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def bring(
     foreign = importer(kind, options)
     with _whole(out) as (draft, scratch):
         sources = assign(foreign, paths, scratch)
-        with _making_sense_of(sources):
+        with _making_sense_of(sources, draft):
             imported = foreign.read(sources)
             facts = {
                 "imported from": f"{kind}: " + ", ".join(f"{name} {one.path.name}" for name, one in sources.items()),
@@ -115,16 +116,24 @@ def bring(
 
 
 @contextmanager
-def _making_sense_of(sources: Mapping[str, Source]) -> Iterator[None]:
+def _making_sense_of(sources: Mapping[str, Source], draft: Path) -> Iterator[None]:
     """Settings in published files go to several libraries, each of which fails in its own way where they make no sense:
-    sizes below zero, words for numbers, heads that do not divide a width. Raises CheckpointError instead."""
+    sizes below zero, words for numbers, heads that do not divide a width. Raises CheckpointError instead, and names
+    the sources where an error names the draft, which nobody finds afterwards."""
+    origin = ", ".join(map(str, sources.values()))
+    parts = re.compile(re.escape(str(draft)) + r"(?:/parts/(\w+))?")
     try:
         yield
-    except (MmtuneError, OSError):
+    except OSError:
+        raise
+    except MmtuneError as error:
+        seen = parts.sub(lambda found: str(sources.get(found[1], origin)), error.seen)
+        if seen != error.seen:
+            raise CheckpointError(seen, error.expected, error.hint) from error
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{', '.join(map(str, sources.values()))}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
+            f"{origin}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
             "settings that a model can be made of",
             "compare the JSON files with those that were published; MMTUNE_DEBUG=1 shows where this happened",
         ) from error
@@ -203,11 +212,11 @@ def _read_back(foreign: Foreign, back: Back, scratch: Path) -> tuple[dict[str, A
     draft = scratch / "back"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    with _making_sense_of(back.sources):
+    with _making_sense_of(back.sources, draft):
         imported = reader.read(back.sources)
 
     def make() -> Any:
-        with _making_sense_of(back.sources):
+        with _making_sense_of(back.sources, draft):
             if reader.brings == "encoder":
                 return making.make_part(imported, draft)
             return making.make_model(imported, draft, ("model.llm.dtype=float32",))

@@ -72,8 +72,7 @@ class HfVision(ImageEncoder):
             raise
         except Exception as error:  # the library raises whatever sizes that do not go together lead to
             raise CheckpointError(
-                f"{text}: no tower can be made of config.json: {type(error).__name__}: "
-                + " ".join(str(error).split())[:300],
+                f"{text}: no tower can be made of config.json: {jsons.told(error, self.structure)}",
                 "sizes that go together",
                 "copy the folder again",
             ) from error
@@ -154,8 +153,8 @@ def _trees(text: str, revision: str | None) -> tuple[dict[str, Any], dict[str, A
         return known
     folder = locate(text, revision, ("config.json", "preprocessor_config.json"))
     file = folder / "preprocessor_config.json"
-    settings = jsons.read(folder if folder.suffix == ".json" else folder / "config.json")
-    return settings, jsons.read(file) if file.is_file() else {}
+    plan = folder if folder.suffix == ".json" else folder / "config.json"
+    return jsons.sizes(jsons.read(plan), str(plan)), jsons.read(file) if file.is_file() else {}
 
 
 def _vision_config(tree: dict[str, Any], origin: str) -> PreTrainedConfig:

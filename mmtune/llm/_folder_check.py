@@ -29,9 +29,11 @@ MOST: dict[str, int] = {
 INDEX = "model.safetensors.index.json"
 
 
-def check(folder: Path) -> None:
-    """Raise CheckpointError for a folder whose settings lead outside of it, or to a model of absurd size."""
+def check(folder: Path) -> dict[str, Any]:
+    """The settings in config.json. Raises CheckpointError for those that lead outside of the folder, or to a model of
+    absurd size."""
     plan = jsons.read(folder / "config.json")
+    jsons.sizes(plan, f"{folder / 'config.json'}")
     for tree in (plan, plan.get("text_config")):
         if isinstance(tree, dict):
             _sizes(folder, tree)
@@ -57,6 +59,7 @@ def check(folder: Path) -> None:
                 "`weight_map`",
                 "copy the file again",
             )
+    return plan
 
 
 def _sizes(folder: Path, tree: Mapping[str, Any]) -> None:

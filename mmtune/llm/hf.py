@@ -22,7 +22,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtune import dtypes, places
+from mmtune import dtypes, jsons, places
 from mmtune.errors import CheckpointError, ModelError
 from mmtune.llm import _attention, _folder_check, _known, _tokenizer
 from mmtune.llm._attention import Call, Extra, Prefix
@@ -121,8 +121,7 @@ class HF(LLM):
             import_module("transformers.modeling_layers")
             from transformers import AutoConfig, AutoModelForCausalLM
 
-        if self.folder is not None:
-            _folder_check.check(self.folder)
+        tree = _folder_check.check(self.folder) if self.folder is not None else dict(self._plan or {})
         try:
             if self.folder is None:
                 plan = AutoConfig.for_model(**self._plan)
@@ -135,9 +134,9 @@ class HF(LLM):
                 ).eval()
         except Exception as error:  # the library raises whatever a config that makes no sense leads to
             raise CheckpointError(
-                seen=f"{self._origin}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
+                seen=f"{self._origin}: {jsons.told(error, tree)}",
                 expected="config.json of a model that transformers knows, with sizes that go together",
-                hint="copy the folder again",
+                hint="compare config.json with the one that was published",
             ) from error
 
     def load_weights(self) -> None:

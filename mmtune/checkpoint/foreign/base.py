@@ -93,12 +93,12 @@ class Source:
         return self._memory[1][name] if self._memory and self.has(name) else self.file(name)
 
     def json(self, name: str = "config.json") -> dict[str, Any]:
-        """A JSON object. Raises CheckpointError."""
+        """A JSON object, its sizes as `jsons.sizes` has them. Raises CheckpointError."""
         if self._memory:
             if name not in self._memory[1]:
                 raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published")
             return dict(self._memory[1][name])
-        return jsons.read(self.file(name))
+        return jsons.sizes(jsons.read(self.file(name)), f"{self.path / name if self.is_folder else self.path}")
 
     def tensors(self, inside: Sequence[str] = (), pattern: str | None = None) -> dict[str, Tensor]:
         """All tensors by published name: one file, or a folder with or without an index of shards.
