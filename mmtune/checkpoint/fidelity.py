@@ -186,6 +186,7 @@ def _say_prompt(asked: Asked, run: Opened, back: Back, recipe: Any) -> None:
         asked.notes.append(f"the run talks with the prompt `{mine}`, readers of this layout with `{there}`")
     else:
         asked.notes.append(f"the prompt is `{mine}`")
+    asked.notes += back.notes
 
 
 def _same_words(asked: Asked, ours: Any, theirs: Any) -> None:

@@ -33,12 +33,26 @@ def init(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The YAML file to write.")] = None,
     connector: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="From `mmtune list connectors`.", autocompletion=room("connectors")),
+        typer.Option(
+            metavar="NAME",
+            help="From `mmtune list connectors`; else what suits the parts. `mmtune export` has a place for pool "
+            "(videos, --method lora) and mlp (pictures).",
+            autocompletion=room("connectors"),
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="NAME", help="From `mmtune list prompts`.", autocompletion=shelf("prompts"))
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data.")] = None,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PART",
+            min=0,
+            max=0.9,
+            help="Part of the records to keep for validation, as 0.1; else 0.05 from 50 records on.",
+        ),
+    ] = None,
     kinds: Annotated[
         str | None, typer.Option(metavar="KIND,...", help="Media of data that are not on this machine.")
     ] = None,
@@ -59,6 +73,7 @@ def init(
             connector=connector,
             prompt=prompt,
             epochs=epochs,
+            hold_out=hold_out,
             kinds=tuple(filter(None, (kinds or "").split(","))),
         )
     )

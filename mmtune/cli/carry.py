@@ -52,12 +52,25 @@ def import_(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    kind: Annotated[str, typer.Option(help="A name from `mmtune import --list`.", autocompletion=kinds)],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the published layout.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="The layout: a name from `mmtune import --list`.", autocompletion=kinds),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="New folder for the published layout.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind.")] = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Write a run in a published layout, for the programs that read that."""
+    """Write a run in a published layout, for the programs that read that.
+
+    A layout has a place for some parts only. Of recipes by `mmtune init`, videos with --method lora --connector pool
+    can leave as pllava, pictures with --connector mlp and the method connector, lora or full as llava_hf.
+    """
     from mmtune.commands import export as command
 
+    if kind is None or out is None:
+        raise UsageError(
+            seen="mmtune export without " + " and ".join(["--kind"] * (kind is None) + ["--out"] * (out is None)),
+            expected="mmtune export RUN --kind KIND --out FOLDER, with one of " + ", ".join(command.kinds()),
+            hint="pllava for videos behind the connector pool, llava_hf for pictures behind mlp; mmtune export --help",
+        )
     command.run(run, kind, out, option or [])

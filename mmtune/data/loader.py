@@ -87,7 +87,7 @@ class Stream:
             self.formats += [source.format] * len(found)
         self.corpus = Corpus(paths, **options)
         if not len(self.corpus):
-            raise ConfigError(f"stream {name}: no samples in {len(paths)} shards", "at least one sample")
+            raise _nothing(name, len(paths), **options)
 
     def sample(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Sample:
         """The conversation of a sample. Raises DataError."""
@@ -108,6 +108,20 @@ class Stream:
             if found.intersection(kinds):
                 return True
         return False
+
+
+def _nothing(
+    name: str, shards: int, held_out: float = 0.0, only_held_out: bool = False, **_: Any
+) -> ConfigError:
+    where = f"{shards} shard{'' if shards == 1 else 's'}"
+    if not held_out:
+        return ConfigError(f"stream {name}: no samples in {where}", "at least one sample", "mmtune data check")
+    side = "holds out none" if only_held_out else "leaves none to train on"
+    return ConfigError(
+        f"stream {name}: eval.fraction = {held_out:g} {side} of the samples in {where}",
+        "at least one sample on either side; which ones, a hash of their names says",
+        f"a {'larger' if only_held_out else 'smaller'} eval.fraction, or eval.streams with shards of their own",
+    )
 
 
 @dataclass(frozen=True)

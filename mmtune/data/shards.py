@@ -334,8 +334,7 @@ class Corpus:
         """Whether a sample is on this side of the split."""
         if not self._held_out:
             return True
-        drawn = _hash(f"held out {_id(index.name, group)}") / 2**64
-        return (drawn < self._held_out) == self._only_held_out
+        return (drawn(_id(index.name, group)) < self._held_out) == self._only_held_out
 
 
 class _Files(Mapping[str, bytes]):
@@ -359,6 +358,11 @@ class _Files(Mapping[str, bytes]):
 
 def _id(label: str, group: Group) -> str:
     return f"{label}/{group.key}" + (f"#{group.ordinal}" if group.ordinal else "")
+
+
+def drawn(sample: str) -> float:
+    """A number in 0..1 by the name of a sample, as shard/sample; those below `held_out` are held out."""
+    return _hash(f"held out {sample}") / 2**64
 
 
 def _beside(path: Path | Remote) -> Path:

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from mmtune import config
 from mmtune.cli import app, begin
 from mmtune.commands.init import text
-from mmtune.data import peek
+from mmtune.data import build, peek
 from mmtune.errors import ConfigError, DataError, MmtuneError, UsageError
-from mmtune.recipe import Recipe, require_training
+from mmtune.recipe import EvalSection, Recipe, require_training
 from tests.data import tars
 from tests.encoders import tiny as encoders
 from tests.llm import tiny as llms
@@ -131,8 +131,49 @@ def test_a_pool_by_name_is_the_published_one_and_can_leave(here: Path) -> None:
     assert recipe.run.feature_cache == "runs/features"
     quick = ["schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "run.workers=0"]
     called("train", "./made.yaml", *quick, "--out", "run")
-    said = called("export", "run", "--kind", "pllava", "--option", "lora_alpha=32", "--out", "out")
+    said = called("export", "run", "--kind", "pllava", "--out", "out")
     assert "compared with the run" in said and (here / "out" / "model.safetensors").is_file()
+    assert "it is lora_alpha = 32" in said, "whoever reads the layout has to know it"
+
+
+def test_a_tuned_model_of_pictures_behind_mlp_can_leave(here: Path) -> None:
+    tars.shards(here / "shards", count=1, size=3)
+    init("--data", "shards/*.tar", *POCKET, "--method", "full", "--connector", "mlp")
+    quick = ["schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "run.workers=0"]
+    called("train", "./made.yaml", *quick, "--out", "run")
+    assert "compared with the run" in called("export", "run", "--kind", "llava_hf", "--out", "out")
+
+
+def test_a_run_without_a_layout_is_told_which_part_stands_in_the_way(here: Path) -> None:
+    tars.shards(here / "shards", count=1, size=3)
+    init("--data", "shards/*.tar", *POCKET)
+    called("train", "./made.yaml", "schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "--out", "run")
+    with pytest.raises(MmtuneError) as caught:
+        called("export", "run", "--kind", "pllava", "--out", "out")
+    assert "tuners (none)" in caught.value.seen
+    assert "norm: true, bins: true, out_norm: true, match_scale: true, hidden: 256" in caught.value.seen
+    assert "--method lora --connector pool" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="without --kind") as caught:
+        called("export", "run", "--out", "out")
+    assert "llava_hf, p2p, pllava" in caught.value.expected and " llm," not in caught.value.expected
+    assert not (here / "out").exists()
+
+
+def test_of_few_samples_some_are_held_out_when_asked(here: Path) -> None:
+    """Which ones, a hash of their names says; of five it would say none for many a fraction."""
+    captions(here / "clips", count=5)
+    for part in ("0.02", "0.2", "0.9"):
+        recipe = init("--data", "clips/*.tar", *POCKET, "--hold-out", part)
+        (held,) = build.held_out_of(recipe, {"caption": None})  # type: ignore[dict-item]
+        (rest,) = build.streams_of(recipe, {"caption": None})  # type: ignore[dict-item]
+        assert len(held.corpus) >= 1 and len(rest.corpus) >= 1 and len(held.corpus) + len(rest.corpus) == 5
+        (here / "made.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"eval\.fraction = 1e-06 holds out none of the samples in 1 shard") as caught:
+        build.held_out_of(recipe.model_copy(update={"eval": EvalSection(fraction=1e-6)}), {"caption": None})  # type: ignore[dict-item]
+    assert "larger eval.fraction" in str(caught.value.hint)
+    captions(here / "one", count=1)
+    with pytest.raises(UsageError, match="a stream has 1 of the samples"):
+        init("--data", "one/*.tar", *POCKET, "--hold-out", "0.5")
 
 
 def test_sounds_go_to_the_branch_that_hears(here: Path) -> None:

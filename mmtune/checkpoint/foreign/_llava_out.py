@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,61 @@ from mmtune.checkpoint.foreign.base import Opened
 from mmtune.errors import CheckpointError
 
 IMAGE = "<image>"
+LEAVING = (
+    "keep the run folder, or train a recipe that has a place: mmtune init --method lora --connector pool for videos "
+    "(--kind pllava), --connector mlp with --method connector, lora or full for pictures (--kind llava_hf)"
+)
+"""What to choose for a run that is to leave."""
 RESAMPLE = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}
 
 
-def branch_of(run: Opened, connector: str, encoder_name: str = "hf_vision") -> tuple[Any, Any]:
+def branch_of(
+    run: Opened, connector: str, encoder_name: str = "hf_vision", wrong: Sequence[str] = (), tuners: str = ""
+) -> tuple[Any, Any]:
     """(encoder, connector) of a run that the layout has a place for; a `clip` comes as the same `hf_vision`.
+
+    Args:
+        wrong: parts of the run that the layout has no place for besides.
+        tuners: what the layout wants of them.
 
     Raises:
         CheckpointError: other parts than that; each is named.
     """
-    wrong = []
+    wrong = list(wrong)
     names = {name: (one.encoder.name, one.connector.name) for name, one in run.recipe.model.branches.items()}
     fitting = [(encoder_name, connector), *([("clip", connector)] if encoder_name == "hf_vision" else [])]
     if len(names) != 1 or next(iter(names.values())) not in fitting:
         listed = "; ".join(f"{name}: {first} and {second}" for name, (first, second) in names.items())
         wrong.append(f"branches {listed or '(none)'}")
+    else:
+        (branch,) = run.model.branches.values()
+        wrong += _settings_besides(branch.connector, run.model.llm.width)
     if run.recipe.model.llm.name != "hf":
         wrong.append(f"llm {run.recipe.model.llm.name}")
     if run.recipe.model.fusion.name != "tokens":
         wrong.append(f"fusion {run.recipe.model.fusion.name}")
     if not wrong:
-        branch = next(iter(run.model.branches.values()))
-        strange = [name for name, _ in branch.connector.named_parameters() if name.startswith(("scale.", "norm."))]
-        config = branch.connector.config
-        if strange or config.hidden not in (None, run.model.llm.width) or getattr(config, "depth", 2) != 2:
-            wrong.append("a connector that is not two linear layers of the language model's width")
-        if not wrong:
-            is_open_clip = branch.encoder.config.name == "clip"
-            return as_transformers(branch.encoder) if is_open_clip else branch.encoder, branch.connector
+        is_open_clip = branch.encoder.config.name == "clip"
+        return as_transformers(branch.encoder) if is_open_clip else branch.encoder, branch.connector
     raise CheckpointError(
-        "a run with " + "; ".join(wrong),
-        f"one branch of {' or '.join(first for first, _ in fitting)} and {connector}, llm hf, fusion tokens",
-        "other runs have no place in this layout",
+        "this layout has no place for " + "; ".join(wrong),
+        f"one branch of {' or '.join(first for first, _ in fitting)} and {connector} as published, llm hf, "
+        "fusion tokens" + (f", tuners {tuners}" if tuners else ""),
+        LEAVING,
     )
+
+
+def _settings_besides(connector: Any, width: int) -> list[str]:
+    """Settings of a connector that make it another than the published two linear layers with GELU between them."""
+    config = connector.config
+    wrong = [f"{name}: true" for name in ("norm", "bins", "out_norm", "match_scale") if getattr(config, name, False)]
+    if getattr(config, "gain", None) is not None:
+        wrong.append(f"gain: {config.gain:g}")
+    if config.hidden not in (None, width):
+        wrong.append(f"hidden: {config.hidden} (the language model has {width})")
+    if getattr(config, "depth", 2) != 2:
+        wrong.append(f"depth: {config.depth}")
+    return [f"the connector's {', '.join(wrong)}"] if wrong else []
 
 
 def check_inner(encoder: Any) -> None:

@@ -229,6 +229,8 @@ class Back:
     """Prompt template that the layout's readers use, where no option chooses one."""
     apart: tuple[str, ...] = ()
     """Branches whose encoder stays behind on purpose, so that comparing begins with the connector."""
+    notes: tuple[str, ...] = ()
+    """Lines for whoever exports: what the layout leaves to those who read it."""
 
 
 @dataclass

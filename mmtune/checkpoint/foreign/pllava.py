@@ -34,7 +34,7 @@ from mmtune.checkpoint.foreign.base import (
     Source,
 )  # fmt: skip
 from mmtune.checkpoint.keymap import KeyMap, Rule
-from mmtune.errors import CheckpointError
+from mmtune.errors import CheckpointError, ConfigError
 
 WRAP = "base_model.model."
 LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -43,9 +43,9 @@ OURS = "llm.model.model."
 
 
 class Config(ForeignConfig):
-    lora_alpha: float = Field(ge=0, allow_inf_nan=False)
-    """Scale of the LoRA times its rank. Trained with 32; the published scripts run the 7B, 13B and 34B weights with
-    4, which the paper calls post-training optimisation."""
+    lora_alpha: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """For import, which needs it: scale of the LoRA times its rank. Trained with 32; the published scripts run the 7B,
+    13B and 34B weights with 4, which the paper calls post-training optimisation."""
     prompt: str = "pllava"
     """Prompt template: pllava for 7B and 13B, pllava_34b for 34B, and those of the benchmarks."""
 
@@ -98,6 +98,12 @@ class Pllava(Foreign):
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         source = sources["folder"]
+        if self.config.lora_alpha is None:
+            raise ConfigError(
+                "pllava without lora_alpha, which its files do not tell",
+                "the scale of the LoRA times its rank",
+                "--option lora_alpha=32 as the published weights were trained, lora_alpha=4 as their scripts run them",
+            )
         plan = source.json()
         _llava.check(plan, ("llava", "pllava"))
         tensors = source.tensors()
@@ -176,14 +182,10 @@ class Pllava(Foreign):
         }
 
     def write(self, run: Opened) -> Exported:
-        encoder, connector = _llava_out.branch_of(run, "pool")
         tuners = run.recipe.model.tuners
-        if len(tuners) != 1 or getattr(tuners[0], "method", None) != "lora" or tuners[0].adapter != "default":
-            raise CheckpointError(
-                f"a run with tuners {', '.join(tuner.name for tuner in tuners) or '(none)'}",
-                "one LoRA, with the adapter name default",
-                "a run without tuners is a LLaVA: --kind llava_hf",
-            )
+        single = len(tuners) == 1 and getattr(tuners[0], "method", None) == "lora" and tuners[0].adapter == "default"
+        wrong = [] if single else [f"tuners {', '.join(tuner.name for tuner in tuners) or '(none)'}"]
+        encoder, connector = _llava_out.branch_of(run, "pool", wrong=wrong, tuners="one LoRA (adapter: default)")
         ours: dict[str, Tensor] = {f"sight:{name}": t for name, t in encoder.tower.state_dict().items()}
         ours |= {f"{SIGHT}.connector.{name}": t for name, t in connector.state_dict().items()}
         llm = {}
@@ -220,9 +222,10 @@ class Pllava(Foreign):
     def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
         (branch,) = run.recipe.model.branches
         # the layout leaves the scale to whoever uses it, so that of the run is what it is compared at
-        options = {"lora_alpha": run.recipe.model.tuners[0].options.get("lora_alpha", 8)}
-        options["prompt"] = run.recipe.chat.prompt
-        return [Back({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"})]
+        alpha = run.recipe.model.tuners[0].options.get("lora_alpha", 8)
+        options = {"lora_alpha": alpha, "prompt": run.recipe.chat.prompt}
+        note = f"the layout does not hold the scale of the LoRA; of this run it is lora_alpha = {alpha:g}"
+        return [Back({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"}, notes=(note,))]
 
 
 def pairs(tensors: Mapping[str, Tensor]) -> tuple[list[str], int]:

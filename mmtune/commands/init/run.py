@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune import config, disk, registry
 from mmtune.commands.init import parts, text
+from mmtune.data import shards
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError, UsageError
 from mmtune.types import KINDS, Kind, Sample
 
@@ -45,6 +47,8 @@ class Answers:
     connector: str | None = None
     prompt: str | None = None
     epochs: float | None = None
+    hold_out: float | None = None
+    """Part of the samples for validation; none leaves it to their number, 0 holds out none."""
     kinds: tuple[str, ...] = ()
     """Kinds of media of data that are not on this machine."""
 
@@ -60,7 +64,7 @@ def run(answers: Answers) -> None:
     seen = _seen(answers)
     tree = _tree(answers, seen)
     told = [f"{', '.join(data)}: {_said(found)}" for data, found in seen]
-    fitted, notes = _fit(tree, seen)
+    fitted, notes = _fit(tree, seen, answers.hold_out)
     source = _head(answers) + text.written(fitted, _REMARKS)
     config.validate(_recipe(), config.parse(source, str(answers.out)), str(answers.out))
     disk.write_file(answers.out, source)
@@ -179,7 +183,9 @@ def _format(name: str, kinds: Sequence[Kind]) -> dict[str, Any]:
     return {"name": name, **({"prompts": asked} if name == "caption" and len(asked) == 1 else {})}
 
 
-def _fit(tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> tuple[dict[str, Any], list[str]]:
+def _fit(
+    tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None]], hold_out: float | None
+) -> tuple[dict[str, Any], list[str]]:
     """The tree with lengths and epochs that fit the data, and what was found by building the model without weights."""
     from mmtune import model as models
     from mmtune import params
@@ -198,18 +204,39 @@ def _fit(tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None
     rows = 8 if tree["run"]["precision"] == "fp32" else 4
     tree["run"] |= {"length": length, "batch_tokens": rows * length}
     found = [one for _, one in seen if one is not None]
-    if all(one.whole for one in found) and len(found) == len(seen):
-        samples = sum(len(one.samples) for one in found)
+    whole = all(one.whole for one in found) and len(found) == len(seen)
+    samples = sum(len(one.samples) for one in found)
+    if whole:
         steps = samples / max(1.0, rows * length / mean)  # of one epoch
         if tree["schedule"]["epochs"] == 1.0:
             tree["schedule"]["epochs"] = float(max(1, min(500, round(STEPS / max(steps, 1e-3)))))
-        enough = samples >= HELD_OUT
-    else:
-        enough = True
-    if enough:
-        tree["eval"] = {"every": 100 if rows == 8 else 500, "fraction": 0.05}
+    notes = [f"samples have up to {longest:,} tokens", table.splitlines()[-1]]
+    if hold_out is None:
+        hold_out = 0.0 if whole and samples < HELD_OUT else 0.05
+    if hold_out:
+        if whole:
+            hold_out, count = _split(found, hold_out)
+            notes.append(f"held out for validation: {count} of {samples} samples")
+        tree["eval"] = {"every": 100 if rows == 8 else 500, "fraction": hold_out}
         tree["chat"] = tree.pop("chat")  # the last section, as in `Recipe`
-    return tree, [f"samples have up to {longest:,} tokens", table.splitlines()[-1]]
+    return tree, notes
+
+
+def _split(found: Sequence[Seen], part: float) -> tuple[float, int]:
+    """The fraction nearest to `part` that leaves a sample on either side of every stream, and how many it holds out.
+
+    Which ones these are, a hash of their names says, so that of a few samples a part may be none, or all.
+    """
+    numbers = [sorted(shards.drawn(sample.id) for sample in one.samples) for one in found]
+    least, most = max(each[0] for each in numbers), min(each[-1] for each in numbers)
+    if math.ceil(least * 1e4) > math.floor(most * 1e4):
+        raise UsageError(
+            f"--hold-out {part:g} where a stream has {min(map(len, numbers))} of the samples",
+            "a sample on either side of every stream",
+            "more data, or --hold-out 0",
+        )
+    part = min(max(part, math.ceil(least * 1e4) / 1e4), math.floor(most * 1e4) / 1e4)
+    return part, sum(number < part for each in numbers for number in each)
 
 
 def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> list[int]:
@@ -294,4 +321,10 @@ def _next(answers: Answers, tree: dict[str, Any]) -> list[str]:
         + (f" --stream {name}" if several else "")
         for name, section in tree["streams"].items()
     ]
-    return [*checks, f"mmtune train {file} --out {run}", f"mmtune chat {run}"]
+    every = " ".join(f"--data {shlex.quote(name)}" for section in tree["streams"].values() for name in section["data"])
+    return [
+        *checks,
+        f"mmtune train {file} --out {run}",
+        f"mmtune eval {run} --task qa {every}",
+        f"mmtune chat {run}",
+    ]

@@ -114,7 +114,7 @@ def test_older_names_of_the_matrices(published, tmp_path: Path) -> None:
 
 
 def test_the_scale_has_no_default(published, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="lora_alpha: missing"):
+    with pytest.raises(ConfigError, match="without lora_alpha"):
         carry.bring("pllava", [str(published[2])], tmp_path / "run")
 
 
