@@ -150,7 +150,7 @@ def outside(origin: str, span: Span, seconds: float) -> MediaError:
         Reason.bad_range,
         f"{origin}: a clip from {span[0] or 0:g} to {end} in {seconds:.2f} seconds",
         "a start and an end inside the item, in seconds",
-        "correct start and end of the record",
+        f"a range within 0 to {seconds:.2f}",
     )
 
 

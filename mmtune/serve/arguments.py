@@ -23,6 +23,8 @@ class Words:
     question: str | None = None
     unread: list[str] = field(default_factory=list)
     """Addresses of media in the question, which are not read."""
+    note: str = ""
+    """What may have been meant otherwise."""
 
 
 def parse(words: list[str], named: list[tuple[Kind | None, str]]) -> Words:
@@ -44,13 +46,13 @@ def parse(words: list[str], named: list[tuple[Kind | None, str]]) -> Words:
             span = spans.leading(words.pop(0))[0]
             assert span is not None
             found.media[-1] = _cut(found.media[-1], span)
-        elif _is_medium(words[0]):
+        elif _is_medium(words[0]) or _is_clip(words[0]):
             found.media.append(_named(None, words.pop(0)))
         else:
             break
     if not words:
         return found
-    _refuse_path(words[0], alone and found.run is None)
+    found.note = _refuse_path(words[0], alone and found.run is None)
     if len(words) > 1:
         _refuse_words(words, found)
     typed = drops.media_in(words[0])
@@ -70,11 +72,16 @@ def _named(kind: Kind | None, path: str) -> MediaRef:
     return reference(kind, path)
 
 
+def _is_clip(word: str) -> bool:
+    """A file with its range in one word, as `clip.mp4 0:10-0:20` in quotes."""
+    head, blank, tail = word.rpartition(" ")
+    return bool(blank) and not _exists(word) and _is_medium(head.rstrip()) and spans.is_range(tail)
+
+
 def _range_of_last(word: str, media: list[MediaRef]) -> bool:
     if not media or media[-1].kind not in ("video", "audio") or media[-1].range or _exists(word):
         return False
-    span, rest = spans.leading(word)
-    return span is not None and not rest
+    return spans.is_range(word)
 
 
 def _cut(ref: MediaRef, span: spans.Span) -> MediaRef:
@@ -102,18 +109,21 @@ def _is_run(word: str) -> bool:
         return False
 
 
-def _refuse_path(word: str, alone: bool) -> None:
-    """Refuse a word that nobody would ask: a folder, or a path that leads nowhere."""
+def _refuse_path(word: str, alone: bool) -> str:
+    """Refuse a word that nobody would ask: a folder, or a path that leads nowhere. Returns a note on one that could be
+    either, as `yes/no`: a question where it is alone and not even its first folder is there."""
     try:
         path = Path(word).expanduser()
-        folder = bool(word) and path.is_dir()
+        folder, begun = bool(word) and path.is_dir(), Path(word.partition("/")[0] or "/").exists()
     except (OSError, ValueError, RuntimeError):
-        return
+        return ""
     slashed = "/" in word and not any(letter.isspace() for letter in word) and word[-1] not in _SENTENCE
     if not (folder or slashed):
-        return
+        return ""
     if drops.names_media(word):
         reference(None, word)
+    if alone and not folder and not begun and word[0] != "~":
+        return f"{word} is no file and no run, so it is taken as a question"
     raise UsageError(
         seen=f"{word} is not the folder of a run" + (": it has no recipe.yaml" if folder else ""),
         expected="mmtune chat [RUN] [FILE]... [QUESTION], with one question",

@@ -72,6 +72,8 @@ def command(options: Options) -> int:
         say(f"{plan.name}: {plan.notice}")
     for address in words.unread:
         say(f"({address} is not read: a chat fetches nothing)")
+    if words.note:
+        say(f"({words.note})")
     if question is None:
         from mmtune.serve.repl import Repl
 

@@ -126,6 +126,8 @@ class Conversation:
         """
         from mmtune.serve.values import references_to
 
+        if not isinstance(text, str):
+            raise UsageError(seen=f"a question that is a {type(text).__name__}", expected="text")
         if not text.strip():
             raise UsageError(seen="an empty question", expected="some words", hint="type what you want to know")
         named = {"image": image, "video": video, "audio": audio, "points": points}

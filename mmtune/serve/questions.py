@@ -9,14 +9,13 @@ import stat
 import sys
 
 from mmtune.errors import UsageError
-from mmtune.serve.references import of_bytes, sniffed
+from mmtune.serve.references import PIPE, of_bytes, sniffed
 from mmtune.types import MediaRef, Quote
 
 LARGEST = 1 << 20
 """Bytes of text that are taken from a pipe."""
 PATIENCE = 0.5
 """Seconds that a pipe beside a question is waited for, once the weights are there."""
-_SOURCE = "standard input"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -39,7 +38,7 @@ def readable(text: str, what: str = "the question") -> str:
     return text
 
 
-def decoded(data: bytes, what: str = _SOURCE) -> str:
+def decoded(data: bytes, what: str = PIPE) -> str:
     """Text that came as bytes: UTF-8, UTF-16 or UTF-32 by its mark, else the encoding of the terminal.
 
     Raises:
@@ -70,6 +69,11 @@ def _text(data: bytes, what: str) -> str:
                 return data.decode(own)
             except UnicodeDecodeError:
                 pass
+        if b"\0" in data and marked is None:
+            raise UsageError(
+                seen=f"{what} is neither text nor media of a known kind",
+                expected="text in UTF-8, an image, a video, a sound or a point cloud",
+            ) from None
         raise _undecoded(what, data[error.start : error.start + 1], error.start) from None
 
 
@@ -113,9 +117,9 @@ def beside() -> MediaRef | Quote | None:
     if not data.strip():
         return None
     if sniffed(data) and not _is_text(data):
-        return of_bytes(None, data, _SOURCE)
+        return of_bytes(None, data, PIPE)
     text = decoded(data)
-    return Quote(_SOURCE, text) if text else None
+    return Quote(PIPE, text) if text else None
 
 
 def _has_content() -> bool:
@@ -132,6 +136,6 @@ def _has_content() -> bool:
 def _is_text(data: bytes) -> bool:
     """Whether bytes that look like media are text all the same, as rows of numbers are."""
     try:
-        return "\0" not in _text(data[:LARGEST], _SOURCE)
+        return "\0" not in _text(data[:LARGEST], PIPE)
     except UsageError:
         return False

@@ -12,6 +12,8 @@ from mmtune.errors import UsageError
 from mmtune.serve.spans import Span, written
 from mmtune.types import Kind, MediaRef
 
+PIPE = "standard input"
+"""What a medium out of a pipe is called."""
 _HEAD = 1 << 16
 """Bytes of a file that are looked at to tell its kind."""
 _COMPATIBLE: frozenset[tuple[str, str]] = frozenset({("audio", "video"), ("video", "image"), ("video", "audio")})
@@ -35,7 +37,7 @@ def reference(kind: Kind | None, path: str, span: Span | None = None) -> MediaRe
     source: bytes | Path
     if path == "-":
         source = _piped()
-        origin, head = "standard input", source[:_HEAD]
+        origin, head = PIPE, source[:_HEAD]
     else:
         source = located(path)
         origin, head = path, _head(source, path)
@@ -47,8 +49,13 @@ def located(path: str) -> Path:
     if not _ADDRESS.match(path):
         try:
             return Path(path).expanduser()
-        except RuntimeError as error:  # ~nobody
-            raise UsageError(seen=f"{path}: {error}", expected="a path") from error
+        except RuntimeError as error:
+            user = path[1:].partition("/")[0]
+            raise UsageError(
+                seen=f"{path}: " + (f"there is no user {user} here" if user else "the home folder is not known"),
+                expected="a path",
+                hint=f"./{path} for a name that begins with a tilde",
+            ) from error
     try:
         address = urlsplit(path)
         name = address.hostname or ""
@@ -91,7 +98,9 @@ def _checked(kind: Kind | None, source: bytes | Path, origin: str, head: bytes, 
         )
     if kind and found and found != kind and (kind, found) not in _COMPATIBLE:
         raise UsageError(
-            seen=f"{origin}, given as {kind}, holds {found}", expected=f"{kind}", hint=f"use --{found} {origin}"
+            seen=f"{origin}, given as {kind}, holds {found}",
+            expected=f"{kind}",
+            hint=f"--{found} {'-' if origin == PIPE else origin} on the command line, {found}= in Python",
         )
     if span and kind is None and head.startswith(b"GIF8"):
         kind = "video"

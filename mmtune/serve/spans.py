@@ -48,6 +48,12 @@ def leading(text: str) -> tuple[Span | None, str]:
     return (start, stop), text[found.end() :]
 
 
+def is_range(text: str) -> bool:
+    """Whether a text is a range and nothing else. Raises as `leading` does."""
+    span, rest = leading(text)
+    return span is not None and not rest
+
+
 def written(span: Span) -> str:
     """A range for people, seconds as `10-20 s`."""
     start, end = span

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ def references_to(kind: Kind, value: Any) -> list[MediaRef]:
     """One or several media of a kind.
 
     Args:
-        value: what `reference_to` takes, or a list of such. For a video, a list of pictures is its frames.
+        value: what `reference_to` takes, or a list or tuple of such. For a video, a list of pictures is its frames.
 
     Raises:
         UsageError: see `reference_to`.
     """
-    if not isinstance(value, list) or (kind == "video" and _are_frames(value)):
+    several = isinstance(value, (list, tuple)) and not (kind in ("video", "audio") and _is_pair(value))
+    if not several or (kind == "video" and _are_frames(value)):
         return [reference_to(kind, value)]
     if not value:
         raise UsageError(seen=f"{kind}=[]", expected="at least one, or no such argument")
@@ -46,6 +47,7 @@ def reference_to(kind: Kind | None, value: Any) -> MediaRef:
               these with frames per second, as (frames, 25); one frame a second when that is not given;
             - audio: (samples, rate), with samples [samples] or [channels,samples] in -1..1 and rate in Hz;
             - points: an array or tensor [points,3+extra];
+            - a cell of a Hugging Face data set: {"bytes": ..., "path": ...}, or {"array": ..., "sampling_rate": ...};
             - a `mmtune.types.MediaRef`, which may hold a range of a clip.
 
     Raises:
@@ -55,6 +57,8 @@ def reference_to(kind: Kind | None, value: Any) -> MediaRef:
         if kind and value.kind != kind:
             raise UsageError(seen=f"{value!r} given as {kind}", expected=kind)
         return value
+    if isinstance(value, Mapping):
+        return reference_to(kind, _of_cell(value))
     if isinstance(value, (str, os.PathLike)):
         return reference(kind, os.fspath(value))
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -66,6 +70,19 @@ def reference_to(kind: Kind | None, value: Any) -> MediaRef:
     if kind is None:
         raise UsageError(seen=f"a {type(value).__name__} of no kind", expected="its kind", hint='kind="image"')
     return _encoded(kind, value)
+
+
+def _of_cell(cell: Mapping[str, Any]) -> Any:
+    """The medium in a cell of a Hugging Face data set; the bytes go before the path, which may be of elsewhere."""
+    if cell.get("array") is not None and cell.get("sampling_rate") is not None:
+        return cell["array"], cell["sampling_rate"]
+    for key in ("bytes", "path"):
+        if cell.get(key) is not None:
+            return cell[key]
+    raise UsageError(
+        seen=f"a mapping with {', '.join(map(str, cell)) or 'nothing in it'}",
+        expected="bytes or path of a media file, or array and sampling_rate of a sound",
+    )
 
 
 def _encoded(kind: Kind, value: Any) -> MediaRef:
@@ -104,7 +121,7 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and hasattr(value[1], "__float__") and not _rank(value[1])
 
 
-def _are_frames(value: list[Any]) -> bool:
+def _are_frames(value: Sequence[Any]) -> bool:
     """Whether a list holds the frames of one video rather than several videos."""
     return bool(value) and all(_is_frame(one) for one in value)
 

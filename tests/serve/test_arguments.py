@@ -31,7 +31,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["x" * 5000], None, [], "x" * 5000),
         (["is 3/4 more than 1/2?"], None, [], "is 3/4 more than 1/2?"),
         (["true/false?"], None, [], "true/false?"),
+        (["yes/no"], None, [], "yes/no"),
         (["run", "km/h!"], "run", [], "km/h!"),
+        (["clip.mp4 0:10-0:20", "what?"], None, ["clip.mp4@10.0-20.0"], "what?"),
         (["clip.mp4", "what?"], None, ["clip.mp4"], "what?"),
         (["clip.mp4"], None, ["clip.mp4"], None),
         (["run", "a.png", "my dog.png", "same?"], "run", ["a.png", "my dog.png"], "same?"),
@@ -49,6 +51,11 @@ def test_words_are_told_apart(words: list[str], run: str | None, media: list[str
     assert (found.run, found.question) == (Path(run) if run else None, question)
 
 
+def test_a_question_that_could_be_a_path_is_said_to_be_none() -> None:
+    assert "yes/no is no file and no run" in parse(["yes/no"], []).note
+    assert not parse(["yes/no?"], []).note
+
+
 def test_a_range_may_follow_an_option() -> None:
     for words, path in ((["00:10-00:20", "what?"], "clip.mp4"), (["what?"], "clip.mp4 00:10-00:20")):
         [ref] = parse(words, [("video", path)]).media
@@ -63,7 +70,13 @@ def test_a_range_may_follow_an_option() -> None:
         (["empty"], "no recipe.yaml"),
         (["empty", "what?"], "no recipe.yaml"),
         (["what", "is"], "folder of a run"),
-        (["runs/none"], "folder of a run"),
+        (["empty/none"], "folder of a run"),
+        (["./none/there"], "folder of a run"),
+        (["/none/there"], "folder of a run"),
+        (["~/none"], "folder of a run"),
+        (["runs/none", "what?"], "folder of a run"),
+        (["~nobody-of-this-name/a.png", "what?"], "there is no user nobody-of-this-name"),
+        (["a.png 0:10-0:20", "what?"], "a.png is image"),
         (["missing.mp4", "what?"], "missing.mp4: no such file"),
         (["no/where.mp4"], "where.mp4: no such file"),
         (["https://example.org/a.png", "what?"], "is not read"),

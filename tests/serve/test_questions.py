@@ -30,6 +30,7 @@ def test_text_with_a_mark_is_read(encoding: str) -> None:
         (TEXT.encode("cp1252"), "not UTF-8"),
         ("what?".encode("utf-16-le"), "NUL"),
         (codecs.BOM_UTF16_LE + b"a", "not UTF-8"),
+        (b"\x93\x00\xfe\x81binary", "neither text nor media"),
         (b"x" * ((1 << 20) + 1), "more than 1 MiB"),
     ],
 )

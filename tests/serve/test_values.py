@@ -134,12 +134,29 @@ def test_points_keep_their_columns() -> None:
         ("audio", (np.zeros(8), 0.5), "rate"),
         ("audio", (np.zeros(8, np.uint8), 8000), "floating point"),
         ("points", np.zeros(7), "numbers"),
+        ("image", {"size": 3}, "a mapping with size"),
+        ("audio", png(PIXELS), r"--image .* on the command line, image= in Python"),
         ("points", MediaRef("image", b"x", "x"), "given as points"),
     ],
 )
 def test_what_is_no_medium_is_refused(kind, value, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         references_to(kind, value)
+
+
+def test_cells_of_a_data_set_and_tuples_are_media_too() -> None:
+    assert (decoded(reference_to("image", {"bytes": png(PIXELS), "path": "gone.png"})) == PIXELS).all()
+    sound = reference_to("audio", {"path": None, "array": np.zeros(800), "sampling_rate": 8000})
+    assert media.load(sound).data.shape[-1] == 1600, "a tenth of a second at 16 kHz"
+    assert len(references_to("image", (PIXELS, Image.fromarray(PIXELS)))) == 2
+    assert len(references_to("video", (PIXELS, PIXELS))) == 1, "two frames"
+    assert len(references_to("video", (FRAMES, 25))) == 1
+
+
+@pytest.mark.parametrize("question", [None, 5, b"what?"])
+def test_a_question_that_is_no_text_is_refused(question) -> None:
+    with pytest.raises(UsageError, match="a question that is a"):
+        Conversation(FakeEngine()).ask(question)
 
 
 def test_media_may_be_given_with_a_question() -> None:
