@@ -15,7 +15,7 @@ from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.data import index
 from mmtune.recipe import Recipe
-from mmtune.serve.chat import chat
+from mmtune.serve.loaded import chat
 from tests.encoders.tiny import p2p
 from tests.llm.tiny import folder as llm_folder
 from tests.train.world import said, write_tar

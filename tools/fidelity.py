@@ -256,7 +256,9 @@ def main() -> int:
     if options.jobs == 1:
         parts = [of_kind(kind, options.short) for kind in kinds]
     else:
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        from mmtune.children import isolated
+
+        with isolated(), ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(of_kind, kinds, [options.short] * len(kinds)))
     for part in parts:
         table.cells |= part.cells

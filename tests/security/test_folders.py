@@ -66,7 +66,7 @@ def test_a_report_goes_through_no_link(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(evals, "_ask", lambda *_: [])
     monkeypatch.setattr(evals.report, "summary", lambda *_: {})
     with pytest.raises(OSError, match="link"):
-        evals.evaluate(tmp_path / "run", data=["x"], quiet=True)
+        evals.evaluate(tmp_path / "run", "pocket_qa", data=["x"], quiet=True)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
