@@ -165,12 +165,19 @@ class _Loader(yaml.SafeLoader):
         super().__init__(stream)
         self.aliases = 0
         self.depth = 0
+        self.nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
             self.aliases += 1
             if self.aliases > MAX_ALIASES:
                 self._refuse(f"more than {MAX_ALIASES} aliases")
+        elif event.tag is not None:  # what constructors make of a tag is none of plain values, or a bare KeyError
+            self._refuse(f"the tag {event.tag[:80]!r}")
+        self.nodes += 1
+        if self.nodes > MAX_NODES:  # now, because reading a file of nothing but commas takes half a minute
+            self._refuse(f"more than {MAX_NODES} values")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             self._refuse(f"nested more than {MAX_DEPTH} deep")
@@ -216,9 +223,10 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _map)
 
 def parse(text: str, origin: str) -> Any:
     """YAML text to plain values. Raises ConfigError that names `origin`, the line and the column."""
-    if len(text.encode()) > MAX_BYTES:
+    if len(text) > MAX_BYTES:
         raise ConfigError(f"{origin} has {len(text)} characters", f"at most {MAX_BYTES}")
     try:
+        text.encode()  # half a surrogate pair, which the bytes of a command line may hold, is no text
         tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

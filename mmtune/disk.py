@@ -9,11 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 PIECE = 16 << 20
 """Most bytes handed to the system at once."""
+LINE = 1 << 20
+"""Longest line that is read, bytes."""
+LINES = 4 << 30
+"""Most bytes of a file that is read line by line: some twenty million lines of a ledger."""
 
 
 def flush(path: Path) -> None:
@@ -82,24 +87,58 @@ def read_text(path: Path, most: int) -> str:
     Raises OSError where it cannot be read, and ValueError for a larger one, for one that is no file (a device, a pipe:
     a link may lead to either), and for text that is not UTF-8.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with os.fdopen(handle, "rb") as file:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
-            raise ValueError("no plain file")
-        if state.st_size > most:
-            raise ValueError(f"{state.st_size:,} bytes, and at most {most:,} are read")
+    with open_to_read(path, most) as file:
         data = file.read(most + 1)  # a file that says it has no bytes, as those of /proc do, may have some
     if len(data) > most:
         raise ValueError(f"more than {most:,} bytes")
     return data.decode("utf-8")
 
 
+def open_to_read(path: Path, most: int) -> BinaryIO:
+    """A plain file of at most `most` bytes, opened. Raises OSError, and ValueError as `read_text` does."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb")
+    state = os.fstat(file.fileno())
+    if stat.S_ISREG(state.st_mode) and state.st_size <= most:
+        return file
+    file.close()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("no plain file")
+    raise ValueError(f"{state.st_size:,} bytes, and at most {most:,} are read")
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a plain file, one in memory at a time; those longer than `LINE` are passed over.
+
+    Raises OSError, and ValueError as `read_text` does, for a file of more than `LINES` bytes, too.
+    """
+    with open_to_read(path, LINES) as file:
+        begins = True
+        while piece := file.readline(LINE):
+            ends = piece.endswith(b"\n")
+            if begins and (ends or len(piece) < LINE):
+                yield piece
+            begins = ends
+
+
+def keep_lines(path: Path, wanted: Callable[[bytes], bool]) -> None:
+    """Take out of a file, in one step, the lines that are not wanted, and a torn last one. Raises as `lines` does."""
+
+    def kept() -> Iterator[bytes]:
+        return (line for line in lines(path) if line.endswith(b"\n") and wanted(line))
+
+    if sum(map(len, kept())) != path.stat().st_size:
+        _replace(path, kept())
+
+
 def write_file(path: Path, text: str) -> None:
     """Replace a text file in one step: readers see the old one or the new one."""
+    _replace(path, [text.encode()])
+
+
+def _replace(path: Path, chunks: Iterable[bytes]) -> None:
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     try:
-        put(draft, [text.encode()])
+        put(draft, chunks)
         flush(draft)
         os.replace(draft, path)
         flush(path.parent)

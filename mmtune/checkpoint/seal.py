@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from mmtune.disk import flush, put
+from mmtune.disk import flush, put, read_text
 
 MANIFEST = "manifest.json"
 """Digests of all other files of a sealed folder; written last."""
+MOST = 16 << 20
+"""Largest manifest that is read, bytes."""
 
 
 def file_digest(path: Path) -> str:
@@ -94,15 +96,17 @@ def faults(folder: Path) -> list[str]:
     if seal.is_symlink():
         return [f"{MANIFEST}: a link"]
     try:
-        text = seal.read_text(encoding="utf-8")
+        text = read_text(seal, MOST)
         listed = json.loads(text)["files"]
         known = {name: (entry["sha256"], entry["bytes"]) for name, entry in listed.items()}
+        if any(name.startswith("/") or ".." in name.split("/") for name in known):
+            raise ValueError("names outside the folder")
         # nothing signs the manifest itself, so every byte of it has to be one that `write` would write
         if text != _manifest(listed):
             raise ValueError("not as it was written")
     except FileNotFoundError:
         return [f"{MANIFEST}: missing, the folder was never sealed"]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [f"{MANIFEST}: damaged"]
     found = []
     for name, (digest, size) in known.items():
@@ -111,7 +115,9 @@ def faults(folder: Path) -> list[str]:
             found.append(f"{name}: missing")
         elif path.stat().st_size != size or file_digest(path) != digest:
             found.append(f"{name}: its bytes are not those that were sealed")
-    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    # pipes and links to anything, too: whoever reads all files of a pattern would wait for them
+    inside = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    here = {path.relative_to(folder).as_posix() for path in inside} - {MANIFEST}
     found += [f"{name}: not in the manifest" for name in sorted(here - set(known))]
     return found
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,7 @@ class Ledger:
     def position(self) -> dict[str, Any]:
         """Where the ledger stands: plain values, to be saved and given to `restore`."""
         if self._sum is None:
-            held = self.path.read_bytes() if self.path is not None and self.path.exists() else b""
-            self._sum, self._bytes = hashlib.sha256(held), len(held)
+            self._sum, self._bytes = _digest(self.path)
         return {
             "bytes": self._bytes,
             "sha256": self._sum.hexdigest(),
@@ -75,11 +74,11 @@ class Ledger:
         """What of the lines before a position is not as it was, in words. A ledger without a file has no faults."""
         if self.path is None:
             return []
-        held = self.path.read_bytes() if self.path.exists() else b""
         size = position["bytes"]
-        if len(held) < size:
-            return [f"{self.path.name} has {len(held)} bytes of the {size} that were saved"]
-        if hashlib.sha256(held[:size]).hexdigest() != position["sha256"]:
+        digest, length = _digest(self.path, size)
+        if length < size:
+            return [f"{self.path.name} has {length} bytes of the {size} that were saved"]
+        if digest.hexdigest() != position["sha256"]:
             return [f"{self.path.name}: its first {size} bytes are not those that were saved"]
         return []
 
@@ -96,15 +95,20 @@ class Ledger:
 
     def rewind(self, step: int) -> None:
         """Drop the lines of this and later steps, and count those that stay."""
-        rows = read(self.path) if self.path is not None else []
-        kept = [row for row in rows if row["step"] < step]
-        self.counts = Counter(row["reason"] for row in kept if not row.get("held_out"))
-        self.held_out = Counter(row["reason"] for row in kept if row.get("held_out"))
-        self._noted = {(row["stream"], row["id"]) for row in kept if row.get("held_out")}
-        if self.path is not None and len(kept) < _lines(self.path):
+        self.counts, self.held_out, self._noted, self._sum = Counter(), Counter(), set(), None
+        if self.path is None or not self.path.exists():
+            return
+        for row in read(self.path):
+            if row["step"] < step and row.get("held_out"):
+                self.held_out[row["reason"]] += 1
+                self._noted.add((row["stream"], row["id"]))
+            elif row["step"] < step:
+                self.counts[row["reason"]] += 1
+        try:
             # flushed, as what it replaces is: a saved state counts on its lines
-            disk.write_file(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._sum = None
+            disk.keep_lines(self.path, lambda line: (row := _row(line)) is not None and row["step"] < step)
+        except (OSError, ValueError) as error:
+            raise _unread(self.path, error) from error
 
     def take(self, count: int = 1, notes: Iterable[Note] = ()) -> None:
         """Note samples that were used, and what was unusual about their media."""
@@ -193,20 +197,49 @@ class Ledger:
         return ", ".join(f"{note} {count}" for note, count in self.notes.most_common())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ledger; a torn last line, left by a kill, is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a ledger; what is no line of one, as a torn last one that a kill left, is passed over.
+
+    Every row has a whole `step`, a known `reason`, and text for `id` and `stream`. Raises CheckpointError for a file
+    that is no plain one, or is larger than `disk.LINES`.
+    """
+    try:
+        yield from (row for line in disk.lines(path) if (row := _row(line)) is not None)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise _unread(path, error) from error
 
 
-def _lines(path: Path) -> int:
-    """Lines of a file, torn ones included."""
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of a ledger, which may have come with a run folder from elsewhere; none for what is no such line."""
+    try:
+        row = json.loads(line)
+        Reason(row["reason"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    whole = all(type(row.get(name, 0)) is int and row.get(name, 0) >= 0 for name in ("step", "epoch"))
+    named = all(isinstance(row.setdefault(name, ""), str) for name in ("id", "stream"))
+    return row if whole and named and "step" in row else None
+
+
+def _digest(path: Path | None, most: int | None = None) -> tuple[Any, int]:
+    """Running sha256 of the first `most` bytes of a file and how many there are; nothing where there is none.
+
+    Raises CheckpointError as `read` does.
+    """
+    total, size = hashlib.sha256(), 0
+    if path is None or not path.exists():
+        return total, size
+    try:
+        with disk.open_to_read(path, disk.LINES) as file:
+            while piece := file.read(disk.LINE if most is None else min(disk.LINE, most - size)):
+                total.update(piece)
+                size += len(piece)
+    except (OSError, ValueError) as error:
+        raise _unread(path, error) from error
+    return total, size
+
+
+def _unread(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: {error}", "the lines that a run wrote of samples it could not use", "take it away")

@@ -234,6 +234,8 @@ class Keeper:
                 if (self.out / "weights").parent.is_dir():
                     seal.recover(self.out / "weights")
                 state = states.load(folder, self._say)
+                if state is not None:
+                    states.check(state.info)
             except (MmtuneError, OSError) as caught:
                 error = caught
         self.runtime.barrier()  # reading all of it takes as long as it takes

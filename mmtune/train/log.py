@@ -38,7 +38,7 @@ class Metrics:
         self._trackers = list(trackers)
         try:
             _drop_after(self.path, start)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.lost += 1
             _errors.say(f"warning: {self.path} could not be put in order: {error}; training goes on")
 
@@ -75,17 +75,16 @@ def _drop_after(path: Path, start: int) -> None:
     """Keep rows of steps up to `start`. A torn last line, left by a kill, goes too. Writes only where a row goes."""
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kept = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start:
-            kept.append(line + "\n")
-    if "".join(kept) != text:
-        disk.write_file(path, "".join(kept))  # in one step: a kill or a full disk costs no rows
+    disk.keep_lines(path, lambda line: _is_row(line, start))  # in one step: a kill or a full disk costs no rows
+
+
+def _is_row(line: bytes, start: int) -> bool:
+    """Whether a line is a row of a step up to `start`."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start
 
 
 class Voice:

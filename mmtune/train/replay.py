@@ -35,7 +35,7 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
         DataError: a sample that cannot be read any more.
     """
     recipe = store.read_recipe(run)
-    rows = [row for row in ledger.read(run / "skipped.jsonl") if row["reason"] == str(Reason.non_finite)]
+    rows = (row for row in ledger.read(run / "skipped.jsonl") if row["reason"] == str(Reason.non_finite))
     known = {(row["stream"], row["id"]): row for row in rows if not ids or row["id"] in ids}
     if not known and not ids:
         raise UsageError(

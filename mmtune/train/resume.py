@@ -17,19 +17,87 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtune import disk
+from mmtune import disk, dtypes
 from mmtune.checkpoint import seal, tensors
 from mmtune.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")
 _LEFT = re.compile(r"\.(step-\d{8})\.(draft|old)")
+MOST = 256 << 20
+"""Largest run.json that is read, bytes; digests of the indexes of a million shards take half of it."""
+DEEPEST = 40
+"""Most levels in it."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Part(BaseModel):
+    """Strict, because a run folder may come from elsewhere."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Place(_Part):
+    epoch: Count
+    position: Count
+
+
+class _Positions(_Part):
+    step: Count
+    streams: dict[str, _Place]
+
+
+class _LedgerPosition(_Part):
+    bytes: Count
+    sha256: str
+    good: Count
+    bad: Count
+    row: Count
+    notes: dict[str, Count] = {}
+
+
+class _Best(_Part):
+    measure: str
+    step: Count
+    value: float | None
+
+
+class _Judged(_Part):
+    last: Count = 0
+    best: _Best | None = None
+
+
+class _Info(_Part):
+    """What of run.json a run goes on with."""
+
+    facts: dict[str, Any]
+    positions: _Positions
+    ledger: _LedgerPosition
+    bad: Count
+    recent: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    pieces: Annotated[int, Field(ge=1, le=2**20)]
+    judged: _Judged = _Judged()
+
+
+def check(info: Any) -> None:
+    """Look at the numbers and names of a state. Raises CheckpointError for what no run writes."""
+    try:
+        _Info.model_validate(info)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise CheckpointError(
+            seen=f"run.json of a saved state: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            expected="a state as `mmtune train` writes it",
+            hint="begin a new run with these weights: run.start=FOLDER",
+        ) from error
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
@@ -111,7 +179,7 @@ def load(folder: Path, say: Callable[[str], None] = print, step: int | None = No
         if not faults:
             try:
                 state = _read(path)
-            except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError, CheckpointError) as error:
                 faults = [str(error)]
             else:
                 if damaged:
@@ -154,9 +222,29 @@ def put_aside(folder: Path, step: int) -> None:
 
 
 def _read(path: Path) -> State:
-    info = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    optimizers = {group: load_file(path / f"optimizer.{group}.safetensors") for group in info.pop("groups")}
-    return State(info.pop("step"), load_file(path / "weights.safetensors"), optimizers, info)
+    info = json.loads(disk.read_text(path / "run.json", MOST))
+    if _depth(info) > DEEPEST:
+        raise ValueError(f"run.json is nested more than {DEEPEST} deep")
+    step, groups = info.pop("step"), info.pop("groups")
+    if path.name != f"step-{step:08d}" or any("/" in group for group in groups):
+        raise ValueError(f"run.json says step {step}, groups {groups}"[:200])
+    optimizers = {group: load_file(path / f"optimizer.{group}.safetensors") for group in groups}
+    weights = load_file(path / "weights.safetensors")
+    dtypes.require_finite(weights, str(path / "weights.safetensors"))
+    return State(step, weights, optimizers, info)
+
+
+def _depth(tree: Any) -> int:
+    """Levels of a plain tree."""
+    depth, level = 0, [tree]
+    while level:
+        depth += 1
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+        ]
+    return depth
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -84,5 +84,6 @@ def test_a_ledger_from_elsewhere_is_read_line_by_line(tmp_path):
     from mmtune.data import ledger
 
     path = tmp_path / "skipped.jsonl"
-    path.write_text('{"step": 1}\n' + "[" * 100_000 + '\n{"step": "x"}\n{"step": 2}\n{"st')
+    row = '{"step": %s, "reason": "non_finite", "id": "a"}\n'
+    path.write_text(row % 1 + "[" * 100_000 + "\n" + row % '"x"' + row % 2 + '{"st')
     assert [row["step"] for row in ledger.read(path)] == [1, 2]

@@ -197,7 +197,7 @@ def test_ledger_of_a_resumed_run_equals_that_of_a_straight_one(folders, tmp_path
     second = loader(folders, ledger=Ledger(tmp_path / "cut.jsonl"))
     second.restore(first.positions(6))
     take(second, 6, 6)
-    assert read(tmp_path / "cut.jsonl") == read(tmp_path / "straight.jsonl") != []
+    assert list(read(tmp_path / "cut.jsonl")) == list(read(tmp_path / "straight.jsonl")) != []
 
 
 def test_data_that_is_all_bad_stops(tmp_path):
@@ -218,7 +218,7 @@ def test_too_large_a_share_of_bad_data_stops_with_a_summary(tmp_path, workers):
     with pytest.raises(DataError, match=r"6\d of 2\d\d samples could not be used \(unreadable_image 6\d\)") as caught:
         take(found, 100)
     assert "at most 25% bad samples" in str(caught.value) and "mmtune data check" in str(caught.value)
-    assert len(read(tmp_path / "strict.jsonl")) == found.ledger.counts["unreadable_image"]
+    assert len(list(read(tmp_path / "strict.jsonl"))) == found.ledger.counts["unreadable_image"]
     patient = read_of(tmp_path, Ledger(max_bad_fraction=0.35), workers)
     assert len(ids(take(patient, 40))) == 40 * 8 and patient.ledger.counts["unreadable_image"] > 100
 

@@ -51,7 +51,7 @@ def test_ledger_lines_and_counts(tmp_path):
     ledger.take(5)
     ledger.skip("s/1", "s", "1", Reason.bad_text, "a \u202e line\nof two", step=3, stream="talk")
     ledger.skip("s/2", "s", "2", "bad_json", "x", step=4)
-    rows = read(ledger.path)
+    rows = list(read(ledger.path))
     assert [row["reason"] for row in rows] == ["bad_text", "bad_json"] and rows[0]["stream"] == "talk"
     assert ledger.summary() == "bad_text 1, bad_json 1"
     with pytest.raises(ValueError):

@@ -40,10 +40,10 @@ def test_rows_are_put_in_order_in_one_step(tmp_path, monkeypatch, capsys):
     for step in range(1, 4):
         first.write(step, {"loss": float(step)})
 
-    def full(path, text):
+    def full(path, chunks):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.disk, "write_file", full)
+    monkeypatch.setattr(log.disk, "put", full)
     assert Metrics(tmp_path, start=3).lost == 0  # nothing to drop, nothing to write
     again = Metrics(tmp_path, start=2)
     assert again.lost == 1 and "training goes on" in capsys.readouterr().err

@@ -239,7 +239,7 @@ def test_links_in_a_run_folder_are_not_written_through(recipe, tmp_path, name, r
 def test_samples_of_a_bad_step_are_named(recipe, tmp_path, monkeypatch):
     held = poisoned(monkeypatch, {2})
     assert train(recipe, tmp_path / "run", progress="off").finished
-    rows = ledger.read(tmp_path / "run/skipped.jsonl")
+    rows = list(ledger.read(tmp_path / "run/skipped.jsonl"))
     assert sorted(row["id"] for row in rows) == sorted(held)
     assert {(row["reason"], row["step"]) for row in rows} == {("non_finite", 2)}
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -85,7 +85,7 @@ def test_a_loss_that_fails_in_company_only_blames_nobody(recipe, tmp_path, monke
     monkeypatch.setattr(MultimodalModel, "loss", loss)
     with pytest.raises(DataError, match="3 steps in a row"):
         loop.train(recipe, tmp_path / "run", progress="off")
-    rows = ledger.read(tmp_path / "run/skipped.jsonl")
+    rows = list(ledger.read(tmp_path / "run/skipped.jsonl"))
     assert rows and not any(row["guilty"] for row in rows)
 
 

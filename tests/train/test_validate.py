@@ -111,7 +111,7 @@ def test_the_loss_is_the_mean_over_all_held_out_tokens(tree, straight):
 
 
 def test_bad_held_out_samples_are_named_once_and_count_for_no_limit(straight):
-    found = ledger.read(straight / "skipped.jsonl")
+    found = list(ledger.read(straight / "skipped.jsonl"))
     assert [(row["stream"], row["reason"], row["held_out"], row["step"]) for row in found] == [
         ("val", "wrong_media_type", True, 1), ("val", "bad_json", True, 1),
     ]  # fmt: skip
@@ -148,7 +148,7 @@ def test_stopped_in_the_middle_of_a_validation_and_gone_on(tree, straight, tmp_p
     out = tmp_path / "run"
     interrupted(monkeypatch, 1)
     cut = loop.train(recipe(tree), out, progress="off")
-    assert (cut.step, cut.code) == (2, 143) and rows(out, True) == [] and ledger.read(out / "skipped.jsonl") == []
+    assert (cut.step, cut.code) == (2, 143) and rows(out, True) == [] and list(ledger.read(out / "skipped.jsonl")) == []
     assert loop.train(recipe(tree), out, resume=True, progress="off").finished
     assert equal(state(straight), state(out)) and rows(straight, True) == rows(out, True)
     assert (out / "skipped.jsonl").read_bytes() == (straight / "skipped.jsonl").read_bytes()
