@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from mmtune.data.convert import addresses, columns, folders, tables, text
+from mmtune.data.convert import addresses, coco, columns, folders, tables, text
 from mmtune.data.convert.addresses import Place
 from mmtune.data.convert.base import Options, Piece, Raw
 from mmtune.errors import DataError, UsageError
 
-Reader = Literal["text", "table", "columns", "folder"]
+Reader = Literal["text", "table", "columns", "folder", "coco"]
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip -k"),
     b"BZh": ("bzip2", "bunzip2 -k"),
@@ -39,7 +39,7 @@ class Source:
     """Where names of media are relative to, if nothing else is said."""
     files: tuple[Place, ...]
     start: Any = None
-    """How the first record is found, for the readers `text` and `table`."""
+    """How the first record is found, for the readers `text` and `table`; names of files or records for the others."""
 
     def stamps(self) -> list[list[Any]]:
         """Name, size and time of every file, by which a source is known again."""
@@ -84,6 +84,8 @@ def _file(place: Place) -> Source:
                 start: Any = tables.start_of(file, name)
                 what = {"\t": "a TSV", ",": "a CSV"}.get(start.delimiter, f"a CSV with {start.delimiter}")
                 return Source("table", what, _parent(place), (place,), start)
+            if first == b"{" and (rows := coco.rows(file)) is not None:
+                return Source("coco", "captions of COCO", _parent(place), (place,), rows)
             start, what = text.start_of(file, name)
             return Source("text", what, _parent(place), (place,), start)
     except OSError as error:
@@ -121,7 +123,7 @@ def _parent(place: Place) -> Place:
 
 def pieces(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
     """The source in pieces of `per_shard` records, the same whenever it is cut. Raises UsageError, OSError."""
-    if source.reader == "folder":
+    if source.reader in ("folder", "coco"):
         names = source.start[:limit]
         for first in range(0, len(names), per_shard):
             yield Piece(first + 1, len(names[first : first + per_shard]), names[first : first + per_shard])
@@ -177,6 +179,9 @@ def read(source: Source, piece: Piece) -> Iterator[Raw]:
     """The records of a piece. Raises OSError."""
     if source.reader == "folder":
         yield from folders.read(source.files[0], piece.place, piece.first)
+        return
+    if source.reader == "coco":
+        yield from coco.read(piece)
         return
     at, start = piece.place if source.reader == "columns" else (0, piece.place)
     label = source.files[at].name if len(source.files) > 1 else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -59,8 +59,7 @@ def start_of(file: IO[bytes], name: str) -> tuple[Start, str]:
 
     Raises UsageError for a file that is not in UTF-8.
     """
-    file.seek(0)
-    head = file.read(CHUNK)
+    head = begin(file)
     strict.check_encoding(head, name)
     bom = 3 if head.startswith(b"\xef\xbb\xbf") else 0
     body = head[bom:].lstrip()
@@ -73,7 +72,7 @@ def start_of(file: IO[bytes], name: str) -> tuple[Start, str]:
         whole = True
     except DataError:
         whole = False
-    listed = _wrapper(head)
+    listed = wrapper(head, WRAPPERS)
     if listed is not None and not (whole and rest.strip()):
         at, key = listed
         return Start(at, head.count(b"\n", 0, at) + 1, wrapped=True), f"a JSON object with the list `{key}`"
@@ -82,8 +81,14 @@ def start_of(file: IO[bytes], name: str) -> tuple[Start, str]:
     return Start(bom), "JSON objects"
 
 
-def _wrapper(head: bytes) -> tuple[int, str] | None:
-    """Where the list of records begins that is a field of the outermost object."""
+def begin(file: IO[bytes]) -> bytes:
+    """The beginning of a file."""
+    file.seek(0)
+    return file.read(CHUNK)
+
+
+def wrapper(head: bytes, keys: Collection[str]) -> tuple[int, str] | None:
+    """Where the list of records begins that is a field of the outermost object, and which of some fields it is."""
     depth, last, close = 0, b"", 0
     for token in _TOKEN.finditer(head):
         text = token[0]
@@ -91,7 +96,7 @@ def _wrapper(head: bytes) -> tuple[int, str] | None:
             key = last[1:-1].decode("utf-8", "replace")
             between = head[close : token.start()].strip()
             follows = head[token.end() : token.end() + 64].lstrip()[:1]
-            if text == b"[" and depth == 1 and between == b":" and key in WRAPPERS and follows == b"{":
+            if text == b"[" and depth == 1 and between == b":" and key in keys and follows == b"{":
                 return token.start(), key
             depth += 1
         elif text in (b"}", b"]"):
@@ -103,15 +108,30 @@ def _wrapper(head: bytes) -> tuple[int, str] | None:
 
 def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
     """Records from `start` on, read as JSON objects; what is no object comes as a fault."""
-    for span in spans(file, start):
-        at = span.start
-        try:
-            if span.fault:
-                raise bad_json(span.fault, "JSON records whose brackets and quotes close")
-            row, fault = strict.loads(span.text), None
-        except DataError as error:
-            row, fault = None, error
-        yield Raw(at.number, at.line, at.offset, row, fault)
+    yield from map(_judged, spans(file, start))
+
+
+def whole(file: IO[bytes], start: Start, field: str) -> tuple[list[Raw], int]:
+    """All records of a list and where it ends; none where the first of them lacks a field."""
+    scanner = _Scanner(file, start)
+    file.seek(start.offset)
+    raws: list[Raw] = []
+    for raw in map(_judged, scanner.run()):
+        if not raws and field not in (raw.row or {}):
+            return [], 0
+        raws.append(raw)
+    return raws, scanner.base + scanner.at
+
+
+def _judged(span: Span) -> Raw:
+    at = span.start
+    try:
+        if span.fault:
+            raise bad_json(span.fault, "JSON records whose brackets and quotes close")
+        row, fault = strict.loads(span.text), None
+    except DataError as error:
+        row, fault = None, error
+    return Raw(at.number, at.line, at.offset, row, fault)
 
 
 def spans(file: IO[bytes], start: Start) -> Iterator[Span]:

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from mmtune import config, registry
+from mmtune.data.convert import text
 from mmtune.data.shards import Corpus
 from mmtune.errors import UsageError
 from mmtune.recipe import Card
@@ -80,6 +81,28 @@ def test_a_plain_table_of_media_and_captions(tmp_path, media, table, kind):
     assert report.format == "caption" and report.written == 1
     sample = sources.samples(tmp_path / "out", "caption")[0]
     assert [one.kind for one in sample.media] == [kind] and sample.turns[1].text == "A cat"
+
+
+@pytest.mark.parametrize("order", [("info", "images", "licenses", "annotations"), ("annotations", "images")])
+def test_captions_of_coco(tmp_path, media, order, monkeypatch):
+    monkeypatch.setattr(text, "CHUNK", 300)  # the lists of the real ones are longer than what is read at once
+    said = [(7, "one \"]}"), (9, "two"), (7, "three"), (99, "of no picture"), (9, None)]
+    whole = {
+        "info": {"images": [{"x": 1}]},
+        "licenses": [{"id": 1}],
+        "images": [{"id": n, "file_name": name} for n, name in ((7, "a/1.png"), (9, "C.JPG"), (8, "b.jfif"))],
+        "annotations": [{"image_id": number, "id": place, "caption": one} for place, (number, one) in enumerate(said)],
+    }
+    report, refused = sources.said({key: whole[key] for key in order}, tmp_path, media=[media], per_shard=1)
+    rows = [json.loads(record.files["json"]) for record in Corpus(tmp_path / "out")]
+    assert [row["captions"] for row in rows] == [["one \"]}", "three"], ["two"]]
+    assert [sample.media[0].read() for sample in sources.samples(tmp_path / "out", "caption")] == [
+        (media / name).read_bytes() for name in ("a/1.png", "C.JPG")
+    ]
+    assert [(line["record"], line["reason"]) for line in refused] == [
+        (3, "empty_target"), (4, "missing_key"), (5, "bad_json"),
+    ]  # fmt: skip
+    assert "annotations, entry 5" in refused[2]["message"] and report.format == "caption"
 
 
 def table(tmp_path, text, name="list.csv"):
