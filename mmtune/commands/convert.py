@@ -30,8 +30,12 @@ def run(source: str, out: str, options: Options, workers: int, resume: bool, ove
 
     errors = Reader("stderr")
     start = time.monotonic()
-    with _progress(errors) as progress:
-        report = convert(source, out, options, workers, resume, overwrite, errors.say, progress)
+    try:
+        with _progress(errors) as progress:
+            report = convert(source, out, options, workers, resume, overwrite, errors.say, progress)
+    except KeyboardInterrupt:
+        errors.say("the same command with --resume goes on from here")
+        raise
     print("\n".join(summary(report, out)))
     errors.say(f"{time.monotonic() - start:.1f} s")
 

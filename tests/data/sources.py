@@ -44,9 +44,14 @@ def _points():
 
 def said(rows, path, **how):
     """Rows as a JSON list converted into `path`/out; the report and the lines about refused records."""
+    return made(listed(rows, path), path / "out", **how)
+
+
+def listed(rows, path):
+    """Rows as a file with a JSON list."""
     file = path / "records.json"
     file.write_text(json.dumps(rows))
-    return made(file, path / "out", **how)
+    return file
 
 
 def made(source, out, workers=1, resume=False, overwrite=False, **options):

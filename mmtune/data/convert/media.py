@@ -158,7 +158,7 @@ class Roots:
     def _named(self, name: str, kind: Kind | None) -> tuple[bytes, str]:
         name = os.path.expanduser(name) if name.startswith("~/") else name
         if not _is_name(name):
-            raise DataError(Reason.unsafe_member, f"the name {name[:80]!r}", "the name of a file")
+            raise DataError(Reason.unsafe_member, f"the name {name[:80]!r}", "the name of a file, in UTF-8")
         lost: DataError | None = None
         for one in _spellings(name, kind):
             for folder in self.folders:

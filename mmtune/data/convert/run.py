@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from mmtune.data.convert.base import Options, Piece, Raw, Refusal
 from mmtune.data.convert.mirror import Mirror
 from mmtune.data.convert.write import Job, Note, build
 from mmtune.data.pool import Pool
-from mmtune.errors import DataError, MmtuneError, UsageError
+from mmtune.errors import DataError, MmtuneError, Reason, UsageError
 
 HEAD, HEADS = 100, 1000
 """Records looked at together to tell how they are spelled, and how often, where none of the first can be read."""
@@ -135,18 +135,18 @@ def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], sp
     worst: UsageError | None = None
     for piece in islice(sources.pieces(source, HEAD, options.limit), HEADS):
         head = list(sources.read(source, piece))
-        rows = []
+        rows, faults = [], []
         for raw in head:
-            with suppress(DataError):
-                rows += [spellings.renamed(raw.row, options.rename)] if raw.row is not None else []
+            try:
+                if raw.row is None:
+                    raise raw.fault or DataError(Reason.bad_json, "nothing could be read", "a record")
+                rows.append(spellings.renamed(raw.row, options.rename))
+            except DataError as fault:
+                faults.append(UsageError(f"{raw.where}: {fault.seen}", fault.expected, fault.hint))
         try:
             return head, spellings.choose(rows, options.format)
         except UsageError as unknown:
-            error = unknown
-            fault = next((raw for raw in head if raw.fault is not None), None) if not rows else None
-            if fault is not None and fault.fault is not None and options.format == "auto":
-                error = UsageError(f"{fault.where}: {fault.fault.seen}", fault.fault.expected, fault.fault.hint)
-            worst = worst or error
+            worst = worst or (faults[0] if faults and not rows and options.format == "auto" else unknown)
     raise worst or UsageError(f"{source.what} without a record", sources.KNOWN)
 
 

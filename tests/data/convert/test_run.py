@@ -203,6 +203,16 @@ def test_a_full_disk_is_named_and_gone_on_with(tmp_path, media, workers):
     assert done.returncode == 0 and "2 written" in done.stdout and len(Corpus(tmp_path / "out")) == 2
 
 
+def test_a_stop_by_hand_says_how_to_go_on(tmp_path, media, listed, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write.Job, "work", stopped)
+    words = ["data", "convert", str(listed), "--media", str(media), "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code and "--resume" in done.stderr
+
+
 def test_shards_that_there_are_not_are_said(tmp_path, media):
     rows = [{"image": name, "conversations": TALK} for name in ("a/1.png", "lost.png", "a/1.png")]
     report, _ = sources.said(rows, tmp_path, media=[media], per_shard=1)

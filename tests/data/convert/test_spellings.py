@@ -213,6 +213,9 @@ def test_a_field_that_has_another_name(tmp_path, media):
         tmp_path, media=[media], rename={"pic": "image"},
     )  # fmt: skip
     assert [line["record"] for line in refused] == [2] and "no field pic" in refused[0]["message"]
+    with pytest.raises(UsageError, match="no field pci; there are pic, conversations"):
+        sources.made(sources.listed([{"pic": "a/1.png", "conversations": TALK}], tmp_path), tmp_path / "b",
+                     rename={"pci": "image"})  # fmt: skip
 
 
 def test_every_card_loads_and_names_a_command_that_there_is():
