@@ -359,7 +359,7 @@ def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
         return value
     head, rest = keys[0], keys[1:]
     if isinstance(node, list):
-        if not head.isdigit() or int(head) >= len(node):
+        if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
             raise ConfigError(f"the override {text!r}: no place {head!r}", f"a number below {len(node)}")
         return [_set(item, rest, value, text) if place == int(head) else item for place, item in enumerate(node)]
     if node is None:

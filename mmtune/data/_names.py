@@ -16,6 +16,7 @@ SUFFIXES: dict[str, Kind | None] = {
 """The closed table: last part of a suffix to the kind of media, or none for text. Other members are not read."""
 UNSAFE = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "npz", "py", "pyc", "joblib", "dill"})
 """Suffixes that some readers execute. A sample with one is refused whole, at any place of the suffix."""
+_NUMBER = re.compile(r"([0-9]+)")
 _PLACE = re.compile(r"[^/\0\\]+")
 
 
@@ -26,6 +27,13 @@ def split(name: str) -> tuple[str, str] | None:
     if not stem or not dot or not suffix:
         return None
     return folder + slash + stem, suffix.lower()
+
+
+def natural(name: str) -> list[tuple[bool, int, str, str]]:
+    """For sorting: numbers inside a name count as numbers, however many digits they have."""
+    parts = (part for part in _NUMBER.split(name) if part)
+    values = ((part, part.lstrip("0") if part.isascii() and part.isdigit() else None) for part in parts)
+    return [(False, 0, part, "") if value is None else (True, len(value), value, part) for part, value in values]
 
 
 def safe(name: str) -> bool:

@@ -358,3 +358,10 @@ class TestAlpaca:
         assert refused(one, record({"instruction": "Add."})) == Reason.bad_json
         assert refused(one, record({**self.ADD, "input": 3})) == Reason.bad_json
         assert refused(one, record(png=JPG)) == Reason.missing_key
+
+
+def test_members_are_in_the_order_of_their_numbers_whatever_stands_for_one():
+    for order in (["2", "10"], ["0", "00"], ["01", "1"], ["1\u00b22", "3"], ["9", "1" * 5000], ["x2", "x10"]):
+        files = {f"{name}_jpg": name.encode() for name in reversed(order)}
+        sample = make("llava").sample(record(talk("<image><image>q", images=["a", "b"]), **files))
+        assert [one.read().decode() for one in sample.media] == order

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mmtune.data._names import natural
 from mmtune.data.convert import addresses
 from mmtune.data.convert.addresses import Place
 from mmtune.errors import DataError, MediaError, Reason
@@ -104,7 +105,7 @@ class Roots:
                 with suppress(OSError):
                     real = Path(os.path.realpath(folder / name))
                     if real.is_dir() and real != Path(os.path.realpath(folder)):
-                        return sorted((f"{name}/{one}" for one in os.listdir(real) if one[0] != "."), key=_natural)
+                        return sorted((f"{name}/{one}" for one in os.listdir(real) if one[0] != "."), key=natural)
         return []
 
     # ------------------------------------------------------------------------------------------------- where it lies
@@ -238,11 +239,6 @@ def _spellings(name: str, kind: Kind | None) -> list[str]:
 def _is_name(name: str) -> bool:
     """Whether a file may be called so: no zero in it, no half of a character, not endless."""
     return "\0" not in name and len(name) <= 4096 and not any(0xD800 <= ord(char) <= 0xDFFF for char in name)
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    parts = (part for part in re.split(r"(\d+)", name) if part)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _inline(value: str) -> bytes | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from mmtune.data._json import MAX_BYTES
-from mmtune.data._names import SUFFIXES
+from mmtune.data._names import SUFFIXES, natural
 from mmtune.data.formats.base import Record
 from mmtune.errors import DataError, Reason
 from mmtune.types import Kind, MediaRef
@@ -48,12 +48,7 @@ def check(value: str, origin: str, most: int) -> str:
 def members(record: Record, kind: Kind) -> list[str]:
     """Suffixes of a record's members of a kind, sorted: numbers inside count as numbers."""
     found = (suffix for suffix in record.files if SUFFIXES.get(suffix.rpartition(".")[2]) == kind)
-    return sorted(found, key=_natural)
-
-
-def _natural(suffix: str) -> list[tuple[bool, int, str]]:
-    parts = (part for part in re.split(r"(\d+)", suffix) if part)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return sorted(found, key=natural)
 
 
 def ref(record: Record, suffix: str, kind: Kind) -> MediaRef:
