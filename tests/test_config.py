@@ -157,7 +157,10 @@ def test_overrides(override: str, expected: Any, tmp_path: Path) -> None:
     assert config.read(path, [override]) == expected
 
 
-@pytest.mark.parametrize("override", ["a.b", "=1", "a..b=1", "a.b.c=1", "l.9=1", "l.x=1", "l.\u00b2=1", f"l.{'1' * 5000}=1", "a={", ""])
+@pytest.mark.parametrize(
+    "override",
+    ["a.b", "=1", "a..b=1", "a.b.c=1", "l.9=1", "l.x=1", "l.\u00b2=1", f"l.{'1' * 5000}=1", "a={", ""],
+)
 def test_overrides_that_are_refused(override: str, tmp_path: Path) -> None:
     path = write(tmp_path / "t.yaml", "a: {b: 1}\nl: [{x: 1}, 2]\n")
     with pytest.raises(ConfigError):

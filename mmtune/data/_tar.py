@@ -60,7 +60,7 @@ def walk(file: int) -> Iterator[Member | Damage]:
         block = os.pread(file, BLOCK, position)
         if len(block) < BLOCK:
             what = "the file ends inside a header" if block else "the file ends without an end mark"
-            yield Damage(position, length, what)
+            yield Damage(min(position, length), length, what)
             return
         zeros = block == _ZERO
         header = None if zeros else _header(block)

@@ -58,8 +58,8 @@ def scan(path: Path) -> ShardIndex:
         raise DataError(Reason.truncated_shard, f"{path}: {error.strerror}", "a tar file that can be read") from error
 
 
-def _scan(path: Path, file: int) -> ShardIndex:
-    state = os.fstat(file)
+def check_plain(path: Path, file: int) -> None:
+    """Raises DataError: a tar that is packed."""
     head = os.pread(file, 6, 0)
     if head[:2] == b"\x1f\x8b" or head[:4] in (b"\x28\xb5\x2f\xfd", b"BZh9") or head == b"\xfd7zXZ\0":
         raise DataError(
@@ -68,6 +68,11 @@ def _scan(path: Path, file: int) -> ShardIndex:
             "a plain tar, in which members can be read by their place",
             f"unpack it: gunzip or zstd -d {path.name}",
         )
+
+
+def _scan(path: Path, file: int) -> ShardIndex:
+    state = os.fstat(file)
+    check_plain(path, file)
     index = ShardIndex(path.name, state.st_size, state.st_mtime_ns, "", [])
     runs: list[Group] = []
     edges: list[Group] = []  # samples next to damage

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from mmtune import registry
-from mmtune.data import _keys, _tar
+from mmtune.data import _keys, _tar, index
 from mmtune.data.formats.base import Record
 from mmtune.data.patterns import expand
 from mmtune.errors import DataError
@@ -74,8 +74,9 @@ def look(patterns: Sequence[str]) -> Seen:
 
 
 def read(path: Path, most: int) -> tuple[list[Record], bool]:
-    """The first records of a shard, and whether they are all of it."""
+    """The first records of a shard, and whether they are all of it. Raises DataError: a tar that is packed."""
     with path.open("rb") as file:
+        index.check_plain(path, file.fileno())
         plain = (item for item in _tar.walk(file.fileno()) if isinstance(item, _tar.Member) and item.type == "0")
         members = [item for item in islice(plain, most * MEMBERS) if item.size <= MEMBER]
         places = _keys.keys(item.name for item in members)

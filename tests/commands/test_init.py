@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -109,6 +110,13 @@ def test_names_with_dots_are_samples_of_their_own(here: Path) -> None:
     tars.write(here / "a.tar", [one for name in ("a.1", "a.2", "b", "c.1.x") for one in tars.talk(name)])
     seen = peek.look(["a.tar"])
     assert (seen.records, len(seen.samples), seen.whole) == (4, 4, True)
+
+
+def test_a_packed_shard_is_told_what_it_is(here: Path) -> None:
+    (shard,) = tars.shards(here, count=1, size=2)
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(DataError, match="compressed"):
+        peek.look([str(shard)])
 
 
 def test_captions_and_conversations_get_streams_of_their_own(here: Path) -> None:

@@ -131,6 +131,16 @@ def test_what_tarfile_writes_is_read(tmp_path):
         assert len(scan(path).groups) == 5 and not scan(path).damage
 
 
+def test_a_stretch_at_the_end_of_a_cut_file_does_not_end_before_it_begins(tmp_path):
+    path = tars.write(tmp_path / "a.tar", TALKS[0])
+    whole = path.read_bytes()
+    for cut in range(100, 2600, 100):
+        path.write_bytes(whole[:cut])
+        for text in scan(path).damage:
+            _, first, _, last = text.split(":")[0].split()
+            assert int(first) <= int(last) <= cut, text
+
+
 def test_damaged_stretches_are_listed_up_to_a_limit(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes((header(b"a", 0) + b"\1" * 512) * 1500 + bytes(1024))
