@@ -56,6 +56,8 @@ class Note(StrEnum):
     """Bytes in front of a sound that do not belong to it."""
     gaps_filled = "gaps_filled"
     """Silence where a sound sent nothing."""
+    sound_before_pictures = "sound_before_pictures"
+    """Sound in front of the first frame beside it, which is left out so that both begin together."""
     range_clamped = "range_clamped"
     """The end of a clip was a little behind that of its item."""
     points_left_out = "points_left_out"

@@ -157,6 +157,14 @@ def is_cover(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
+def is_whole_riff(data: bytes) -> bool:
+    """Whether the file, which may be several RIFF chunks in a row, is as long as it says."""
+    at = 0
+    while data[at : at + 4] == b"RIFF":
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    return 0 < at <= len(data)
+
+
 def is_whole_matroska(data: bytes) -> bool:
     """Whether the file says how long it is, and is no shorter."""
     at = 0

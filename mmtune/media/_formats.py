@@ -64,7 +64,9 @@ _NUMBER = re.compile(rb"[-+]?(?:(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|(?i:nan|inf))")
 _GAP = re.compile(rb"[ \t]*[,;][ \t]*|[ \t]+")
 _COUNT = re.compile(rb"\d{1,15}")
 _TEXT = 4096
-"""Bytes in which a text must have come to its first point."""
+"""Bytes in which a text must have come to its first point, and a sound behind a tag must have begun."""
+_SOUND = re.compile(rb"fLaC\x00\x00\x00\x22|OggS\x00\x02")
+"""How FLAC and OGG begin."""
 _ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
@@ -76,12 +78,17 @@ def locate(data: bytes) -> tuple[str | None, int]:
     name = _begin(data)
     if name not in (None, "mp3"):
         return name, 0
-    start = _mpeg.behind_tags(data)
-    if start and data[start : start + 4] in (b"fLaC", b"OggS"):
-        return _begin(data[start : start + 32]), start
-    found = _mpeg.first_frame(data, min(start, len(data)))
+    tags = _mpeg.behind_tags(data)
+    start = _mpeg.behind_zeros(data, tags)
+    for at in {tags, start} - {0}:
+        behind = _begin(data[at : at + _TEXT])
+        if behind and behind != "mp3" and "audio" in FORMATS[behind]:
+            return behind, at
+    found = _mpeg.first_frame(data, start)
     if found is not None:
         return "mp3", found
+    if mark := _SOUND.search(data, 0, start + _TEXT):  # behind a tag that is not as long as it says, or rubbish
+        return _begin(mark[0]), mark.start()
     return name, 0
 
 

@@ -12,11 +12,11 @@ _KBPS = {
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _ROW = 4
 """Frames in a row, one behind the other, that make a sound of what begins with something else."""
-_ZEROS = 1 << 16
 _TORN = 4096
-"""Bytes of zeros, and of a frame that was cut, in front of the first whole frame."""
+"""Bytes of a frame that was cut in front of the first whole frame."""
+_ZEROS = re.compile(rb"\x00*")
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
-_TAGS = 8
+_TAGS = 1000
 """Most tags one behind the other."""
 
 
@@ -43,15 +43,18 @@ def behind_tags(data: bytes) -> int:
         for byte in data[at + 6 : at + 10]:
             size = size << 7 | byte
         at += 10 + size + (10 if data[at + 5] & 0x10 else 0)
-    return at
+    return min(at, len(data))
+
+
+def behind_zeros(data: bytes, at: int) -> int:
+    """Where the first byte that is not zero lies, from `at` on."""
+    match = _ZEROS.match(data, at)
+    return match.end() if match else at
 
 
 def first_frame(data: bytes, start: int = 0) -> int | None:
     """Where the first of several whole frames of MP3 in a row begins, near `start`; none where there are none."""
-    zeros = start
-    while zeros < min(len(data), start + _ZEROS) and data[zeros] == 0:
-        zeros += 1
-    for match in _SYNC.finditer(data, zeros, min(len(data), zeros + _TORN)):
+    for match in _SYNC.finditer(data, start, min(len(data), start + _TORN)):
         at, seen, kind = match.start(), 0, None
         while seen < _ROW and (found := frame(data, at)) and kind in (None, found[1]):
             kind, seen, at = found[1], seen + 1, at + found[0]

@@ -1,13 +1,17 @@
 """When the packets of an OGG with Opus are due: pages say where they end, and the library counts past gaps.
 
 A page's position is that of its last packet's end. Where it is later than the packets in front of it and in it add up
-to, nothing was sent for a while: before the page (RFC 7845, 4.1), or behind a packet in it with which an encoder says
-that it falls silent. Where else in a page that was, the file does not say.
+to, nothing was sent for a while: behind a packet in it with which an encoder says that it falls silent, else before the
+page (RFC 7845, 4.1). FFmpeg closes a page by the clock, by default after a second, so that the first packet behind a
+longer gap closes its page: such a page lasts longer than any holds, but holds less. Where else in a page a gap was, the
+file does not say.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mmtune.media._track import LATE
 
@@ -25,6 +29,11 @@ class Page:
     packets: list[tuple[int, int]] = field(default_factory=list)
     """Bytes and samples of each packet that ends here."""
 
+    @property
+    def length(self) -> int:
+        """Samples of all of them."""
+        return sum(samples for _, samples in self.packets)
+
 
 def opus_starts(data: bytes) -> list[tuple[int, int]]:
     """Bytes of each packet of sound, and the sample at 48000 Hz at which it begins.
@@ -38,19 +47,29 @@ def starts(pages: list[Page]) -> list[tuple[int, int]]:
     """Bytes and first sample of every packet of some pages."""
     found: list[tuple[int, int]] = []
     at = skipped = 0
+    clocked = _closed_by_clock(pages)
     for page in pages:
-        length = sum(samples for _, samples in page.packets)
-        gap = max(0, page.position - skipped - length - at) if page.position != _NONE else 0
+        gap = max(0, page.position - skipped - page.length - at) if page.position != _NONE else 0
         if not found and not LATE < gap / 48000 <= ABRUPT:
             skipped, gap = gap, 0
         quiet = [place for place, (size, _) in enumerate(page.packets) if size <= _QUIET]
-        before = quiet[-1] + 1 if quiet else 0
+        before = quiet[-1] + 1 if quiet else len(page.packets) - 1 if found and gap > clocked else 0
         for place, (size, samples) in enumerate(page.packets):
             at += gap if place == before else 0
             found.append((size, at))
             at += samples
         at += gap if before == len(page.packets) else 0
     return found
+
+
+def _closed_by_clock(pages: list[Page]) -> float:
+    """Samples of a gap above which the packet behind it closes its page; infinite where pages are not closed so."""
+    full = max((page.length for page in pages), default=0)
+    for before, page in pairwise(pages):
+        lasts = page.position - before.position - page.packets[-1][1]
+        if page.position != _NONE != before.position and page.length < full < lasts:
+            return full
+    return math.inf
 
 
 def _pages(data: bytes) -> list[Page] | None:

@@ -79,7 +79,8 @@ def _scans(data: bytes, at: int) -> int:
 def png(data: bytes) -> Trimmed:
     """Without chunks that a reader may leave out, but for transparency."""
     kept, at, exif, xmp = [data[:8]], 8, b"", b""
-    while at + 8 <= len(data):
+    name = b""
+    while at + 8 <= len(data) and name != b"IEND":
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         end = at + 12 + length
         if not name.isalpha():

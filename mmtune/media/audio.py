@@ -15,7 +15,7 @@ import torch
 
 from mmtune.errors import MediaError, Note, Reason
 from mmtune.media import _boxes, _ogg, _wave
-from mmtune.media._container import is_cover, is_whole_matroska, opened, pick, promised_seconds
+from mmtune.media._container import is_cover, is_whole_matroska, is_whole_riff, opened, pick, promised_seconds
 from mmtune.media._frames import SLACK
 from mmtune.media._resample import resample
 from mmtune.media._track import LATE, Full, Track
@@ -40,7 +40,8 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
     """`data` of format `name` to Media with float32 [channels,samples] in -1..1 at `sampling.rate`.
 
     All channels are kept. Where the timestamps say that nothing was sent, there is silence; also before a sound that
-    begins later than the file. With `sampling.seconds` only so much from the start is decoded.
+    begins later than the file. Sound in front of the first frame beside it is left out. With `sampling.seconds` only
+    so much from the start is decoded.
 
     Args:
         span: the part wanted, seconds from the first frame where there are pictures, else from the file's beginning.
@@ -64,16 +65,19 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
         most = limits.audio_values // channels
         if end is None:
             most = min(most, int(limits.audio_seconds * rate))
-        track = Track(rate, channels, begin, end, most)
-        _fill(track, container, stream, _Clock(container, stream, name, data), limits, origin)
-        if span == (None, None) and not track.done:
-            _check_length(track, promised, name, data, limits, origin)
+        clock = _Clock(container, stream, name, data)
+        track = Track(rate, channels, 0 if clock.beside and begin is None else begin, end, most)
+        _fill(track, container, stream, clock, limits, origin)
+        if span == (None, None) and not track.done and promised is not None:
+            _check_length(track, promised - max(0.0, clock.zero), name, data, limits, origin)
         _check_range(track, span, origin, notes)
         wave = track.stack()
         _check_values(wave, origin)
         sound = resample(torch.from_numpy(wave), rate, sampling.rate).clamp_(-1.0, 1.0)
     if track.silent:
         notes.append(Note.gaps_filled)
+    if clock.early:
+        notes.append(Note.sound_before_pictures)
     return Media("audio", sound.contiguous(), rate=sampling.rate, origin=origin, notes=tuple(notes))
 
 
@@ -168,12 +172,16 @@ class _Clock:
     """When the sound of a packet is due, by the timestamps of the file; nothing where it has none.
 
     Attributes:
+        zero: the timestamp that counts as 0, seconds.
+        beside: whether there are pictures beside the sound.
+        early: whether sound is due before the first of them.
         last: when the sound of the last packet is over, seconds.
     """
 
     def __init__(self, container: Any, stream: Any, name: str, data: bytes) -> None:
         self.stamped = name in _STAMPED
-        self.zero = _zero(container, stream) if self.stamped else 0.0
+        self.zero, self.beside = _zero(container, stream) if self.stamped else (0.0, False)
+        self.early = False
         self.last: float | None = None
         opus = name == "ogg" and stream.codec_context.name in ("opus", "libopus")
         self._pages = _ogg.opus_starts(data) if opus else []
@@ -195,6 +203,7 @@ class _Clock:
                     self.zero -= begin
                 begin = start / 48000
         self._due = begin - stamp
+        self.early |= self.beside and begin - self.zero < -LATE
         self.last = begin + (packet.duration or 0) * self._unit - self.zero
         return self.last
 
@@ -205,18 +214,19 @@ class _Clock:
         return round((frame.pts * self._unit + self._due - self.zero) * rate)
 
 
-def _zero(container: Any, stream: Any) -> float:
-    """The timestamp that counts as 0, seconds: that of the first frame beside the sound, else of the file's beginning.
+def _zero(container: Any, stream: Any) -> tuple[float, bool]:
+    """The timestamp that counts as 0, seconds: that of the first frame beside the sound, else of the file's beginning;
+    and whether there is such a frame.
 
     A sound begins at once where its times do not: in OGG, where they only count what the encoder put in front, and in
     a piece of a longer stream.
     """
     pictures = [s for s in container.streams if s.type == "video" and not is_cover(s) and s.start_time is not None]
     if pictures:
-        return min(float(one.start_time * one.time_base) for one in pictures)
+        return min(float(one.start_time * one.time_base) for one in pictures), True
     first = float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
     apart = container.format.name == "ogg" or abs(first) <= LATE or first > _ogg.ABRUPT
-    return first if apart else 0.0
+    return first if apart else 0.0, False
 
 
 def _block(frame: Any, track: Track, origin: str) -> np.ndarray:
@@ -238,13 +248,13 @@ def _block(frame: Any, track: Track, origin: str) -> np.ndarray:
     return values.astype(np.float32, copy=False)
 
 
-def _check_length(track: Track, promised: float | None, name: str, data: bytes, limits: Limits, origin: str) -> None:
+def _check_length(track: Track, promised: float, name: str, data: bytes, limits: Limits, origin: str) -> None:
     """Compare with the header. MP3 gives only estimates, OGG the place of its last page: those promise nothing.
 
-    A Matroska file that is there to its last byte sent nothing at its end.
+    A Matroska file that is there to its last byte sent nothing at its end; an AVI has a sound that began late.
     """
     have = track.head / track.rate
-    if name in ("mp3", "ogg") or promised is None or have >= limits.complete * promised:
+    if name in ("mp3", "ogg") or have >= limits.complete * promised or (name == "avi" and is_whole_riff(data)):
         return
     if name == "matroska" and is_whole_matroska(data):
         try:

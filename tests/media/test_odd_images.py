@@ -121,6 +121,11 @@ def test_what_a_png_holds_beside_its_pixels_is_not_unpacked(name, body):
     assert torch.equal(make.get("image", damaged).data, make.get("image", plain).data)
 
 
+def test_what_lies_behind_the_end_of_a_png_turns_nothing():
+    data = make.image(make.picture())
+    assert torch.equal(make.get("image", data + chunk(b"eXIf", exif("<")[6:])).data, make.get("image", data).data)
+
+
 def test_what_a_library_warns_of_is_noted_and_no_refusal():
     data = bytearray(make.image(Image.fromarray(make.picture()), "TIFF", tiffinfo={282: 72.0, 283: 72.0}))
     place = data.find(struct.pack("<HH", 0x011A, 5))

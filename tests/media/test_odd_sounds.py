@@ -58,19 +58,37 @@ def id3(size: int, footer: bool = False) -> bytes:
 
 
 CODED = [("flac", "flac", "s16"), ("libopus", "ogg", "flt"), ("mp3", "mp3", "fltp")]
-TAGS = {"": id3(300), "cover": id3(200_000), "footer": id3(77, footer=True), "two": id3(10) + id3(20)}
+BEHIND = [*CODED, ("aac", "ipod", "fltp"), ("pcm_s16le", "wav", "s16")]
+TAGS = {"": id3(300), "cover": id3(200_000), "footer": id3(77, footer=True), "many": id3(10) + id3(20) * 30}
 
 
-@pytest.mark.parametrize(("codec", "form", "sample"), CODED)
+@pytest.mark.parametrize(("codec", "form", "sample"), BEHIND)
 @pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
 def test_a_sound_behind_tags(codec, form, sample, tag):
     data = make.sound(codec, form, 48000, 0.5, sample)
     media = make.get("audio", tag + data)
     assert torch.equal(media.data, make.get("audio", data).data) and media.notes == ()
-    assert sniff(tag + data) == sniff((tag + data)[:65536]) == "audio"
+    assert sniff((tag + data)[:65536]) == "audio"
 
 
 MP3 = make.sound("mp3", "mp3", 16000, 2.0)
+
+
+@pytest.mark.parametrize(("codec", "form", "sample"), [*CODED, ("pcm_s16le", "wav", "s16")])
+@pytest.mark.parametrize("front", [id3(50) + bytes(999), bytes(100_000)], ids=["tag", "no tag"])
+def test_a_sound_behind_zero_bytes(codec, form, sample, front):
+    data = make.sound(codec, form, 48000, 0.5, sample)
+    media = make.get("audio", front + data)
+    assert torch.equal(media.data, make.get("audio", data).data) and media.notes == (Note.junk_skipped,)
+
+
+@pytest.mark.parametrize("wrong", [-30, -3, 3, 30])
+def test_a_tag_that_is_not_as_long_as_it_says(wrong):
+    tag = bytearray(id3(100))
+    tag[9] += wrong
+    for codec, form, sample in CODED[:2]:
+        data = make.sound(codec, form, 48000, 0.5, sample)
+        assert torch.equal(make.get("audio", bytes(tag) + data).data, make.get("audio", data).data)
 
 
 @pytest.mark.parametrize("front", [bytes(100), bytes(5000), b"\0" * 7 + id3(50), id3(50) + bytes(999)])
@@ -98,16 +116,19 @@ def test_what_is_no_mp3_is_not_taken_for_one():
 
 
 def call(form: str, silences: list[tuple[float, float]], seconds: float = 6.0, codec: str = "libopus", late: float = 0,
-         pictures: bool = False, options: dict | None = None) -> bytes:  # fmt: skip
-    """A tone whose packets inside `silences` are never sent, beginning `late` seconds into the file."""
+         pictures: bool = False, first: float = 0, options: dict | None = None) -> bytes:  # fmt: skip
+    """A tone whose packets inside `silences` are never sent, beginning `late` seconds into the file, and pictures that
+    begin `first` seconds into it."""
     store = io.BytesIO()
     with av.open(store, "w", format=form, container_options=options or {}) as container:
         stream = container.add_stream(codec, rate=48000, layout="mono")
-        film = container.add_stream("libvpx-vp9" if form == "webm" else "libx264", rate=4) if pictures else None
+        coder = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(form, "libx264")
+        film = container.add_stream(coder, rate=4) if pictures else None
         if film:
             film.width, film.height, film.pix_fmt = 32, 32, "yuv420p"
             for number in range(int(seconds * 4)):
                 frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number + round(first * 4), Fraction(1, 4)
                 container.mux(film.encode(frame))
             container.mux(film.encode(None))
         kind = "flt" if codec == "libopus" else "fltp"
@@ -186,6 +207,50 @@ def test_a_sound_that_begins_later_than_its_pictures(form):
     assert loud(media, 0, 1.9) < 0.02 and loud(media, 2.1, 3.9) > 0.4
     part = make.clip("audio", data, 1.0, 3.0)
     assert loud(part, 0, 0.9) < 0.02 and loud(part, 1.1, 1.9) > 0.4
+
+
+@pytest.mark.parametrize(("form", "codec"), [("matroska", "libopus"), ("mp4", "aac")])
+def test_a_sound_that_begins_before_its_pictures_begins_with_them(form, codec):
+    """Whole, in part and cut short alike: its zero is the first frame, and nothing is made up at its end."""
+    data = call(form, [(2.5, 3.0)], codec=codec, seconds=4.0, pictures=True, first=1.0)
+    media = make.get("audio", data)
+    assert Note.sound_before_pictures in media.notes
+    assert abs(media.data.shape[1] / 16000 - 3.0) < 0.1
+    assert loud(media, 1.55, 1.95) < 0.02 and loud(media, 0, 1.4) > 0.4 and loud(media, 2.1, 2.9) > 0.4
+    assert make.get("audio", data, seconds=2.0).data.shape[1] == 32000
+    part = make.clip("audio", data, 0.0, 2.0)
+    assert torch.equal(part.data, media.data[:, :32000])
+
+
+def test_a_piece_of_a_longer_film_has_no_silence_at_its_end():
+    data = call("webm", [], seconds=3.0, late=5.0, pictures=True, first=5.0)
+    media = make.get("audio", data)
+    assert abs(media.data.shape[1] / 16000 - 3.0) < 0.1 and media.notes == ()
+
+
+@pytest.mark.parametrize("size", [100_000, 200_000, 1_000_000])
+def test_the_packet_behind_a_long_gap_closes_a_page_of_ogg(size):
+    data = call("ogg", [(1.36, 3.0), (4.27, 5.9)], seconds=7.0, options={"page_duration": str(size)})
+    media = make.get("audio", data)
+    for begin, end in ((0.1, 1.3), (3.1, 4.2), (6.0, 6.9)):
+        for at in np.arange(begin, end - 0.1, 0.1):
+            assert loud(media, at, at + 0.1) > 0.4, (at, begin)
+    for begin, end in ((1.5, 2.9), (4.4, 5.8)):
+        assert loud(media, begin, end) < 0.02
+
+
+def test_a_gap_in_front_of_a_full_page_stays_there():
+    pages = [_ogg.Page(4800 * n, [(60, 960)] * 5) for n in (1, 2)] + [_ogg.Page(4800 * 3 + 48000, [(60, 960)] * 5)]
+    assert [start for _, start in _ogg.starts(pages)][10:12] == [9600 + 48000, 9600 + 48960]
+
+
+def test_an_avi_that_is_there_to_its_end_is_not_damaged_whatever_it_promises():
+    data = bytearray(call("avi", [], codec="mp3", seconds=3.0, pictures=True))
+    at = data.index(b"auds") + 32  # dwLength, as of a sound that begins late
+    struct.pack_into("<I", data, at, 2 * struct.unpack_from("<I", data, at)[0])
+    assert abs(make.get("audio", bytes(data)).data.shape[1] / 16000 - 3.0) < 0.1
+    with pytest.raises(MediaError, match="limit complete"):
+        make.get("audio", bytes(data[: len(data) * 2 // 3]))
 
 
 def test_silence_counts_against_the_limits_and_takes_no_memory_before():
