@@ -33,6 +33,7 @@ from mmtune.eval.tasks.base import Outcome, Question, Task
 from mmtune.types import MediaRef, Sample
 
 if TYPE_CHECKING:
+    from mmtune.media import Limits
     from mmtune.model import MultimodalModel
     from mmtune.processor import Processor
     from mmtune.recipe import Recipe
@@ -43,6 +44,9 @@ CLIPS = 32
 
 class Adviser(Protocol):
     """Who adds to a sample what experts find in its media."""
+
+    def within(self, limits: Limits | None) -> None:
+        """Media may cost so much; the usual for none."""
 
     def advise(self, sample: Sample) -> Sample:
         """The sample with quotes behind its media."""
@@ -112,6 +116,7 @@ def evaluate(
     skipped: Counter[str] = Counter()
     tallies: dict[str, _Tally] = {control: _Tally() for control in asked}
     if experts is not None:
+        experts.within(processor.limits)
         tallies |= {row: _Tally() for row in (ctl.EXPERTS, *[ctl.EXPERTS_BLIND] * ("blind" in asked))}
     records = 0
     with torch.inference_mode(), _stored_features(model, processor) as memo:
@@ -319,9 +324,17 @@ def _ask(
             tally.marks.append(Mark(question.kind, question.temporal, right, text, question.answers[0], medium))
             asked = " ".join(part for part in question.sample.turns[-1].parts if isinstance(part, str))
             tally.answers.append(
-                {"id": question.id, "type": question.kind, "temporal": question.temporal, "question": asked,
-                 "answer": text, "truth": question.answers[0], "right": right, "scores": scores,
-                 **({"nats": lost, "tokens": count} if task.likelihood else {})}
+                {
+                    "id": question.id,
+                    "type": question.kind,
+                    "temporal": question.temporal,
+                    "question": asked,
+                    "answer": text,
+                    "truth": question.answers[0],
+                    "right": right,
+                    "scores": scores,
+                    **({"nats": lost, "tokens": count} if task.likelihood else {}),
+                }
             )
     return list({ref.kind: ref for ref in (*spare, *refs)}.values())
 

@@ -96,6 +96,7 @@ class Runner:
         config: of the expert.
         cache: where results are kept.
         clock: seconds, for the rest after failures.
+        limits: the most that an item may cost; the usual ones when not given.
 
     Raises:
         ConfigError, ModelError: there is no such expert, nobody allowed it, or it cannot be made. This is a mistake of
@@ -112,11 +113,16 @@ class Runner:
     asks: bool
 
     def __init__(
-        self, config: ExpertConfig | configs.Outside, cache: Cache, clock: Callable[[], float] = time.monotonic
+        self,
+        config: ExpertConfig | configs.Outside,
+        cache: Cache,
+        clock: Callable[[], float] = time.monotonic,
+        limits: media.Limits | None = None,
     ) -> None:
         self.name = config.name
         self._cache = cache
         self._clock = clock
+        self._limits = limits
         self._process: Process | None = None
         self._turn = threading.Lock()  # one call at a time
         self._failures = 0
@@ -151,7 +157,7 @@ class Runner:
 
     def _start(self, options: Mapping[str, Any], network: bool) -> Process:
         setup = {"name": self.name, "options": dict(options), "code": self._code, "network": network}
-        setup["limits"] = media.said()
+        setup["limits"] = media.said(self._limits)
         folder = registry.folder_of(self._code) if self._code is not None else None
         return Process(setup, [folder] if folder else [])
 
@@ -177,6 +183,12 @@ class Runner:
         said = quote(self.name.rpartition(":")[2], found, self.config, cut)
         status: Status = "found" if said else "nothing"
         return Finding(self.name, ref, status, found, said, known is not None, cut, time.monotonic() - start)
+
+    def within(self, limits: media.Limits | None) -> None:
+        """From now on items may cost so much."""
+        if limits != self._limits:
+            self._limits = limits
+            self.close()
 
     def close(self) -> None:
         """End the child; the next call starts another."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PUBLIC = dict.fromkeys(("Limits", "Sampling", "load", "moments", "sniff"), "base") | {
+_PUBLIC = dict.fromkeys(("Sampling", "load", "moments", "sniff"), "base") | {
     "spoken": "_frames",
+    "Limits": "_limits",
     "said": "_limits",
     "say": "_limits",
     "settled": "_limits",

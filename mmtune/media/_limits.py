@@ -93,9 +93,11 @@ def say(settings: Iterable[str]) -> None:
     _usual.clear()
 
 
-def said() -> list[str]:
-    """What `say` was told, for another process to be told."""
-    return [f"{name}={value}" for name, value in _said.items()]
+def said(limits: Limits | None = None) -> list[str]:
+    """What another process has to `say` for the limits to be the same there: those of a recipe that are not the usual
+    ones, and what `say` was told here."""
+    own = {name: str(value) for name, value in limits or () if value != Limits.model_fields[name].default}
+    return [f"{name}={value}" for name, value in (own | _said).items()]
 
 
 def settled(limits: Limits | None = None) -> Limits:

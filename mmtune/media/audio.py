@@ -131,18 +131,20 @@ def _check_header(rate: int, channels: int, limits: Limits, origin: str) -> None
 
 def _fill(track: Track, container: Any, stream: Any, clock: _Clock, limits: Limits, origin: str) -> None:
     """Decode what the track wants. Raises MediaError."""
-    failed, packets, over = 0, 0, None
+    failed = packets = 0
     deadline = time.monotonic() + limits.wall_seconds
     context = stream.codec_context
     context.thread_count = 1
     early = -1.0 if track.begin is None else track.begin / track.rate - _PREROLL
     try:
         for packet in container.demux(stream):
-            packets += 1
             over = clock.tick(packet)
             if over is not None and over < early:
                 track.skip(round(over * track.rate))
                 continue
+            packets += 1
+            if packets > limits.packets:
+                raise limits.refusal("packets", Reason.audio_limits, f"{origin}: more than {limits.packets} packets")
             try:
                 frames = context.decode(packet if packet.size else None)
             except av.error.InvalidDataError:

@@ -66,7 +66,7 @@ def command(options: Options) -> int:
     if options.system is not None:
         options.system = readable(options.system, "the system text")
     settings = _settings(options, plan, saved)
-    panel = Panel(options.experts, of_run=_of_run(plan, options))
+    panel = Panel(options.experts, of_run=_of_run(plan, options), limits=plan.limits)
     question = words.question if words.question is not None else _piped_question(options)
     if plan.notice:
         say(f"{plan.name}: {plan.notice}")

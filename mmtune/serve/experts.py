@@ -18,6 +18,8 @@ from mmtune.types import MediaRef, Part, Quote, Sample, Turn
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mmtune.media import Limits
+
 Spec = str | Mapping[str, Any] | ExpertConfig
 """An expert as it is named: NAME or NAME:key=value,..., the mapping of a recipe, or a config."""
 Told = frozenset[tuple[str, MediaRef, str | None]]
@@ -55,15 +57,21 @@ class Panel:
         specs: which, as a person named them; a later one of the same name takes the place of an earlier.
         cache: folder for results; none takes the usual one, see `mmtune.experts._cache.default_folder`.
         of_run: those that a recipe names, before the others. Code from outside among them has to be allowed.
+        limits: the most that an item may cost there; the usual ones when not given.
 
     Raises:
         UsageError, ConfigError, ModelError: one that cannot be had by this name.
     """
 
     def __init__(
-        self, specs: Iterable[Spec] = (), cache: Path | None = None, of_run: Iterable[Mapping[str, Any]] = ()
+        self,
+        specs: Iterable[Spec] = (),
+        cache: Path | None = None,
+        of_run: Iterable[Mapping[str, Any]] = (),
+        limits: Limits | None = None,
     ) -> None:
         self._cache = _cache.Cache(cache or _cache.default_folder())
+        self._limits = limits
         self._runners: dict[str, Runner] = {}
         for one in of_run:
             self._switch_on(parse(one))
@@ -89,7 +97,7 @@ class Panel:
         return self._switch_on(found)
 
     def _switch_on(self, found: ExpertConfig | config.Outside) -> str:
-        runner = Runner(found, self._cache)
+        runner = Runner(found, self._cache, limits=self._limits)
         name = runner.name
         if name in self._runners:
             self._runners[name].close()
@@ -101,6 +109,12 @@ class Panel:
         if name not in self._runners:
             raise UsageError(seen=f"{name!r} is not on", expected="one of " + (", ".join(self.names) or "none"))
         self._runners.pop(name).close()
+
+    def within(self, limits: Limits | None) -> None:
+        """From now on items may cost so much: those of the recipe that is talked with."""
+        self._limits = limits
+        for runner in self._runners.values():
+            runner.within(limits)
 
     def close(self) -> None:
         """End all processes; the next question starts them again."""
@@ -137,6 +151,10 @@ class Adviser:
         self._say = say
         self._counts: Counter[str] = Counter()
         self._notes: set[str] = set()
+
+    def within(self, limits: Limits | None) -> None:
+        """As `Panel.within`."""
+        self._panel.within(limits)
 
     def advise(self, sample: Sample) -> Sample:
         """A sample with evidence about its media in the turns where they are shown."""

@@ -126,7 +126,8 @@ def _conversation(
     plan: plans.Plan, engine: Engine | None, system: str | None, settings: Settings | None, experts: Experts
 ) -> Conversation:
     settings = settings or Settings(max_tokens=plan.max_tokens, temperature=plan.temperature)
-    panel = Panel(of_run=plan.experts) if experts == "of_run" else Panel(experts)
+    of_run = experts == "of_run"
+    panel = Panel(() if of_run else experts, of_run=plan.experts if of_run else (), limits=plan.limits)
     if plan.experts and not experts:
         say(f"(experts that the run names are off: {brief(plan.experts)}; experts='of_run' turns them on)")
     return Conversation(engine or plan.load(), system, settings, panel)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune import config, places
 from mmtune.errors import ConfigError, UsageError
+from mmtune.media import Limits
 from mmtune.types import Kind
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Plan:
     device: str = "auto"
     experts: tuple[dict[str, Any], ...] = ()
     """Experts that the recipe names, as it writes them: a name and options."""
+    limits: Limits | None = None
+    """The most that an item of media may cost; none for the usual."""
 
     @property
     def packaged(self) -> bool:
@@ -100,7 +103,8 @@ class Plan:
             branches, chat = tree["model"]["branches"], tree["chat"]
             kinds = [kind for branch in branches.values() for kind in branch["kinds"]]
             settings = str(chat["notice"] or ""), int(chat["max_tokens"]), float(chat["temperature"])
-            experts = [dict(expert) for expert in chat.get("experts", ())]  # runs of before there were any have none
+            # runs of before there were any have none
+            experts, limits = [dict(expert) for expert in chat.get("experts", ())], Limits(**tree.get("limits", {}))
         except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
             from mmtune import registry
             from mmtune.checkpoint import store
@@ -112,8 +116,8 @@ class Plan:
                 for kind in branch.kinds or registry.find("encoders", branch.encoder.name).kinds
             ]
             settings = recipe.chat.notice or "", recipe.chat.max_tokens, recipe.chat.temperature
-            experts = [expert.model_dump(mode="json") for expert in recipe.chat.experts]
-        return cls(run, tuple(dict.fromkeys(kinds)), *settings, device=device, experts=tuple(experts))
+            experts, limits = [expert.model_dump(mode="json") for expert in recipe.chat.experts], recipe.limits
+        return cls(run, tuple(dict.fromkeys(kinds)), *settings, device, tuple(experts), limits)
 
     def check(self, kind: Kind, origin: str) -> None:
         """Refuse a medium that no branch of the run takes.

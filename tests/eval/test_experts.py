@@ -18,6 +18,7 @@ from mmtune.data.world.draw import clip
 from mmtune.data.world.scene import Sign, draw_scene
 from mmtune.data.world.video import jpeg
 from mmtune.eval.run import evaluate
+from mmtune.media import Limits
 from mmtune.types import Quote, Sample
 
 WORDS = ("taxi", "book", "stop")
@@ -29,6 +30,10 @@ class Reader:
     def __init__(self, more: str = "") -> None:
         self.asked: list[str] = []
         self.more = more
+        self.limits: Limits | None = None
+
+    def within(self, limits: Limits | None) -> None:
+        self.limits = limits
 
     def advise(self, sample: Sample) -> Sample:
         self.asked.append(sample.id)
@@ -76,6 +81,7 @@ def test_both_figures(parts, shard: str, capsys: pytest.CaptureFixture[str]) -> 
     assert {row["type"] for rows in report["answers"].values() for row in rows} == {"text"}
     # The answers can only come out of the quotes where there is nothing else.
     assert scores["experts_blind"]["overall"]["right"] >= 2 > scores["blind"]["overall"]["right"]
+    assert reader.limits == parts[1].limits
     assert len(reader.asked) == 3 and report["experts"]["asked"] == "reader"
     text = capsys.readouterr().out
     assert "experts: asked reader" in text and text.count("type text") == 3

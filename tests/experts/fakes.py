@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mmtune import media
 from mmtune.experts.base import Evidence, Expert, ExpertConfig
 from mmtune.types import MediaRef
 
@@ -49,6 +50,9 @@ class Fake(Expert):
 
     def _question(self, rest: str, question: str | None) -> Any:
         return [Evidence(str(question))]
+
+    def _limit(self, rest: str, question: str | None) -> Any:
+        return [Evidence(str(getattr(media.settled(), rest)))]
 
     def _nothing(self, rest: str, question: str | None) -> Any:
         return []

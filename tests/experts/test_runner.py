@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mmtune import children, config, registry
+from mmtune import children, config, media, registry
 from mmtune.errors import ConfigError, ShapeError
 from mmtune.experts import _cache, _wire
 from mmtune.experts._cache import Cache
@@ -69,6 +69,22 @@ def test_evidence_becomes_a_finding(runner: Runner) -> None:
     assert found.quote is not None and (found.quote.source, found.quote.text) == ("Fake", "EXIT / dim")
     assert json.loads(json.dumps(found.record()))["text"] == "EXIT / dim"
     assert '"EXIT / dim"' in found.line() and "sign.png" in found.line()
+
+
+def test_limits_of_a_recipe_hold_in_its_process_and_the_command_line_is_above_them(monkeypatch) -> None:
+    def limit(name: str) -> str:
+        return runner.look(picture(f"limit {name}")).evidence[0].text
+
+    runner = make()
+    try:
+        assert limit("points") == str(media.Limits().points)
+        runner.within(media.Limits(points=7, wall_seconds=3.5))
+        assert (limit("points"), limit("wall_seconds")) == ("7", "3.5")
+        monkeypatch.setitem(media._limits._said, "points", "9")
+        runner.close()
+        assert (limit("points"), limit("wall_seconds")) == ("9", "3.5")
+    finally:
+        runner.close()
 
 
 def test_nothing_is_an_answer_too(runner: Runner) -> None:

@@ -277,3 +277,9 @@ def test_jitter_of_a_live_recorder_is_no_gap():
             container.mux(packet)
     media = make.get("audio", store.getvalue())
     assert media.notes == () and abs(media.data.shape[1] / 16000 - 3.0) < 0.05
+
+
+def test_packets_count_against_the_limits():
+    with pytest.raises(MediaError, match="limit packets") as error:
+        make.get("audio", call("webm", [], seconds=1.0), Limits(packets=20))
+    assert error.value.reason == Reason.audio_limits

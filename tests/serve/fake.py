@@ -81,6 +81,7 @@ class FakePlan:
     temperature: float = 0.0
     kinds: tuple[str, ...] = ("image",)
     experts: tuple[dict, ...] = ()
+    limits: None = None
     packaged: bool = False
 
     def check(self, kind: str, origin: str) -> None:

@@ -15,6 +15,7 @@ import mmtune
 from mmtune import config, registry
 from mmtune.errors import ConfigError, DataError, Reason, UsageError
 from mmtune.experts._runner import Finding
+from mmtune.media import Limits
 from mmtune.recipe import ChatSection
 from mmtune.serve import chat as chats
 from mmtune.serve.conversation import Conversation, Settings
@@ -258,9 +259,11 @@ def test_a_recipe_names_experts() -> None:
 def test_a_plan_knows_the_experts_of_its_recipe(tmp_path: Path) -> None:
     head = "model: {branches: {sight: {kinds: [image]}}}\n"
     (tmp_path / "recipe.yaml").write_text(
-        head + "chat: {notice: '', max_tokens: 4, temperature: 0, experts: [{name: ocr, frames: 2}]}"
+        head + "limits: {points: 7}\n"
+        "chat: {notice: '', max_tokens: 4, temperature: 0, experts: [{name: ocr, frames: 2}]}"
     )
     plan = Plan.read(tmp_path)
+    assert plan.limits == Limits(points=7)
     assert plan.experts == ({"name": "ocr", "frames": 2},) and Panel(plan.experts).names == ["ocr"]
     (tmp_path / "recipe.yaml").write_text(head + "chat: {notice: '', max_tokens: 4, temperature: 0}")
     assert Plan.read(tmp_path).experts == ()
