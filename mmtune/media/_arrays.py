@@ -14,8 +14,8 @@ import numpy as np
 
 from mmtune.media._cloud import HEADER, Columns, Gate, named
 
-_CHANNELS = frozenset({3, 4, 6, 7, 9})
-"""Values that a point usually has: x, y, z, with a brightness, a colour, a normal."""
+_CHANNELS = range(3, 10)
+"""Values that a point usually has: x, y, z, with a brightness, a time, a colour, a normal."""
 _LONG = 64
 """Values that no point has."""
 NAMES = ("points", "xyz", "pos", "coords", "coord", "pc", "point_cloud", "cloud", "vertices")
@@ -64,7 +64,8 @@ def _settled(shape: tuple[int, ...], gate: Gate) -> tuple[int, int]:
     if len(shape) != 2:
         raise gate.refusal(f"an array of shape {list(shape)}", "[points,3+extra], or [points] of named fields")
     few, many = shape
-    if not _is_turned((few, many)) and ((few == 3 and many > 3) or (few in _CHANNELS and many > 2 * max(_CHANNELS))):
+    long = many > 3 if few == 3 else many > 2 * max(_CHANNELS) if few in _CHANNELS else many >= _LONG > few
+    if long and not _is_turned((few, many)):
         raise gate.refusal(
             f"an array of shape {list(shape)}, which may be {many} points as [values,points]", "[points,3+extra]",
             "store it transposed",

@@ -21,6 +21,8 @@ Columns = list[tuple[str, np.ndarray]]
 HEADER = 1 << 18
 """Most bytes of a header."""
 _NUMBER = re.compile(r"\d{1,15}")
+_NAN = re.compile(rb"[-+]?(?:(?i:nan)\(\w*\)|1\.#\w+)")
+"""How other libraries of C write what is no number."""
 _COMMENT = re.compile(rb"(#|//)[^\r\n]*")
 _BLANK = re.compile(rb"(?:^|(?<=\n))[ \t]*\n")
 
@@ -82,6 +84,8 @@ def rows(
         comments: whether there may be comments.
         gap: what separates numbers; none is white space.
     """
+    if b"(" in data or b"1.#" in data:
+        data = _NAN.sub(b"nan", data)
     if comments and (b"#" in data or b"//" in data):
         data = _COMMENT.sub(b"", data)
     if b"\r" in data:

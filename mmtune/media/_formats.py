@@ -60,9 +60,10 @@ _RIFF = {b"WAVE": "wav", b"AVI ": "avi", b"WEBP": "webp"}
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _OFF = re.compile(rb"C?N?OFF[\s\d]")
-_NUMBER = re.compile(rb"[-+]?(?:(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|(?i:nan|inf))")
+_NUMBER = re.compile(rb"[-+]?(?:(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|(?i:nan(\(\w*\))?|inf))")
 _GAP = re.compile(rb"[ \t]*[,;][ \t]*|[ \t]+")
 _COUNT = re.compile(rb"\d{1,15}")
+_BOM = b"\xef\xbb\xbf"
 _TEXT = 4096
 """Bytes in which a text must have come to its first point, and a sound behind a tag must have begun."""
 _SOUND = re.compile(rb"fLaC\x00\x00\x00\x22|OggS\x00\x02")
@@ -131,10 +132,10 @@ def names(kind: Kind) -> str:
 def first_row(data: bytes) -> tuple[int, int | None, bytes] | None:
     """Of text whose first line is three numbers or more: where its points begin, how many it says there are (a number
     alone in a line before them), and that first line. None for everything else."""
-    count, start = None, 0
+    count, start = None, len(_BOM) if data.startswith(_BOM) else 0
     if b"\x00" in data[:_TEXT]:
         return None
-    for line in data[:_TEXT].splitlines(keepends=True):
+    for line in data[start:_TEXT].splitlines(keepends=True):
         text = line.strip()
         if text and not text.startswith((b"#", b"//")):
             words = [word for word in _GAP.split(text) if word]
