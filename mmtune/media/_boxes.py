@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 from mmtune.errors import MediaError, Reason
+from mmtune.media import _tags
 from mmtune.media._limits import Limits
 
 _HOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex"})
@@ -18,6 +19,10 @@ _BOXES = 200_000
 """Boxes looked at; a fragmented film of four hours has some thirty thousand."""
 _EDITS = 4_000_000
 """Edits of a track times its samples: each edit may show all of them again."""
+_TEXTS = frozenset({b"udta", b"ilst", b"keys"})
+"""Boxes with a text in each box inside."""
+_KEYS = 100
+"""Boxes of texts that a box of keys to encrypted samples counts as: the library copies all at each of them."""
 _HEADER = 16 << 20
 """Most bytes that a packed header may become."""
 
@@ -27,15 +32,18 @@ class _Walk:
 
     def __init__(self, limits: Limits, reason: Reason, origin: str, size: int) -> None:
         self.limits, self.reason, self.origin, self.size = limits, reason, origin, size
-        self.boxes = self.fragments = 0
+        self.boxes = self.fragments = self.texts = 0
         self.samples = self.edits = 0
         self.sound = False
 
     def refuse(self, seen: str) -> None:
         raise self.limits.refusal("packets", self.reason, f"{self.origin}: its tables promise {seen}")
 
-    def walk(self, data: memoryview, deep: int = 0) -> None:
+    def walk(self, data: memoryview, deep: int = 0, texts: bool = False) -> None:
         for name, body in _boxes(data):
+            self.texts += texts
+            if self.texts > _tags.MOST:
+                raise _tags.refusal(self.texts, self.reason, self.origin)
             self.boxes += 1
             if self.boxes > _BOXES:
                 self.refuse(f"more than {_BOXES} boxes")
@@ -44,6 +52,10 @@ class _Walk:
                 self.sound = False
             if name == b"cmov" and deep < _DEEP:
                 self.walk(memoryview(_unpacked(body, self)), deep + 1)
+            elif name == b"meta" and deep < _DEEP:
+                self.walk(body if body[4:8] == b"hdlr" else body[4:], deep + 1)
+            elif name in _TEXTS and deep < _DEEP:
+                self.walk(body[8:] if name == b"keys" else body, deep + 1, texts=True)
             elif name in _HOLDERS and deep < _DEEP:
                 self.walk(body, deep + 1)
             elif (look := getattr(self, f"_{name.decode('latin1')}", None)) and len(body) >= 8:
@@ -53,6 +65,9 @@ class _Walk:
 
     def _hdlr(self, body: memoryview) -> None:
         self.sound = self.sound or bytes(body[8:12]) == b"soun"  # QuickTime has another one beside it
+
+    def _pssh(self, body: memoryview) -> None:
+        self.texts += _KEYS
 
     def _stsz(self, body: memoryview) -> None:
         size, count = _number(body, 4), _number(body, 8)

@@ -90,7 +90,7 @@ def locate(data: bytes) -> tuple[str | None, int]:
         return "mp3", found
     if mark := _SOUND.search(data, 0, start + _TEXT):  # behind a tag that is not as long as it says, or rubbish
         return _begin(mark[0]), mark.start()
-    return name, 0
+    return name, min(tags, len(data)) if name else 0
 
 
 def detect(data: bytes) -> str | None:

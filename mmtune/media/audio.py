@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmtune.errors import MediaError, Note, Reason
-from mmtune.media import _boxes, _ogg, _wave
+from mmtune.media import _boxes, _ogg, _tags, _wave
 from mmtune.media._container import is_cover, is_whole_matroska, is_whole_riff, opened, pick, promised_seconds
 from mmtune.media._frames import SLACK
 from mmtune.media._resample import resample
@@ -52,8 +52,11 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
     notes: list[Note] = []
     if name == "wav":
         data = _whole_wave(data, notes, limits, origin)
+    if name == "flac":
+        data = _tags.plain_flac(data)
     if name in ("mp4", "m4a"):
         _boxes.check(data, limits, Reason.audio_limits, origin)
+    _tags.check(data, name, Reason.audio_limits, origin)
     with refusing(Reason.unreadable_audio, origin), opened(data, name, limits.wall_seconds or None) as container:
         stream = pick(container, "audio", origin)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
@@ -85,16 +88,16 @@ def _whole_wave(data: bytes, notes: list[Note], limits: Limits, origin: str) -> 
     """A WAV whose header knows how long it is. Raises MediaError where much of what it promises is missing."""
     wave = _wave.find(data)
     if wave is None:
-        return data
+        raise MediaError(Reason.unreadable_audio, f"{origin}: a WAV without sound", "a chunk called data")
     if wave.promised is None:
         notes.append(Note.open_length)
-        return _wave.closed(data, wave)
+        return _wave.plain(data, wave)
     have = len(data) - wave.start
     if have < limits.complete * wave.promised:
         raise MediaError(
             Reason.unreadable_audio, f"{origin}: {have} bytes of {wave.promised}", "a whole file (limit complete)"
         )
-    return data
+    return _wave.plain(data, wave)
 
 
 def _window(sampling: Sampling, span: Span, rate: int) -> tuple[int | None, int | None]:

@@ -25,7 +25,7 @@ import av
 import torch
 
 from mmtune.errors import MediaError, Note, Reason
-from mmtune.media import _backends, _boxes, _frames, _plan
+from mmtune.media import _backends, _boxes, _frames, _plan, _tags
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
 from mmtune.media._paint import Painter, display_matrix
@@ -83,6 +83,7 @@ def moments(
 def _open(data: bytes, name: str, limits: Limits, origin: str) -> AbstractContextManager[Any]:
     if name in ("mp4", "m4a"):
         _boxes.check(data, limits, Reason.video_limits, origin)
+    _tags.check(data, name, Reason.video_limits, origin)
     return opened(data, name, limits.wall_seconds or None)
 
 
