@@ -6,12 +6,15 @@ does not fit. Parameter names are `branches.NAME.encoder.*`, `branches.NAME.conn
 
 from __future__ import annotations
 
+import math
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mmtune import registry
@@ -270,7 +273,7 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
     if weights:
         llm.load_weights()
     llm.requires_grad_(False)
-    with device if device.type == "meta" else nullcontext():
+    with device if device.type == "meta" else _Frugal():
         tuned = _tune(llm, section)
         branches = {name: _branch(one, llm.width, weights) for name, one in section.branches.items()}
         fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
@@ -280,6 +283,46 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
             branch.connector.calibrate(scale)
     fusion.check(llm, {name: branch.connector.tokens_out(1) for name, branch in branches.items()})
     return MultimodalModel(branches, llm, fusion, tuned).to(device).eval()
+
+
+class _Frugal(TorchDispatchMode):
+    """Refuses numbers of a recipe before they fill the memory.
+
+    What tuners and connectors add has the sizes that the recipe says, and no file of weights bounds them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = memory() // 4
+        self._left = self._most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _NEW and torch.device(kwargs.get("device") or "cpu").type != "meta":
+            self._left -= 4 * math.prod(args[0])
+            if self._left < 0:
+                raise ModelError(
+                    f"tuners, connectors and fusion of more than {self._most / 1e9:.1f} GB",
+                    "at most a quarter of the memory of this machine",
+                    "look at r, hidden, width and the like in the recipe: mmtune show RECIPE counts the parameters",
+                )
+        return func(*args, **kwargs)
+
+
+_aten = torch.ops.aten
+_NEW = {
+    _aten.empty.memory_format, _aten.zeros.default, _aten.ones.default, _aten.full.default,
+    _aten.rand.default, _aten.randn.default,
+}  # fmt: skip
+"""What makes a tensor of a size that it is told."""
+
+
+def memory() -> int:
+    """Bytes of main memory of this machine; a terabyte where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
 
 
 @torch.no_grad()

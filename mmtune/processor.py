@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mmtune import media
-from mmtune.errors import ConfigError, DataError, Note, Reason, UsageError
+from mmtune.errors import ConfigError, DataError, ModelError, Note, Reason, UsageError
 from mmtune.llm.base import Before, Tokenizer
 from mmtune.prompt import Span, Template
 from mmtune.types import IGNORE, Example, Kind, MediaRef, Sample, Slot
@@ -50,6 +50,9 @@ class Lookup(Protocol):
 
     def get(self, branch: str, ref: MediaRef) -> Tensor | None:
         """The features [F,N,E] of an item, or none for a branch that is not kept."""
+
+MOST_TOKENS = 1 << 24
+"""Most tokens that stand for one item."""
 
 
 @dataclass
@@ -209,6 +212,12 @@ class Processor:
         branch, item = self.item(ref, rng, items)
         to = self.branches[branch]
         places = to.connector.places(item, to.encoder) if self.takes_places else 0
+        if places > MOST_TOKENS:  # before they are written, for a recipe may come from anywhere
+            raise ModelError(
+                f"branch {branch} makes {places:,} tokens of one item",
+                f"at most {MOST_TOKENS:,}",
+                "look at the sizes of its connector and encoder in the recipe",
+            )
         held = draft.media.setdefault(branch, [])
         draft.slots.append(Slot(branch, len(draft.tokens), places, len(held)))
         held.append(item)

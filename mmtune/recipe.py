@@ -218,13 +218,13 @@ class RunSection(Config):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, data order and everything random."""
-    length: Annotated[int, Field(ge=8)] = 1024
+    length: Annotated[int, Field(ge=8, le=2**24)] = 1024
     """Most tokens of an example, places of media included."""
     too_long: Literal["drop", "turns", "cut", "error"] = "turns"
     """A longer one is skipped and counted, loses whole exchanges until it fits, its end, or stops the run."""
-    batch_tokens: Annotated[int, Field(ge=8)] = 4096
+    batch_tokens: Annotated[int, Field(ge=8, le=2**28)] = 4096
     """Most places of one micro-step, all rows together, padding included."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: Annotated[int, Field(ge=1, le=2**20)] = 1
     """Micro-steps in a step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of frozen weights and of the arithmetic; what trains is kept in fp32."""
@@ -357,6 +357,12 @@ class Recipe(Config):
         if self.chat.prompt is None:
             only = {stream.prompt for stream in self.streams.values()}
             self.__dict__["chat"] = self.chat.model_copy(update={"prompt": only.pop()})
+        task = self.eval.task
+        if task is not None and "format" in type(task).model_fields and "format" not in task.model_fields_set:
+            spelled = {config.dump(stream.format): stream.format for stream in self.streams.values()}
+            if len(spelled) == 1:  # as the run reads its own records
+                task = task.model_copy(update={"format": next(iter(spelled.values()))})
+                self.__dict__["eval"] = self.eval.model_copy(update={"task": task})
         return self
 
 

@@ -230,3 +230,14 @@ def test_cards_that_do_not_help(data: list[str], message: str) -> None:
 def test_what_is_the_name_of_a_card() -> None:
     assert is_card("cc3m")
     assert not any(is_card(text) for text in ("a/b", "a.tar", "*.tar", "x{0..3}", "https://x/y", "./a"))
+
+
+def test_a_task_reads_records_as_the_streams_do_unless_it_says_otherwise():
+    both = ["streams.instruct=null", "groups.connector.streams=[caption]", "eval.task=qa"]
+    found = config.load(Recipe, "pocket", both)
+    assert found.eval.task.format == found.streams["caption"].format and found.eval.task.format.name == "caption"
+    again = config.validate(Recipe, found.model_dump(mode="json"))
+    assert again == found
+    own = config.load(Recipe, "pocket", [*both, "eval.task={name: qa, format: llava}"])
+    assert own.eval.task.format.name == "llava"
+    assert config.load(Recipe, "pocket", ["eval.task=qa"]).eval.task.format.name == "llava"  # the streams do not agree

@@ -26,7 +26,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageConfig(EncoderConfig):
-    frames: int = Field(default=8, ge=1)
+    frames: int = Field(default=8, ge=1, le=10_000)
     """Frames taken from a video; a still image is always one."""
     rule: Literal["uniform", "middle", "first", "fps", "video_llama", "pllava", "pllava_benchmark", "pllava_train"] = (
         "uniform"
@@ -53,7 +53,7 @@ class ImageConfig(EncoderConfig):
     random_crop: tuple[float, float] | None = None
     """In training, cut a random rectangle with this least and greatest share of the area, the same in all frames of an
     item (published: [0.5, 1.0]). Not for runs that keep features on disk. Null always takes the whole picture."""
-    chunk: int = Field(default=32, ge=1)
+    chunk: int = Field(default=32, ge=1, le=2**20)
     """Frames that go through the tower at once; bounds memory, and fits a CPU cache."""
 
 

@@ -76,7 +76,7 @@ class Config(EncoderConfig):
     """Folder or hub repository of `config.json` and `preprocessor_config.json`; null takes `weights`."""
     revision: str | None = None
     """Revision of a hub repository; null is the newest."""
-    frames: int = Field(default=1, ge=1)
+    frames: int = Field(default=1, ge=1, le=10_000)
     """Most segments of a sound. A shorter sound has as many as it fills, at least one."""
     seconds: float | None = Field(default=None, gt=0)
     """Length of a segment; null is what the tower hears at once. Less than that leaves the rest of its window empty."""
@@ -87,7 +87,7 @@ class Config(EncoderConfig):
     """`patches` are the tokens of the last layer, normed, in a grid of pitch and time (AST, CLAP) or of time alone
     (Whisper); `all` puts AST's two class tokens in front of them; `pooled` is the tower's own single vector, for
     Whisper, which has none, the mean over time."""
-    chunk: int = Field(default=8, ge=1)
+    chunk: int = Field(default=8, ge=1, le=2**20)
     """Segments that go through the tower at once; bounds memory."""
 
 

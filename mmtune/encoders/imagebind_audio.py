@@ -30,7 +30,7 @@ from mmtune.types import Kind, Media
 
 class Config(EncoderConfig):
     name: str = "imagebind_audio"
-    frames: int = Field(default=3, ge=1)
+    frames: int = Field(default=3, ge=1, le=10_000)
     """Clips taken from a sound, whatever its length (ImageBind 3, Video-LLaMA 8)."""
     spacing: Literal["full", "short"] = "full"
     """Where the clips lie: `full` spreads them so that the last one ends with the sound (ImageBind); `short` divides
@@ -65,7 +65,7 @@ class Config(EncoderConfig):
     """Height and width of a patch, in mel filters and frames."""
     stride: int = Field(default=10, ge=1)
     """Steps between patches; smaller than `patch` where they overlap."""
-    chunk: int = Field(default=32, ge=1)
+    chunk: int = Field(default=32, ge=1, le=2**20)
     """Clips that go through the tower at once; bounds memory."""
 
 

@@ -126,7 +126,9 @@ def evaluate(
             records += len(chunk)
     if not records:
         seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(skipped)}"
-        raise UsageError(seen, expected="one at least")
+        spelled = getattr(getattr(task.config, "format", None), "name", None)
+        hint = f"they are read as `{spelled}`; --task {task.config.name}:format=NAME says otherwise" if spelled else ""
+        raise UsageError(seen, "one at least", hint)
     result = {
         "task": task.config.model_dump(mode="json"),
         "run": str(folder) if folder else None,

@@ -8,15 +8,20 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from mmtune import config, disk
-from mmtune.checkpoint import seal
+from mmtune import model as models
+from mmtune.checkpoint import seal, store
 from mmtune.data import ledger
-from mmtune.errors import CheckpointError, ConfigError
+from mmtune.errors import CheckpointError, ConfigError, ModelError
+from mmtune.recipe import Recipe
 from mmtune.train import resume
 from mmtune.train.log import Metrics
+from mmtune.types import MediaRef, Sample, Turn
+from tests.train.world import png
 
 ROW = {"step": 0, "id": "a", "reason": "bad_text", "stream": "talk", "epoch": 0}
 
@@ -223,3 +228,46 @@ def test_a_file_of_nothing_but_commas_is_given_up_early(monkeypatch: pytest.Monk
     monkeypatch.setattr(config, "MAX_NODES", 500)
     with pytest.raises(ConfigError, match=r"column [0-9]{4}: more than 500 values"):
         config.parse("[" + "a," * 400_000 + "]", "recipe.yaml")
+
+
+# ------------------------------------------------------------------------------------------------ numbers of a recipe
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.branches.sight.connector.hidden=1000000000",
+        "model.tuners=[{name: hf_peft, method: lora, r: 10000000, lora_alpha: 32, target_modules: all-linear}]",
+    ],
+)
+def test_sizes_that_only_a_recipe_says_fill_no_memory(change: str) -> None:
+    section = config.load(Recipe, "pocket", [change]).model
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(ModelError, match="tuners, connectors and fusion of more than"):
+        models.build(section)
+    assert psutil.Process().memory_info().rss - before < 1 << 30
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "run.length=1000000000000",
+        "run.batch_tokens=1000000000000",
+        "run.accumulate=1000000000000",
+        "model.branches.sight.encoder.frames=1000000000",
+        "model.branches.sight.encoder.chunk=1000000000000000000000",
+    ],
+)
+def test_numbers_of_a_recipe_that_nobody_means_are_refused(change: str) -> None:
+    with pytest.raises(ConfigError, match="less than or equal to"):
+        config.load(Recipe, "pocket", [change])
+
+
+def test_an_item_of_a_billion_tokens_is_not_written_down() -> None:
+    changes = [f"model.branches.sight.connector.{one}" for one in ("time=1000000000", "short=repeat")]
+    section = config.load(Recipe, "pocket", changes)
+    model = models.build(section.model, weights=False, device="meta")
+    processor = store.processor_for(section, model)
+    ref = MediaRef("image", png("red"), "a.png")
+    with pytest.raises(ModelError, match="makes 9,000,000,000 tokens of one item"):
+        processor.example(Sample("a", (Turn("user", (ref, "what?")),)), answer=True)
