@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from mmtune.cli.complete import encoders, methods, room, shelf
 from mmtune.cli.words import app
-from mmtune.errors import UsageError
+from mmtune.errors import MmtuneError, UsageError
 
 
 @app.command()
@@ -92,10 +93,14 @@ def _all_given(words: dict) -> dict:
 
 
 def _asked(words: dict) -> dict:
-    """Ask for what is missing, with what is usual in brackets, which an empty answer takes."""
+    """Ask for what is missing, with what is usual in brackets, which an empty answer takes; again where an answer
+    cannot be."""
+    from mmtune.commands import init as command
+
     given = dict(words)
     if not given["data"]:
-        given["data"] = typer.prompt("Shards to train on, as shards/*.tar; several with blanks between").split()
+        text = "Shards to train on, as shards/*.tar; several with blanks between"
+        given["data"] = _ask(text, lambda answer: command.check_data(answer.split())).split()
     if not given["llm"]:
         given["llm"] = typer.prompt("Language model: pocket, a folder, or a repository on the hub", default="pocket")
     if not given["encoder"]:
@@ -104,10 +109,21 @@ def _asked(words: dict) -> dict:
             "Encoder of the media: pocket, a folder, or a repository; several with blanks between", default=usual
         ).split()
     if not given["method"]:
-        given["method"] = typer.prompt("What trains: connector, lora, full or adapter_v2", default="connector")
+        given["method"] = _ask("What trains: connector, lora, full or adapter_v2", command.check_method, "connector")
     if not given["out"]:
-        given["out"] = typer.prompt("File to write", default="recipe.yaml")
+        given["out"] = _ask("File to write", lambda answer: command.check_out(Path(answer)), "recipe.yaml")
     return given
+
+
+def _ask(text: str, check: Callable[[str], None], usual: str | None = None) -> str:
+    while True:
+        answer = typer.prompt(text, default=usual)
+        try:
+            check(answer)
+        except MmtuneError as error:
+            print(error, file=sys.stderr)
+        else:
+            return answer
 
 
 def _is_terminal() -> bool:

@@ -24,6 +24,7 @@ _WORDS = 24
 _LONGEST = 4096
 """Characters that a name may have."""
 _PATHLIKE = re.compile(r"(?:/|~[\w.-]*/|\.{1,2}/|file:)", re.IGNORECASE)
+_DRIVE = re.compile(r"[a-z]:\\", re.IGNORECASE)
 _SUFFIXES = (
     "jpe?g|jfif|png|gif|webp|bmp|tiff?|mp4|m4v|mov|mkv|webm|avi|wav|flac|ogg|opus|mp3|m4a|ply|pcd|npy|npz|off|xyz"
 )
@@ -214,7 +215,9 @@ def holds_media(name: str) -> bool:
 def _refuse_missing(text: str, at: int) -> None:
     """Say that a file is not there where the text plainly names one: by a path, or as its only word."""
     word = shell_word(text, at)
-    name = (word[0] if word else text[at:].split(maxsplit=1)[0]).rstrip(_AFTER)
+    plain = text[at:].split(maxsplit=1)[0]
+    # in C:\\clips\\a.mp4 no backslash protects a letter; it is shown as it was typed
+    name = (word[0] if word and not _DRIVE.match(plain) else plain).rstrip(_AFTER)
     alone = at == 0 and name[0:1].isalnum() and len(text.split()) == 1 and "://" not in name
     if _SUFFIX.search(name) and (alone or _PATHLIKE.match(name)) and not Path(name).name.startswith("."):
         reference(None, name)

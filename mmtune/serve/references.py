@@ -100,7 +100,7 @@ def _checked(kind: Kind | None, source: bytes | Path, origin: str, head: bytes, 
         raise UsageError(
             seen=f"{origin}, given as {kind}, holds {found}",
             expected=f"{kind}",
-            hint=f"--{found} {'-' if origin == PIPE else origin} on the command line, {found}= in Python",
+            hint=f"give it as {found}",
         )
     if span and kind is None and head.startswith(b"GIF8"):
         kind = "video"

@@ -227,6 +227,14 @@ def test_questions_at_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert recipe.model.tuners[0].method == "lora" and "mmtune train mine.yaml --out runs/mine" in said
 
 
+def test_a_wrong_answer_is_asked_for_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars.shards(here / "shards", count=1, size=3)
+    (here / "there.yaml").write_text("mine")
+    monkeypatch.setattr(begin, "_is_terminal", lambda: True)
+    called("init", answers="nowhere/*.tar\nshards/*.tar\n\n\nlorra\nlora\nthere.yaml\nmine\nmine.yaml\n")
+    assert config.load(Recipe, "./mine.yaml").model.tuners[0].method == "lora"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -83,6 +83,11 @@ def test_words_stay_words(here: Path, text: str) -> None:
     assert seen(text) == ([], text)
 
 
+def test_a_path_with_a_drive_is_shown_as_it_was_typed(here: Path) -> None:
+    with pytest.raises(UsageError, match=r"^C:\\clips\\a\.mp4: no such file"):
+        drops.media_in("C:\\clips\\a.mp4")
+
+
 @pytest.mark.parametrize("text", ["./missing.png", "missing.png", "/no/where.mp4 what?", "what is ~/x.jpg?", "file:///a%20b.png"])
 def test_a_path_that_leads_nowhere_is_told(here: Path, text: str) -> None:
     with pytest.raises(UsageError, match="no such file"):

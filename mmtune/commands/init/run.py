@@ -71,13 +71,31 @@ def run(answers: Answers) -> None:
     print("\n".join([*told, *notes, f"{answers.out} is written", "", *_next(answers, fitted)]))
 
 
+def check_method(method: str) -> None:
+    """Raises UsageError for a method that there is not."""
+    if method not in parts.METHODS:
+        raise UsageError(f"--method {method}", f"one of {', '.join(parts.METHODS)}")
+
+
+def check_out(out: Path) -> None:
+    """Raises UsageError for a file that is no new YAML file."""
+    if out.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"--out {out}", "the name of a YAML file", f"--out {out}.yaml")
+    if out.exists():
+        raise UsageError(f"{out} is there already", "the name of a new file", "another --out, or remove it")
+
+
+def check_data(patterns: Sequence[str]) -> None:
+    """Raises DataError and UsageError for shards that are not there; cards and addresses are looked at later."""
+    from mmtune.data.patterns import expand
+    from mmtune.recipe import is_card
+
+    expand([name for name in patterns if "://" not in name and not is_card(name)])
+
+
 def _check(answers: Answers) -> None:
-    if answers.method not in parts.METHODS:
-        raise UsageError(f"--method {answers.method}", f"one of {', '.join(parts.METHODS)}")
-    if answers.out.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"--out {answers.out}", "the name of a YAML file", f"--out {answers.out}.yaml")
-    if answers.out.exists():
-        raise UsageError(f"{answers.out} is there already", "the name of a new file", "another --out, or remove it")
+    check_method(answers.method)
+    check_out(answers.out)
     if strange := [kind for kind in answers.kinds if kind not in KINDS]:
         raise UsageError(f"--kinds {','.join(strange)}", f"some of {', '.join(KINDS)}, with commas between")
     if answers.connector:
