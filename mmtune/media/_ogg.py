@@ -18,6 +18,8 @@ from mmtune.media._track import LATE
 ABRUPT = 60.0
 """A sound without pictures that begins later than this, seconds, is a piece of a longer stream and begins at once."""
 _NONE = (1 << 64) - 1
+_MOST = 1_000_000
+"""Packets; of a sound of more, five hours of the usual ones, gaps are where the library counts them."""
 _QUIET = 2
 """Bytes of a packet that says that nothing follows for a while."""
 _TENTHS = (100, 200, 400, 600)  # of SILK frames, in 0.1 ms; hybrid and CELT frames are shorter
@@ -73,8 +75,10 @@ def _closed_by_clock(pages: list[Page]) -> float:
 
 
 def _pages(data: bytes) -> list[Page] | None:
-    """The pages behind the two packets of the header; none for anything but one stream of Opus."""
+    """The pages behind the two packets of the header; none for anything but one stream of Opus of at most so many
+    packets."""
     pages: list[Page] = []
+    packets = 0
     at, serial, skip, part, begin = 0, None, 2, 0, b""
     while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
         table = data[at + 27 : at + 27 + data[at + 26]]
@@ -84,6 +88,9 @@ def _pages(data: bytes) -> list[Page] | None:
             if not data.startswith(b"OpusHead", body):
                 return None
         if data[at + 14 : at + 18] != serial:
+            return None
+        packets += len(table)
+        if packets > _MOST:
             return None
         page = Page(int.from_bytes(data[at + 6 : at + 14], "little"))
         for size in table:

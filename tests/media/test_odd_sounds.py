@@ -279,6 +279,12 @@ def test_jitter_of_a_live_recorder_is_no_gap():
     assert media.notes == () and abs(media.data.shape[1] / 16000 - 3.0) < 0.05
 
 
+def test_pages_of_nothing_but_empty_packets_are_not_listed():
+    data = call("ogg", [], seconds=0.5)
+    page = data[:5] + b"\0" + data[6:26] + b"\xff" + bytes(255)
+    assert _ogg.opus_starts(data + page * 5000) == [] != _ogg.opus_starts(data + page * 10)
+
+
 def test_packets_count_against_the_limits():
     with pytest.raises(MediaError, match="limit packets") as error:
         make.get("audio", call("webm", [], seconds=1.0), Limits(packets=20))
