@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from glob import escape, glob, has_magic
 from pathlib import Path
 
+from mmtune import addresses
 from mmtune.data import raw, remote
 from mmtune.data.remote import Remote
 from mmtune.errors import DataError, Reason, UsageError
@@ -45,8 +46,10 @@ def place(path: Path | Remote) -> str:
 def _files(pattern: str) -> list[Path | Remote]:
     paths: list[Path | Remote] = []
     others: list[Path] = []
+    # An address is one as it is written: `https:{/,/}/HOST` would pass by all who look for addresses in a recipe.
+    written = "{" not in pattern or addresses.is_address(pattern)
     for name in _names(pattern):
-        if (elsewhere := remote.find(name)) is not None:
+        if written and (elsewhere := remote.find(name)) is not None:
             paths += elsewhere
             continue
         path = Path(name).expanduser()

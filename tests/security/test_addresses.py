@@ -16,14 +16,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from mmtune import config, train
+from mmtune import config, places, train
 from mmtune.addresses import host, redact, without_secrets
 from mmtune.commands import replay as replay_command
 from mmtune.commands import train as train_command
-from mmtune.data import fetch, remote
+from mmtune.data import fetch, patterns, remote
 from mmtune.data.remote import Cache, Remote
 from mmtune.data.shards import Corpus
-from mmtune.errors import MmtuneError, UsageError
+from mmtune.errors import DataError, MmtuneError, UsageError
 from mmtune.eval.run import evaluate
 from mmtune.recipe import Recipe
 from tests.train import world
@@ -251,3 +251,11 @@ def test_a_library_that_quotes_secrets_apart_from_their_address():
     said = redact(f"Max retries: /a.tar?X-Signature={SECRET}&n=1 (KEY, {PASSWORD}) at {address}", address)
     assert SECRET not in said and PASSWORD not in said and "https://h/a.tar" in said
     assert host(address) == "h"
+
+
+@pytest.mark.parametrize("pattern", ["https:{/,/}/HOST/a.tar", "http{s,s}://HOST/a.tar", "{https://HOST/a.tar,b.tar}"])
+def test_braces_make_no_address_of_what_is_none(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places.refuse_unasked({"data": [pattern]})  # it is no address to whoever looks for addresses, so it must stay none
+    monkeypatch.setattr(remote, "find", lambda name: pytest.fail(f"{name} is taken for an address"))
+    with pytest.raises(DataError, match="files are missing"):
+        patterns.expand([pattern])
