@@ -62,8 +62,14 @@ class Asked:
             raise self._other(f"{what} is {list(ours.shape)} in the run and {list(theirs.shape)} there", settings)
         if not ours.numel():
             return
+        if not bool(ours.isfinite().all()):
+            raise CheckpointError(
+                f"{self.kind}: {what} of the run itself are not finite",
+                "a run that works, to compare what is written with it",
+                "look at its losses; train it again, or from an earlier state",
+            )
         off, scale = float((ours.float() - theirs.float()).abs().max()), max(1.0, float(ours.float().abs().max()))
-        if not off <= scale * self.tolerance:  # also where it is no number
+        if not off <= scale * self.tolerance:  # also where theirs are no numbers
             raise self._other(f"{what} is off by {off:.2g} of {scale:.2g}", settings)
         self.worst = max(self.worst, off / scale)
 
