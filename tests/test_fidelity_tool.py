@@ -28,7 +28,21 @@ def test_the_short_form(
     monkeypatch.setattr(sys, "argv", ["fidelity", "--short", "--write", str(page)])
     assert tool.main() == 0, capsys.readouterr().out
     assert "9 exports of 4 layouts: 3 equal when loaded back, 6 refused by name, 0 otherwise" in capsys.readouterr().out
-    assert "| lora + dora | = |" in page.read_text() and "| lily | refused |" in page.read_text()
+    table = tool.Table.read(page.read_text())
+    assert table.cells["llava_hf"]["lora + dora"] == "=" and table.cells["llava_hf"]["lily"] == "refused"
+
+
+def test_columns_that_are_not_tried_again_stay(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    for kind, cell in (("eva", tool.FAULT), ("blip2", tool.SAME), ("eva", tool.REFUSED)):
+        table = tool.Table()
+        table.put(kind, "mean", cell)
+        monkeypatch.setattr(tool, "of_kind", lambda kind, short, table=table: table)
+        monkeypatch.setattr(sys, "argv", ["fidelity", kind, "--write", str(page)])
+        tool.main()
+    assert tool.Table.read(page.read_text()).cells == {"blip2": {"mean": "="}, "eva": {"mean": "refused"}}
 
 
 def test_a_fault_is_counted_and_ends_with_1(

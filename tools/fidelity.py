@@ -6,7 +6,8 @@ Every method of `peft` that trains here, and every setting of an encoder, are pu
 can be written; weights that would have trained are moved at random, and the run is exported. A cell of the table says
 `=` where the export was written and, read back, computes what the run does to 1e-5 (for LLaVA also in transformers);
 `refused` where it was refused with the name of the method or setting in the message and nothing left behind; anything
-else is a fault and is listed. The exit status is 1 then. `--write` puts the table into a Markdown file.
+else is a fault and is listed. The exit status is 1 then. `--write` puts the table into a Markdown file; columns of that
+file for layouts that are not tried stay as they are.
 """
 
 from __future__ import annotations
@@ -127,6 +128,17 @@ class Table:
             f"| {row.strip()} | " + " | ".join(self.cells[kind].get(row, ABSENT) for kind in kinds) + " |"
             for row in rows
         ]
+
+    @classmethod
+    def read(cls, text: str) -> Table:
+        """The table of a page."""
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+        found = cls()
+        for row in rows[2:]:
+            for kind, cell in zip(rows[0][1:], row[1:], strict=True):
+                if cell:
+                    found.put(kind, row[0], cell, "see the earlier run")
+        return found
 
     def counts(self) -> str:
         total = Counter(cell for rows in self.cells.values() for cell in rows.values())
@@ -268,7 +280,9 @@ def main() -> int:
     for fault in table.faults:
         print(f"\nFAULT {fault}")
     if options.write:
-        options.write.write_text(page(table), encoding="utf-8")
+        whole = Table.read(options.write.read_text(encoding="utf-8")) if options.write.is_file() else Table()
+        cells = {**whole.cells, **table.cells}
+        options.write.write_text(page(Table({kind: cells[kind] for kind in sorted(cells)})), encoding="utf-8")
     return 1 if table.faults else 0
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mmtune import config, dtypes
-from mmtune.checkpoint import probe
-from mmtune.checkpoint.foreign.base import Back, Foreign, Opened
+from mmtune.checkpoint import probe, store
+from mmtune.checkpoint.foreign.base import Back, Foreign, Opened, tuner_name
 from mmtune.checkpoint.making import Made
 from mmtune.checkpoint.probe import Answer, Question
 from mmtune.errors import CheckpointError, MmtuneError
@@ -154,7 +154,8 @@ def _whole(asked: Asked, run: Opened, back: Back, made: Made) -> None:
     _same_words(asked, run.model, model)
     for question, answer in asked.answers:
         if question.branch is None:
-            _compare(asked, "the logits of a text", answer, probe.ask(model, question, None), "")
+            told = _words_unlike(run, recipe)
+            _compare(asked, "the logits of a text", answer, probe.ask(model, question, None), told)
             continue
         there = back.branches.get(question.branch, question.branch)
         if there not in model.branches:
@@ -234,6 +235,17 @@ def _unlike(ours: Any, theirs: Any) -> str:
 def _parts_unlike(ours: Any, theirs: Any) -> str:
     found = {part: _unlike(getattr(ours, part), getattr(theirs, part)) for part in ("encoder", "connector")}
     return "; ".join(f"{part} {told}" for part, told in found.items() if told)
+
+
+def _words_unlike(run: Opened, there: Any) -> str:
+    """What of the language model a layout may have dropped: tuners, and weights that trained without one."""
+    tuned = {name for names in run.model.tuned.values() for name in names}
+    groups = store.groups_of(run.model, run.recipe)
+    trained = [n for named in groups.values() for n, _ in named if n.startswith("llm.") and n not in tuned]
+    lists = [", ".join(map(tuner_name, recipe.model.tuners)) or "none" for recipe in (run.recipe, there)]
+    found = [f"tuners {lists[0]} (there {lists[1]})"] if lists[0] != lists[1] else []
+    found += [f"trained {', '.join(trained[:4])}{', ...' if len(trained) > 4 else ''}"] if trained else []
+    return "; ".join(found)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmtune import registry
-from mmtune.checkpoint.foreign.base import Opened
+from mmtune.checkpoint.foreign.base import Opened, tuner_name
 from mmtune.errors import CheckpointError
 from mmtune.tuners import _merge
 
@@ -20,7 +20,7 @@ def language_model(run: Opened) -> dict[str, Tensor]:
     """
     llm = run.model.llm
     done = _merge.merged(llm.model)
-    tuners = ", ".join(_name(one) for one in run.recipe.model.tuners) or "no tuner"
+    tuners = ", ".join(tuner_name(one) for one in run.recipe.model.tuners) or "no tuner"
     if done.refused:
         more = f"\n  and {len(done.refused) - 4} more" if len(done.refused) > 4 else ""
         raise CheckpointError(
@@ -44,8 +44,3 @@ def language_model(run: Opened) -> dict[str, Tensor]:
             "export to the layout that belongs to the tuner",
         )
     return done.state
-
-
-def _name(tuner: object) -> str:
-    method = getattr(tuner, "method", None)
-    return f"{tuner.name}: {method}" if method else str(tuner.name)  # type: ignore[attr-defined]

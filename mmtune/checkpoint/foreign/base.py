@@ -316,6 +316,12 @@ class Ask(Protocol):
         raise NotImplementedError
 
 
+def tuner_name(section: Any) -> str:
+    """A section of `model.tuners` as messages name it: `bias_norm`, `hf_peft: lora`."""
+    method = getattr(section, "method", None)
+    return f"{section.name}: {method}" if method else str(section.name)
+
+
 def is_file_name(name: str) -> bool:
     """Whether a name may be written into a folder: no path, nothing hidden."""
     return name == Path(name).name and not name.startswith(".")

@@ -29,6 +29,7 @@ from mmtune.checkpoint.foreign.base import (
     Piece,
     Role,
     Source,
+    tuner_name,
 )
 from mmtune.checkpoint.keymap import KeyMap, Rule
 from mmtune.encoders import imagebind_audio
@@ -163,6 +164,12 @@ class VideoLlama(Foreign):
 
         Raises CheckpointError for a run without such branches, or with connectors that the layout has no place for.
         """
+        if tuners := ", ".join(map(tuner_name, run.recipe.model.tuners)):
+            raise CheckpointError(
+                f"a language model tuned by {tuners}",
+                "one that was left as it is: the files hold what stands before it",
+                "keep the run folder: `mmtune chat` and `mmtune eval` take it as it is",
+            )
         files = {}
         for which, encoders in ((SIGHT, EYES), (SOUND, EARS)):
             name = _find(run, encoders)

@@ -137,7 +137,7 @@ def test_weights_that_train_outside_of_an_adapter_are_not_lost(tmp_path: Path) -
     base = carry.bring("llama_adapter_v1", made.words, tmp_path / "base", made.options)
     changes = ["groups.more={match: [llm.model.lm_head.weight], lr: 0.01}"]
     run = variant(base, tmp_path / "run", changes, moved="llm.model.lm_head")
-    refused(run, "llama_adapter_v1", tmp_path, "another model", "logits")
+    refused(run, "llama_adapter_v1", tmp_path, "another model", "logits", "trained llm.model.lm_head.weight")
     carry.send(base, "llama_adapter_v1", tmp_path / "out")
 
 
