@@ -77,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "object": 16, "train_views": 1, "chunk": 3,
     },
 }  # fmt: skip
-"""Encoder to settings that a run may have otherwise; a blank behind a name makes it another row."""
+"""Encoder to settings that a run may have otherwise; with a blank behind the name it is another value of the same setting."""
 ELSEWHERE = {"name", "weights", "model", "revision", "fps"}
 """Where weights lie, and a number that needs another rule beside it."""
 SIZES: dict[str, set[str]] = {
@@ -125,7 +125,7 @@ class Table:
         rows = list(dict.fromkeys(row for kind in kinds for row in self.cells[kind]))
         head = ["| | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
         return head + [
-            f"| {row.strip()} | " + " | ".join(self.cells[kind].get(row, ABSENT) for kind in kinds) + " |"
+            f"| {row} | " + " | ".join(self.cells[kind].get(row, ABSENT) for kind in kinds) + " |"
             for row in rows
         ]
 
@@ -192,7 +192,8 @@ def cases(run: Path, branch: str) -> Iterator[Case]:
         encoder = store.read_recipe(run).model.branches[branch].encoder
         for row, value in SETTINGS[encoder.name].items():
             name = row.strip()
-            yield row, [f"model.branches.{branch}.encoder.{name}={config.dump(value).strip()}"], None, "", name
+            shown = row if row == name else f"{name}: {value}"
+            yield shown, [f"model.branches.{branch}.encoder.{name}={config.dump(value).strip()}"], None, "", name
 
 
 def one(kind: str, base: Base, case: Case, folder: Path) -> Any:
