@@ -17,24 +17,34 @@ MOST_VALUES = 20_000_000
 """Values in all, counted by their commas."""
 
 
-WHOLE = frozenset({
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "vocab_size", "max_position_embeddings", "num_channels", "projection_dim", "image_size", "patch_size",
-    "num_local_experts", "num_experts", "dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of",
+SIZES = frozenset({
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "embed_dim", "layers",
+    "width", "dim", "n_layers", "n_heads",
 })  # fmt: skip
-"""Settings of a model that are whole numbers."""
-LISTS = frozenset({"image_size", "patch_size"})
-"""Of these, those that may be height and width."""
+"""Settings of a model that are whole numbers from 1."""
+WHOLE = SIZES | frozenset({
+    "intermediate_size", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "num_channels",
+    "projection_dim", "num_local_experts", "num_experts", "n_kv_heads", "multiple_of", "head_width", "heads",
+    "context_length",
+})  # fmt: skip
+"""Settings that are whole numbers, and may be null."""
+LISTS = frozenset({"image_size", "patch_size", "layers"})
+"""Of these, those that may be several: height and width, or one for each stage."""
 REAL = frozenset({"rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "ffn_dim_multiplier"})
 """Settings that are numbers above zero."""
 TEXT = frozenset({"model_type", "hidden_act", "rope_type"})
 """Settings that are words."""
 
 
+def settings(path: Path) -> dict[str, Any]:
+    """The settings of a model, from a file: `sizes` of what is read. Raises CheckpointError."""
+    return sizes(read(path), str(path))
+
+
 def sizes(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The settings of a model with whole numbers that are whole: 16.0 becomes 16, at any depth.
 
-    A setting that is absent or null is left to whoever reads it.
+    A setting that is absent, or null where it may be, is left to whoever reads it.
 
     Args:
         origin: for messages.
@@ -59,10 +69,11 @@ def _sizes(tree: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
         if isinstance(value, Mapping) and key not in WHOLE | REAL | TEXT:
             value = _sizes(value, wrong)
         elif value is None:
-            pass
+            fits = key not in SIZES
         elif key in WHOLE:
-            several = value if key in LISTS and isinstance(value, list) and len(value) == 2 else [value]
+            several = value if key in LISTS and isinstance(value, list) and len(value) > 1 else [value]
             fits = all(_is_number(one) and one == math.floor(one) for one in several)
+            fits = fits and (key not in SIZES or min(several) >= 1)
             if fits:
                 value = [int(one) for one in several] if several is value else int(value)
         elif key in REAL:

@@ -53,7 +53,8 @@ class Asked:
 
     def told(self) -> list[str]:
         """Lines for whoever exports."""
-        how = f"compared with the run after reading it back: the same to {self.worst:.1g} of the largest value"
+        how = f"the same to {self.worst:.1g} of the largest value" if self.worst else "the same to the last digit"
+        how = f"read back and compared with the run: {how}"
         return [*dict.fromkeys(self.notes), f"written in {dtypes.name_of(self.dtype)}; {how}"]
 
     def close(self, what: str, ours: Tensor, theirs: Tensor, settings: str = "") -> None:

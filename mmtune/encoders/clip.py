@@ -167,7 +167,7 @@ def _read_structure(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         path = locate(text, config.revision, (CONFIG,))
         if path.suffix == ".safetensors":
             path = path.parent
-        known = jsons.read(path if path.suffix == ".json" else path / CONFIG)
+        known = jsons.settings(path if path.suffix == ".json" else path / CONFIG)
         preprocess = known.get("preprocess_cfg", {})
         known = known.get("model_cfg", known)
     else:

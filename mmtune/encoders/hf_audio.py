@@ -237,7 +237,7 @@ class HfAudio(TowerEncoder):
 
 
 def _audio_config(folder: Path) -> PreTrainedConfig:
-    tree = jsons.read(folder if folder.suffix == ".json" else folder / "config.json")
+    tree = jsons.settings(folder if folder.suffix == ".json" else folder / "config.json")
     kind = tree.get("model_type", "")
     if kind == "clap":
         kind, tree = "clap_audio_model", tree.get("audio_config", {})

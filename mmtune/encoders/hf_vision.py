@@ -153,8 +153,8 @@ def _trees(text: str, revision: str | None) -> tuple[dict[str, Any], dict[str, A
         return known
     folder = locate(text, revision, ("config.json", "preprocessor_config.json"))
     file = folder / "preprocessor_config.json"
-    plan = folder if folder.suffix == ".json" else folder / "config.json"
-    return jsons.sizes(jsons.read(plan), str(plan)), jsons.read(file) if file.is_file() else {}
+    settings = jsons.settings(folder if folder.suffix == ".json" else folder / "config.json")
+    return settings, jsons.read(file) if file.is_file() else {}
 
 
 def _vision_config(tree: dict[str, Any], origin: str) -> PreTrainedConfig:

@@ -181,7 +181,7 @@ def _read_structure(config: Config) -> tuple[str, dict[str, Any], dict[str, Any]
 
 def _folder_config(path: Path) -> dict[str, Any]:
     file = (path.parent if path.is_file() else path) / CONFIG
-    tree = jsons.read(file) if file.is_file() else {}
+    tree = jsons.settings(file) if file.is_file() else {}
     return tree if "architecture" in tree else {}
 
 

@@ -98,7 +98,7 @@ class Source:
             if name not in self._memory[1]:
                 raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published")
             return dict(self._memory[1][name])
-        return jsons.sizes(jsons.read(self.file(name)), f"{self.path / name if self.is_folder else self.path}")
+        return jsons.settings(self.file(name))
 
     def tensors(self, inside: Sequence[str] = (), pattern: str | None = None) -> dict[str, Tensor]:
         """All tensors by published name: one file, or a folder with or without an index of shards.

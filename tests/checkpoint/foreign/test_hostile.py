@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mmtune.checkpoint import carry, making, store
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError
+from tests.checkpoint.foreign.made import make
 from tests.checkpoint.foreign.makers import imagebind, pllava
 from tests.checkpoint.foreign.makers import llava_hf as tiny
 
@@ -38,14 +40,15 @@ def refused(folder: Path, tmp_path: Path, *words: str, changes: tuple[str, ...] 
     assert time.monotonic() - began < 20
     text = str(caught.value)
     assert all(word in text for word in words), text
+    assert ".draft" not in text, "a folder that is not there any more"
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*"))
 
 
 def change(file: Path, **values: object) -> None:
     tree = json.loads(file.read_text())
     for key, value in values.items():
-        where, _, name = key.rpartition("__")
-        (tree[where] if where else tree)[name] = value
+        *where, name = key.split("__")
+        functools.reduce(dict.__getitem__, where, tree)[name] = value
     file.write_text(json.dumps(tree))
 
 
@@ -59,6 +62,14 @@ def change(file: Path, **values: object) -> None:
         ("text_config__num_hidden_layers", 10**9),
         ("text_config__hidden_size", -4),
         ("text_config__vocab_size", 1.5),
+        ("vision_config__hidden_size", 32.5),
+        ("vision_config__image_size", None),
+        ("vision_config__patch_size", "8"),
+        ("vision_config__num_attention_heads", True),
+        ("vision_config__hidden_act", "nonsense"),
+        ("text_config__hidden_act", "nonsense"),
+        ("text_config__rms_norm_eps", "1e-5"),
+        ("text_config__model_type", ["llama"]),
         ("vision_feature_layer", True),
         ("vision_feature_layer", 0),
         ("vision_feature_select_strategy", "cls"),
@@ -68,6 +79,36 @@ def test_numbers_of_a_foreign_config(key: str, value: object, folder: Path, tmp_
     copy = copied(folder, tmp_path)
     change(copy / "config.json", **{key: value})
     refused(copy, tmp_path, key.rpartition("__")[2])
+
+
+def test_whole_numbers_with_a_point_are_whole(folder: Path, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path)
+    sizes = {f"{part}_config__{name}": 32.0 for part in ("vision", "text") for name in ("hidden_size",)}
+    change(copy / "config.json", **sizes, vision_config__image_size=24.0, text_config__num_hidden_layers=2.0)
+    whole, pointed = (carry.bring("llava_hf", [str(one)], tmp_path / one.name / "run") for one in (folder, copy))
+    for part in ("llm", "sight"):
+        texts = [(run / "parts" / part / "config.json").read_text() for run in (whole, pointed)]
+        assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("embed_dim", None),
+        ("embed_dim", "20"),
+        ("layers", [2]),
+        ("width", 32.5),
+        ("head_width", True),
+        ("patch_size", 0),
+    ],
+)
+def test_numbers_of_open_clip(key: str, value: object, tmp_path: Path) -> None:
+    made = make("llama_adapter_v2", tmp_path / "published")
+    file = made.paths["clip"] / "open_clip_config.json"
+    change(file, **{f"model_cfg__{key}" if key == "embed_dim" else f"model_cfg__vision_cfg__{key}": value})
+    with pytest.raises(MmtuneError) as caught:
+        carry.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
+    assert f"{key} {value!r}" in str(caught.value) and str(file) in str(caught.value)
 
 
 def test_a_tower_without_class_token_under_the_default_strategy(folder: Path, tmp_path: Path) -> None:
