@@ -28,7 +28,7 @@ WHOLE = SIZES | frozenset({
     "context_length",
 })  # fmt: skip
 """Settings that are whole numbers, and may be null."""
-LISTS = frozenset({"image_size", "patch_size", "layers"})
+LISTS = frozenset({"image_size", "patch_size", "layers", "num_attention_heads", "intermediate_size"})
 """Of these, those that may be several: height and width, or one for each stage."""
 REAL = frozenset({"rope_theta", "rms_norm_eps", "layer_norm_eps", "norm_eps", "ffn_dim_multiplier"})
 """Settings that are numbers above zero."""

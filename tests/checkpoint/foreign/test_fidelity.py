@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mmtune.checkpoint import carry, store, written
+from mmtune.checkpoint.foreign.base import Opened
 from mmtune.errors import CheckpointError
 from mmtune.tuners import _merge
 from tests.checkpoint.foreign.made import make
 from tests.checkpoint.foreign.makers import llava_hf as tiny
-from tests.checkpoint.foreign.runs import around, tuned, variant
+from tests.checkpoint.foreign.runs import around, tuned, varied
 from tests.encoders.tiny import hf_folder
 
 
@@ -22,10 +23,10 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return carry.bring("llava_hf", [str(folder)], folder.parent / "run")
 
 
-def refused(run: Path, kind: str, tmp_path: Path, *words: str, options: tuple[str, ...] = ()) -> None:
+def refused(run: Opened, kind: str, tmp_path: Path, *words: str, options: tuple[str, ...] = ()) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(CheckpointError) as caught:
-        carry.send(run, kind, tmp_path / "out", options)
+        carry.send_opened(run, kind, tmp_path / "out", options)
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert caught.value.expected and caught.value.hint
@@ -44,14 +45,14 @@ def refused(run: Path, kind: str, tmp_path: Path, *words: str, options: tuple[st
 )
 def test_what_peft_merges_comes_out_as_it_is(llava: Path, settings: dict, tmp_path: Path) -> None:
     """Adding `get_delta_weight` was another model for most methods; the reading back would refuse that."""
-    run = variant(llava, tmp_path / "run", tuned(**settings), moved="llm.")
-    plain, own = (store.load_run(one)[0].llm for one in (llava, run))
+    plain, run = varied(llava), varied(llava, tuned(**settings), moved="llm.")
     ids = torch.arange(30, 40)[None]
+    llms = (plain.model.llm, run.model.llm)
     with torch.no_grad():
-        before, after = (one.head(one.forward(one.embed(ids), torch.arange(10)[None], None)) for one in (plain, own))
+        before, after = (one.head(one.forward(one.embed(ids), torch.arange(10)[None], None)) for one in llms)
     assert (before - after).abs().max() > 1e-3, "the tuner does something"
     lines: list[str] = []
-    out = carry.send(run, "llava_hf", tmp_path / "out", tell=lines.append)
+    out = carry.send_opened(run, "llava_hf", tmp_path / "out", tell=lines.append)
     assert (out / "model.safetensors").is_file() and any("float32" in line for line in lines)
 
 
@@ -59,15 +60,14 @@ def test_two_tuners_on_top_of_each_other(llava: Path, tmp_path: Path) -> None:
     two = "[{name: hf_peft, method: hra, r: 4, target_modules: [q_proj]}, "
     two += "{name: hf_peft, method: lora, adapter: more, r: 4, target_modules: [q_proj, v_proj]}]"
     changes = [f"model.tuners={two}", "groups.tuned={match: ['@hf_peft'], lr: 0.01}"]
-    run = variant(llava, tmp_path / "run", changes, moved="llm.")
-    carry.send(run, "llava_hf", tmp_path / "out")
+    carry.send_opened(varied(llava, changes, moved="llm."), "llava_hf", tmp_path / "out")
 
 
 def test_a_merge_that_is_another_layer_is_found(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if peft's merge of a method were wrong: the layer is tried before anything is written."""
     from peft.tuners.lora.layer import Linear
 
-    run = variant(llava, tmp_path / "run", tuned(method="lora", r=4, target_modules="[q_proj]"), moved="llm.")
+    run = varied(llava, tuned(method="lora", r=4, target_modules="[q_proj]"), moved="llm.")
     real = Linear.get_delta_weight
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 1.5 * real(self, adapter))
     monkeypatch.setattr(written, "write_export", lambda *_: pytest.fail("something was written"))
@@ -84,13 +84,13 @@ def test_what_cannot_be_merged_is_named(llava: Path, tmp_path: Path) -> None:
     ):
         here = tmp_path / str(number)
         here.mkdir()
-        run = variant(llava, here / "run", tuned(**settings), moved="llm.")
+        run = varied(llava, tuned(**settings), moved="llm.")
         refused(run, "llava_hf", here, word)
 
 
 def test_the_model_stays_as_it_is(llava: Path, tmp_path: Path) -> None:
-    run = variant(llava, tmp_path / "run", tuned(method="oft", oft_block_size=8, r=0, target_modules="[q_proj]"))
-    model = store.load_run(run)[0].llm.model
+    run = varied(llava, tuned(method="oft", oft_block_size=8, r=0, target_modules="[q_proj]"))
+    model = run.model.llm.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     done = _merge.merged(model)
     assert not done.refused and set(done.state).isdisjoint(name for name in before if "oft" in name)
@@ -104,16 +104,16 @@ ENCODER = "model.branches.sight.encoder."
 def test_settings_that_the_layout_has_no_word_for(llava: Path, tmp_path: Path) -> None:
     """All of them are told at once; what is seen only in pixels is told by the reading back."""
     changes = [f"{ENCODER}{one}" for one in ("channels=bgr", "norm=true", "size=48")]
-    run = variant(llava, tmp_path / "run", changes)
+    run = varied(llava, changes)
     refused(run, "llava_hf", tmp_path, "channels: bgr", "norm: true", "size: 48")
-    smaller = variant(llava, tmp_path / "smaller", [f"{ENCODER}decode_side=100"])
+    smaller = varied(llava, [f"{ENCODER}decode_side=100"])
     refused(smaller, "llava_hf", tmp_path, "decode_side: 100")
 
 
 def test_settings_that_it_has_a_word_for(llava: Path, tmp_path: Path) -> None:
     changes = [f"{ENCODER}{one}" for one in ("tokens=all", "layer=0", "mean=[0.1,0.2,0.3]", "resize=pad")]
-    run = variant(llava, tmp_path / "run", changes)
-    carry.send(run, "llava_hf", tmp_path / "out")
+    run = varied(llava, changes)
+    carry.send_opened(run, "llava_hf", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("siglip", "patches"), ("siglip", "all"), ("dinov2", "patches")])
@@ -121,9 +121,9 @@ def test_other_towers_come_out_exact_or_not_at_all(llava: Path, kind: str, token
     """A SigLIP has no class token that `default` could leave out."""
     tower = hf_folder(tmp_path / "tower", kind)
     changes = [f"{ENCODER}weights={tower}", f"{ENCODER}tokens={tokens}"]
-    run = variant(llava, tmp_path / "run", changes, moved="branches.")
+    run = varied(llava, changes, moved="branches.")
     try:
-        out = carry.send(run, "llava_hf", tmp_path / "out")
+        out = carry.send_opened(run, "llava_hf", tmp_path / "out")
     except CheckpointError as error:
         assert kind == "dinov2" and "transformers" in str(error), error
         return
@@ -136,7 +136,7 @@ def test_weights_that_train_outside_of_an_adapter_are_not_lost(tmp_path: Path) -
     made = make("llama_adapter_v1", tmp_path / "published")
     base = carry.bring("llama_adapter_v1", made.words, tmp_path / "base", made.options)
     changes = ["groups.more={match: [llm.model.lm_head.weight], lr: 0.01}"]
-    run = variant(base, tmp_path / "run", changes, moved="llm.model.lm_head")
+    run = varied(base, changes, moved="llm.model.lm_head")
     refused(run, "llama_adapter_v1", tmp_path, "another model", "logits", "trained llm.model.lm_head.weight")
     carry.send(base, "llama_adapter_v1", tmp_path / "out")
 
@@ -155,5 +155,5 @@ def test_settings_of_an_encoder_that_is_exported_alone(kind: str, changes: list,
     part = carry.bring(kind, made.words, tmp_path / "part", made.options)
     around(part, tmp_path / "base")
     carry.send(tmp_path / "base", kind, tmp_path / "good")
-    run = variant(tmp_path / "base", tmp_path / "run", [f"model.branches.one.encoder.{one}" for one in changes])
+    run = varied(tmp_path / "base", [f"model.branches.one.encoder.{one}" for one in changes])
     refused(run, kind, tmp_path, word)
