@@ -77,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "object": 16, "train_views": 1, "chunk": 3,
     },
 }  # fmt: skip
-"""Encoder to settings that a run may have otherwise; with a blank behind the name, another value of the same setting."""
+"""Encoder to settings that a run may have otherwise; a blank behind the name makes it another value of that setting."""
 ELSEWHERE = {"name", "weights", "model", "revision", "fps"}
 """Where weights lie, and a number that needs another rule beside it."""
 SIZES: dict[str, set[str]] = {
