@@ -35,9 +35,9 @@ def read(data: bytes, start: int, count: int, properties: list[Property], order:
     kind = _same(data, start, count, properties, order)
     if kind is not None:
         return fields(np.frombuffer(data, kind, count, start))
-    spans, _ = _walk(data, start, count, properties, order, gate)
+    values, _ = _walk(data, start, count, properties, order, gate)
     plain = np.dtype([(one.name, order + one.kind) for one in properties if not one.items])
-    return fields(np.frombuffer(b"".join(data[low:high] for low, high in spans), plain, count))
+    return fields(np.frombuffer(values, plain, count))
 
 
 def end(data: bytes, start: int, count: int, properties: list[Property], order: str, gate: Gate) -> int:
@@ -78,9 +78,9 @@ def _length(data: bytes, at: int, one: Property, order: str) -> int | None:
 
 def _walk(
     data: bytes, start: int, count: int, properties: list[Property], order: str, gate: Gate
-) -> tuple[list[tuple[int, int]], int]:
-    """Where the plain properties of all items lie, and where the items end."""
-    spans: list[tuple[int, int]] = []
+) -> tuple[bytearray, int]:
+    """The plain properties of all items, one behind the other, and where the items end."""
+    values = bytearray()
     at, deadline = start, time.monotonic() + gate.limits.wall_seconds
     sizes = [(np.dtype(one.kind).itemsize, np.dtype(one.items).itemsize if one.items else 0) for one in properties]
     for number in range(count):
@@ -89,7 +89,7 @@ def _walk(
         for one, (size, item) in zip(properties, sizes, strict=True):
             at += size
             if not one.items:
-                spans.append((at - size, at))
+                values += data[at - size : at]
                 continue
             many = _length(data, at, one, order)
             if many is None:
@@ -97,7 +97,7 @@ def _walk(
             at += many * item
         if at > len(data):
             raise gate.refusal(f"{number} items of {count}", "as much data as the header claims")
-    return spans, at
+    return values, at
 
 
 def read_text(body: bytes, skip: int, count: int, properties: list[Property], gate: Gate) -> Columns:
