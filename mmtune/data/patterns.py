@@ -82,7 +82,7 @@ def _files(pattern: str) -> list[Path | Remote]:
 
 def _names(pattern: str) -> Iterator[str]:
     """The choices of a pattern. Braces of folders that exist are letters."""
-    if "{" not in pattern or remote.is_address(pattern):
+    if "{" not in pattern or remote.has_scheme(pattern):
         yield from braces(pattern)
         return
     literal, rest = _as_written(Path(pattern).expanduser())

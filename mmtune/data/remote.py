@@ -64,7 +64,7 @@ class Remote:
         return without_secrets(self.url)
 
 
-def is_address(pattern: str) -> bool:
+def has_scheme(pattern: str) -> bool:
     """Whether a pattern is no path on this machine."""
     scheme = _SCHEME.match(pattern)
     return scheme is not None and not (len(scheme[1]) == 1 and os.name == "nt")
@@ -77,7 +77,7 @@ def find(pattern: str) -> list[Remote] | None:
         UsageError: an address of a kind that is not read, or a `*` where nothing lists files.
         MmtuneError: the source cannot be reached.
     """
-    if not is_address(pattern):
+    if not has_scheme(pattern):
         return None
     check(pattern)
     scheme = pattern.partition(":")[0]
