@@ -114,9 +114,12 @@ class P2P(Foreign):
         branch = next(name for name, one in branches.items() if one.encoder.name == "p2p_points")
         encoder = branches[branch].encoder
         tower = run.model.branches[branch].encoder.image.tower
-        alike = [name for name, one in DATA.items() if encoder.normalise == one["normalise"]]
+        alike = {
+            name: sum(getattr(encoder, key) == one[key] for key in ("points", "normalise"))
+            for name, one in DATA.items()
+        }
         options = {
-            "data": alike[0],
+            "data": max(alike, key=lambda name: alike[name]),
             "object": encoder.object,
             "heads": getattr(encoder.image, "args", {}).get("num_heads"),
             "classifier": any(name.startswith(("head.fc.", "head.weight", "fc.")) for name in tower.state_dict()),
