@@ -20,6 +20,10 @@ places of tokens or for a loss of its own, see `_REFUSED_OPTIONS`.
 from __future__ import annotations
 
 import dataclasses
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -169,7 +173,8 @@ class HfPeft(Tuner):
             return _soften(llm, config)
         before = {id(parameter) for parameter in llm.parameters() if parameter.requires_grad}
         try:
-            made = _table()[config.method][1](model, settings(config), adapter_name=config.adapter)
+            with _quiet():
+                made = _table()[config.method][1](model, settings(config), adapter_name=config.adapter)
         except Exception as error:  # peft raises ValueError, TypeError, NotImplementedError and others
             empty = any(parameter.is_meta for parameter in model.parameters())
             raise ModelError(
@@ -193,6 +198,16 @@ class HfPeft(Tuner):
                 seen=f"{config.method} added nothing to {type(model).__name__}", expected="at least one new parameter"
             )
         return opened
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars of peft, and without its warning of a second adapter, which is meant where it is made."""
+    with warnings.catch_warnings(record=True) as told, redirect_stderr(io.StringIO()):
+        yield
+    for one in told:
+        if not str(one.message).startswith("Already found a `peft_config`"):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _soften(llm: Any, config: Config) -> list[str]:

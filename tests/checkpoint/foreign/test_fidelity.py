@@ -56,11 +56,12 @@ def test_what_peft_merges_comes_out_as_it_is(llava: Path, settings: dict, tmp_pa
     assert (out / "model.safetensors").is_file() and any("float32" in line for line in lines)
 
 
-def test_two_tuners_on_top_of_each_other(llava: Path, tmp_path: Path) -> None:
+def test_two_tuners_on_top_of_each_other(llava: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     two = "[{name: hf_peft, method: hra, r: 4, target_modules: [q_proj]}, "
     two += "{name: hf_peft, method: lora, adapter: more, r: 4, target_modules: [q_proj, v_proj]}]"
     changes = [f"model.tuners={two}", "groups.tuned={match: ['@hf_peft'], lr: 0.01}"]
     carry.send_opened(varied(llava, changes, moved="llm."), "llava_hf", tmp_path / "out")
+    assert not [one for one in recwarn if "peft_config" in str(one.message)]
 
 
 def test_a_merge_that_is_another_layer_is_found(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,3 +158,34 @@ def test_settings_of_an_encoder_that_is_exported_alone(kind: str, changes: list,
     carry.send(tmp_path / "base", kind, tmp_path / "good")
     run = varied(tmp_path / "base", [f"model.branches.one.encoder.{one}" for one in changes])
     refused(run, kind, tmp_path, word)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("llama_adapter_v2", ["model.branches.sight.encoder.project=false"], ["project: False (there True)"]),
+        ("video_llama", [tuned(method="lora", r=4, target_modules="[q_proj]")[0]], ["hf_peft: lora"]),
+    ],
+)
+def test_what_stands_in_the_way_is_named(kind: str, changes: list[str], words: list[str], tmp_path: Path) -> None:
+    """Also where the file cannot even be read back."""
+    made = make(kind, tmp_path / "published")
+    base = carry.bring(kind, made.words, tmp_path / "base", made.options, made.changes)
+    more = ["groups.more={match: ['@hf_peft'], lr: 0.01}"] if "tuners" in changes[0] else []
+    refused(varied(base, [*changes, *more], moved="llm."), kind, tmp_path, *words)
+
+
+def test_one_setting_of_p2p_is_named_by_itself(tmp_path: Path) -> None:
+    """`normalise` alone was taken for another data set, and its number of points was named too."""
+    made = make("p2p", tmp_path / "published")
+    part = carry.bring("p2p", made.words, tmp_path / "part", made.options)
+    run = varied(around(part, tmp_path / "base"), ["model.branches.one.encoder.normalise=false"])
+    back = carry.importer("p2p").back(run, tmp_path, tmp_path)
+    assert back[0].options["data"] == "modelnet40"
+
+
+def test_a_run_that_gives_no_numbers_is_told_apart(llava: Path, tmp_path: Path) -> None:
+    run = varied(llava)
+    run.model.branches["sight"].connector.layers[1].bias.fill_(3e38)
+    run.model.branches["sight"].connector.layers[0].bias.fill_(3e38)
+    refused(run, "llava_hf", tmp_path, "of the run itself are not finite")
