@@ -179,6 +179,7 @@ def send(
         ConfigError, UsageError: what was asked for. CheckpointError: a run that the layout has no place for, or that
             becomes another model in it. Nothing is left behind then.
     """
+    _check_written(kind)  # before anything slow begins
     model, _, recipe = store.load_run(run, widen=True)
     return send_opened(Opened(model, recipe, Path(places.resolve(str(run)))), kind, out, options, tell)
 
@@ -187,9 +188,8 @@ def send_opened(
     run: Opened, kind: str, out: Path | str, options: Sequence[str] = (), tell: Tell = lambda line: None
 ) -> Path:
     """`send` for a run in memory, held in float32; its weights are gone afterwards."""
+    _check_written(kind)
     foreign = importer(kind, options)
-    if not writes(type(foreign)):
-        foreign.write(run)  # raises: this kind has no way out
     with _whole(Path(out)) as (draft, scratch):
         dtype = foreign.config.dtype or foreign.type_of(run)
         asked = fidelity.Asked(kind, dtypes.TYPES[dtype], run.model.llm.depth)
@@ -198,6 +198,11 @@ def send_opened(
         for line in asked.told():
             tell(line)
     return Path(out)
+
+
+def _check_written(kind: str) -> None:
+    if not writes(registry.find(ROOM, kind)):
+        raise UsageError(f"{kind} is read only", "a kind that can be written", "mmtune export RUN lists these")
 
 
 def writes(kind: type[Foreign]) -> bool:

@@ -48,6 +48,8 @@ def _files(pattern: str) -> list[Path | Remote]:
     others: list[Path] = []
     # An address is one as it is written: `https:{/,/}/HOST` would pass by all who look for addresses in a recipe.
     written = "{" not in pattern or addresses.is_address(pattern)
+    if not written and remote.has_scheme(pattern):
+        remote.check(pattern)
     for name in _names(pattern):
         if written and (elsewhere := remote.find(name)) is not None:
             paths += elsewhere

@@ -103,7 +103,7 @@ def test_the_kind_of_an_attachment_is_told_by_its_content() -> None:
         (("--image", "missing.png", "what?"), None, "missing.png: no such file"),
         ((), b" \n", "no question"),
         (("what", "is", "this"), None, "put a question of several words in quotes"),
-        (("runs/nowhere",), None, "not the folder of a run"),
+        (("./runs/nowhere",), None, "not the folder of a run"),
         (("--max-tokens", "0", "what?"), None, "max-tokens"),
         (("--nonsense", "what?"), None, "nonsense"),
     ],

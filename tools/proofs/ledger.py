@@ -307,7 +307,7 @@ def _reconcile(
     """Multisets: what was due up to the position, and what was trained and skipped."""
     steps = dict(json.loads(line) for line in (out / "trained.jsonl").read_text().splitlines())
     trained = Counter(name for ids in steps.values() for name in ids)
-    rows = ledgers.read(out / "skipped.jsonl")
+    rows = list(ledgers.read(out / "skipped.jsonl"))
     skipped = Counter(row["id"] for row in rows)
     reasons: dict[str, set[str]] = {}
     for row in rows:

@@ -25,7 +25,7 @@ from mmtune import jsons, places
 from mmtune.checkpoint.foreign import _files
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.config import Config
-from mmtune.errors import CheckpointError, UsageError
+from mmtune.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
@@ -267,13 +267,12 @@ class Foreign(ABC):
         raise NotImplementedError
 
     def write(self, run: Opened) -> Exported:
-        """A run in the published layout.
+        """A run in the published layout. A layout without a way out has no such method of its own.
 
         Raises:
-            UsageError: a layout without a way out. CheckpointError: a run that the layout has no place for.
+            CheckpointError: a run that the layout has no place for.
         """
-        kind = type(self).__module__.rpartition(".")[2]
-        raise UsageError(f"{kind} is read only", "a kind that can be written: mmtune import --list")
+        raise NotImplementedError(f"{type(self).__name__}.write")
 
     def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
         """How what `write` made of a run, and now lies in `folder`, is read again; several where it holds several
