@@ -56,7 +56,7 @@ def make(folder: Path, clips: int, split: str, seed: int, level: str) -> str:
     if not note.exists() or json.loads(note.read_text()) != wanted:
         for old in folder.glob(f"{level}-{split}-*"):
             old.unlink()
-        workers = min(2, os.cpu_count() or 1)
+        workers = min(2, os.cpu_count() or 1, 1 + clips // 100)  # a second process takes longer to begin than few clips
         mmtune("data", "make", "pocket", "--out", folder, "--clips", clips, "--seed", seed, "--level", level,
                "--split", split, "--workers", workers)  # fmt: skip
         note.write_text(json.dumps(wanted))
