@@ -21,8 +21,9 @@ def guard() -> None:
     """Leave the current folder out, here and in every Python that this process starts."""
     if sys.argv[0] == "-m" and not sys.flags.safe_path:
         del sys.path[0]
-    words = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "" in words:  # as `PYTHONPATH=$PYTHONPATH:/lib` makes it; whoever means the current folder writes a dot
+    given = os.environ.get("PYTHONPATH", "")
+    words = given.split(os.pathsep)
+    if given and "" in words:  # as `PYTHONPATH=$PYTHONPATH:/lib` makes it; who means the current folder writes a dot
         words = [word for word in words if word]
         here = current()
         if here in sys.path and here not in [os.path.abspath(word) for word in words]:

@@ -92,3 +92,13 @@ def test_a_program_that_imports_mmtune_keeps_its_own_path(tmp_path: Path) -> Non
     (tmp_path / "beside.py").write_text("")
     done = mmtune("import mmtune, os, beside; print(os.environ.get('PYTHONSAFEPATH'))", cwd=tmp_path, how=("-c",))
     assert done.stdout == "None\n", done.stderr
+
+
+def test_a_package_installed_from_the_current_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an editable install in a checkout, from which workers would not find mmtune otherwise."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    for value in (None, ""):
+        monkeypatch.delenv("PYTHONPATH", raising=False) if value is None else monkeypatch.setenv("PYTHONPATH", value)
+        safe_path.guard()
+        assert sys.path[-1] == str(tmp_path)

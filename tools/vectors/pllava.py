@@ -64,7 +64,8 @@ def projector(vector: Vector) -> Iterator[Got]:
 def imported(vector: Vector, alpha: int) -> MultimodalModel:
     """The model that `mmtune import pllava` makes of the file, with a tokenizer that nobody asks."""
     facts = vector.facts["config"]
-    words = models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>")
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    words.add_special_tokens(["<s>", "</s>"])  # of the prompt, which an import asks for
     tree = {
         "model_type": "llava",
         "vision_config": {"model_type": "clip_vision_model", **facts["vision_config"]},
@@ -80,7 +81,7 @@ def imported(vector: Vector, alpha: int) -> MultimodalModel:
     files = {
         "config.json": tree,
         "preprocessor_config.json": pixels,
-        "tokenizer.json": json.loads(Tokenizer(words).to_str()),
+        "tokenizer.json": json.loads(words.to_str()),
     }
     importer = Pllava(Config(lora_alpha=alpha))
     got = importer.read({"folder": Source.memory("folder", vector.weights, files)})
