@@ -8,7 +8,7 @@ happened.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,12 +308,21 @@ class _Run:
             return self._attempt(batches, factors, look=False)
         self.watch.before(streams)
         outcome = self._attempt(batches, factors, look=True)
-        branches = list(self.model.branches)
-        shown = self.runtime.total([sum(name in batch.media for batch in batches) for name in branches])
+        media = self._media(streams, batches)
         where = self.loader.positions(self.step + 1)["streams"]
         passed = {name for name, place in where.items() if place["epoch"]}
-        self.watch.after(outcome, streams, {name for name, count in zip(branches, shown, strict=True) if count}, passed)
+        self.watch.after(outcome, streams, media, passed)
         return outcome
+
+    def _media(self, streams: Sequence[str], batches: Sequence[Batch]) -> dict[str, set[str]]:
+        """Stream to the branches that have an item of it in these micro-steps, on any rank."""
+        pairs = [(stream, branch) for stream in streams for branch in self.model.branches]
+        mine = [sum(branch in one.media for one in batches if one.stream == stream) for stream, branch in pairs]
+        found: dict[str, set[str]] = {stream: set() for stream in streams}
+        for (stream, branch), count in zip(pairs, self.runtime.total(mine), strict=True):
+            if count:
+                found[stream].add(branch)
+        return found
 
     def _brings(self, stream: str, branches: Collection[str]) -> bool | None:
         """Whether the data of a stream has media for branches; for any of them where none is named."""

@@ -45,8 +45,8 @@ class Outcome:
     silent: dict[str, list[str]] = field(default_factory=dict)
     """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
     unreached: frozenset[str] = frozenset()
-    """Groups in whose formula no parameter stands: none has a gradient, not even of zeros. As far as one rank can tell,
-    for sums over ranks are zeros there."""
+    """Groups in whose formula no parameter stands: none has a gradient, not even of zeros, on any rank. Filled where it
+    was asked for."""
     weight: float = 0.0
     """What the supervised tokens count together: their number, where no turn has a weight of its own."""
 
@@ -110,12 +110,15 @@ def take_step(
     tallies: dict[str, _Tally] = {}
     streams = list(dict.fromkeys(batch.stream for batch in batches))
     moving = list(dict.fromkeys(name for stream in streams for name in owners[stream]))
+    reached: set[str] = set()
     try:
         for stream in streams:
             mine = [batch for batch in batches if batch.stream == stream]
             tally = tallies[stream] = _backward(model, mine, objectives.get(stream), runtime)
             if not tally.finite:
                 break
+            # before the sum, which gives every parameter a gradient
+            reached.update(name for name in owners[stream] if look and not optimizers[name].unreached)
             runtime.sum_gradients(_parameters(optimizers, owners[stream]))
             for name in owners[stream]:
                 rivals = sum(shares.get(other, 1.0) for other in streams if name in owners[other])
@@ -130,7 +133,8 @@ def take_step(
                 optimizers[name].give()
             if look:
                 silent = {name: optimizers[name].silent() for name in moving}
-                unreached = frozenset(name for name in moving if optimizers[name].unreached)
+                anywhere = runtime.total([name in reached for name in moving])
+                unreached = frozenset(name for name, ranks in zip(moving, anywhere, strict=True) if not ranks)
             for attendant in attendants:
                 if (penalty := attendant.penalty()) is not None:
                     penalty.backward()  # behind the sum, so that it counts once, whatever the number of ranks

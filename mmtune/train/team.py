@@ -97,11 +97,13 @@ class Team:
         return self.schedule.count(step, [stream for stream, names in self.owners.items() if group in names])
 
     def short(self) -> list[str]:
-        """A line for each group whose warm-up is longer than what trains it."""
+        """A line for each group that no step trains, and for each whose warm-up is longer than what trains it."""
         return [
-            f"warning: group {name} warms up over {pace.warmup} steps, but only {pace.steps} steps train it"
+            f"warning: group {name} is trained by no step of this run: none of its streams comes in it"
+            if not pace.steps
+            else f"warning: group {name} warms up over {pace.warmup} steps, but only {pace.steps} steps train it"
             for name, pace in self.paces.items()
-            if pace.warmup > pace.steps
+            if not pace.steps or pace.warmup > pace.steps
         ]
 
     def attending(self, attendants: Sequence[Attendant], streams: Iterable[str]) -> list[Attendant]:

@@ -1,5 +1,6 @@
 """The first step of every stream is looked at: its groups have to get a gradient, and no other group may move. A
-gradient that is zero is waited for, a few steps; media that are rare are waited for as long as the data may bring some.
+gradient that is zero is waited for, a few steps, which begin when every other group had its turn: it may be one of them
+that opens the way. Media that are rare are waited for as long as the data may bring some.
 
 A mistake in the groups shows in no loss: a connector that nobody reaches, or one that another stream drags along, only
 makes the model a little worse. So it is looked for where it costs nothing, once for each stream of a run.
@@ -8,7 +9,7 @@ makes the model a little worse. So it is looked for where it costs nothing, once
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mmtune.checkpoint.store import digest
 from mmtune.errors import ModelError
@@ -42,6 +43,9 @@ class Watch:
         self._mute = {name for names in team.owners.values() for name in names}
         """Groups that no gradient has reached yet."""
         self._zeros: Counter[str] = Counter()
+        """Steps in which the gradient of a group was zero, though no other group was still to come."""
+        self._closed: set[str] = set()
+        """Groups whose gradient was zero so far, every time that one could come."""
         self._before: dict[str, str] = {}
 
     def wants(self, streams: Collection[str]) -> bool:
@@ -60,20 +64,24 @@ class Watch:
                 self._mute.discard(name)
 
     def after(
-        self, outcome: Outcome, streams: Sequence[str], media: Collection[str], passed: Collection[str] = ()
+        self,
+        outcome: Outcome,
+        streams: Sequence[str],
+        media: Mapping[str, Collection[str]],
+        passed: Collection[str] = (),
     ) -> None:
         """Look at what the step did.
 
         Args:
             outcome: of a step that was asked which parameters stayed silent.
-            media: branches that had an item in it, on any rank.
+            media: stream to the branches that had an item of it in this step, on any rank.
             passed: streams whose data was gone through once.
 
         Raises:
             ModelError: a group of these streams got no gradient at all, or a tensor of another group moved; by name. A
                 group of connectors or fusion alone is waited for until a step has media for it, as long as the data of
                 one of its streams may bring some; and one whose gradient is zero for `PATIENCE` steps: behind a gate or
-                a factor that begins at zero it is, at first.
+                a factor that begins at zero it is, at first, and as long as the group of that gate had no step.
         """
         if not outcome.updated:
             return
@@ -83,8 +91,10 @@ class Watch:
             for name, names in named.items()
             if name in self._mute and len(outcome.silent.get(name, ())) == len(names)
         ]
-        lacking = [name for name in mute if not _waits(named[name], media)]
-        self._zeros.update(lacking)
+        lacking = [name for name in mute if not _waits(named[name], self._came(name, media))]
+        self._mute -= set(named) - set(mute)
+        self._closed.update(lacking)
+        self._zeros.update(name for name in lacking if self._mute <= self._closed)
         wrong = [
             f"no gradient reached group {name}: {_some(named[name])}"
             for name in lacking
@@ -92,7 +102,6 @@ class Watch:
         ]
         self._waited.update(set(mute) - set(lacking))
         wrong += [self._hopeless(name) for name in mute if name not in lacking and not self._hopes(name, passed)]
-        self._mute -= set(named) - set(mute)
         if self._unseen.intersection(streams):
             now = self._still(streams)
             moved = [name for name in self._before if now.get(name) != self._before[name]]
@@ -100,23 +109,29 @@ class Watch:
             if moved:
                 wrong.append(f"moved, although {' and '.join(streams)} train it not: {_some(moved)}")
         if wrong:
-            times = max((self._zeros[name] + self._waited[name] for name in mute), default=1)
+            times = max([1, *(self._zeros[name] + self._waited[name] for name in mute)])
             first = "the first step" if times == 1 else f"the first {times} steps"
             raise _refusal(f"{first} of {' and '.join(streams)}", wrong)
         self._unseen -= set(streams)
 
     def end(self) -> list[str]:
-        """Groups that still wait for media when the last step is done, in words.
+        """Groups that learned nothing by the time the last step is done, in words.
 
         Raises ModelError where the data has none for them: then nothing of the group could be learned.
         """
         waiting = [name for name in self._team.optimizers if name in self._mute and self._waited[name]]
         if hopeless := [self._hopeless(name) for name in waiting if not self._asked(name)]:
             raise _refusal("the whole run", hopeless)
+        waited, zero = "no gradient reached it, for its media came in no step", "its gradient was zero each time"
         return [
-            f"warning: group {name} learned nothing: no gradient reached it, for its media came in no step"
-            for name in waiting
+            f"warning: group {name} learned nothing: {waited if name in waiting else zero}"
+            for name in self._team.optimizers
+            if name in waiting or name in self._mute & self._closed
         ]
+
+    def _came(self, name: str, media: Mapping[str, Collection[str]]) -> set[str]:
+        """Branches that had an item of a stream that trains a group."""
+        return {branch for stream in self._streams(name) for branch in media.get(stream, ())}
 
     def _hopes(self, name: str, passed: Collection[str]) -> bool:
         """Whether a group may yet get the media that it waits for."""
@@ -163,7 +178,7 @@ def _refusal(when: str, wrong: Sequence[str]) -> ModelError:
     )
 
 
-def _waits(names: Sequence[str], media: Collection[str]) -> bool:
+def _waits(names: Sequence[str], media: set[str]) -> bool:
     """Whether all of these belong to the way of media into the model, and no such medium came."""
     if any(name.startswith("llm.") for name in names):
         return False

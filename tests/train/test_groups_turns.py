@@ -146,6 +146,13 @@ def test_a_warm_up_longer_than_what_trains_a_group_is_said(tree, tmp_path, capsy
     assert "group sight warms up over 5 steps, but only 4 steps train it" in capsys.readouterr().out
 
 
+def test_a_group_that_no_step_trains_is_said(tree, tmp_path, capsys):
+    """A stream whose share is so small that it comes in no step of the run."""
+    made = recipe(tree, {"streams": {"pictures": {"share": 0.001}}, "schedule": {"steps": 2, "warmup": 0}})
+    assert loop.train(made, tmp_path / "run", progress="lines").finished
+    assert "group sight is trained by no step of this run" in capsys.readouterr().out
+
+
 OBJECTIVE = """
 from mmtune.objectives.base import Objective, ObjectiveConfig
 from mmtune.objectives.cross_entropy import CrossEntropy

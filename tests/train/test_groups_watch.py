@@ -138,7 +138,7 @@ def test_a_group_that_learned_before_a_stop_is_not_asked_again(tree):
     watch.learned()
     watch.before(["a"])
     for _ in range(2 * PATIENCE):
-        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], set(), {"a"})
+        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
     assert watch.end() == []
 
 
@@ -155,10 +155,10 @@ def test_a_group_of_several_streams_waits_for_each(tree):
     watch = Watch(team, brings)
     watch.before(["a"])
     for _ in range(3 * PATIENCE):
-        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], set(), {"a"})
+        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
     assert asked == [("a", ["sight"]), ("b", ["sight"])], "once"
     with pytest.raises(ModelError, match="the data of a and b has nothing for branch sight"):
-        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], set(), {"a", "b"})
+        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a", "b"})
 
 
 class Team:
@@ -178,22 +178,63 @@ def outcome(silent, updated=True, unreached=("one",)):
     return Outcome(1.0, 1, 1, 1, {}, updated, silent=silent, unreached=frozenset(unreached))
 
 
+def step(watch, stream, silent):
+    """A step of a stream, in whose groups these parameters have a gradient of zeros."""
+    watch.before([stream])
+    watch.after(outcome(silent, unreached=()), [stream], {})
+
+
 def test_a_gradient_of_zeros_is_waited_for_but_not_for_ever():
     """As behind a gate that begins at zero, or the second factor of LoRA."""
     team = Team("llm.lora_A")
     silent, loud = {"one": ["llm.lora_A"]}, {"one": []}
     for speaks in (True, False):
         watch = Watch(team)
-        watch.before(["a"])
+        step(watch, "b", {"two": []})
         for _ in range(PATIENCE - 1):
-            watch.after(outcome(silent, unreached=()), ["a"], {"sight"})
+            step(watch, "a", silent)
         assert watch.wants(["a"])
         if speaks:
-            watch.after(outcome(loud, unreached=()), ["a"], {"sight"})
+            step(watch, "a", loud)
             assert not watch.wants(["a"])
         else:
             with pytest.raises(ModelError, match=rf"the first {PATIENCE} steps of a:\s+no gradient reached group one"):
-                watch.after(outcome(silent, unreached=()), ["a"], {"sight"})
+                step(watch, "a", silent)
+
+
+def test_zeros_count_when_every_other_group_had_its_turn():
+    """Prompts of one stream behind gates of another, which comes late: nothing is wrong with the prompts."""
+    team = Team("llm.prompts")
+    shut, watch = {"one": ["llm.prompts"]}, Watch(team)
+    for _ in range(3 * PATIENCE):
+        step(watch, "a", shut)
+    assert watch.end() == ["warning: group one learned nothing: its gradient was zero each time"]
+    step(watch, "b", {"two": []})
+    for _ in range(PATIENCE - 1):
+        step(watch, "a", shut)
+    with pytest.raises(ModelError, match="no gradient reached group one"):
+        step(watch, "a", shut)
+
+
+def test_two_groups_that_are_shut_do_not_wait_for_each_other():
+    watch = Watch(Team("llm.prompts"))
+    with pytest.raises(ModelError, match="no gradient reached group"):
+        for _ in range(PATIENCE + 1):
+            step(watch, "b", {"two": ["llm.b"]})
+            step(watch, "a", {"one": ["llm.prompts"]})
+
+
+def test_media_of_another_stream_in_the_same_step_are_not_waited_for_in_vain(tree, tmp_path):
+    """Texts of which few have pictures train the connector; the pictures of each mixed step train something else."""
+    rare, record = world.shards(tmp_path / "rare", shards=3, each=16, text=True), world.said("<image>\n?", "red")
+    last = {"000099.png": world.png("red"), "000099.json": json.dumps({"conversations": record}).encode()}
+    world.write_tar(tmp_path / "rare" / "part-9999.tar", last)
+    groups = {"sight": {"streams": ["words"]}, "speech": {"streams": ["pictures"]}}
+    mixed = {"schedule": {"steps": 20, "warmup": 0, "turns": "mixed"}, "run": {"accumulate": 2, "batch_tokens": 64}}
+    made = recipe(tree, {"streams": {"words": {"data": [rare]}}, "groups": groups, **mixed})
+    assert loop.train(made, tmp_path / "run", progress="off").finished
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert next(row["step"] for row in rows if row["norm/sight"]) > PATIENCE, "the picture came late"
 
 
 def test_factors_of_lora_with_rates_of_their_own_train(tree, tmp_path):
@@ -213,13 +254,13 @@ def test_each_stream_is_looked_at_once_and_a_silent_group_until_it_speaks():
     watch = Watch(team)
     silent, loud = {"one": ["branches.sight.connector.w"]}, {"one": []}
     watch.before(["a"])
-    watch.after(outcome(silent, updated=False), ["a"], {"sight"})
+    watch.after(outcome(silent, updated=False), ["a"], {"a": {"sight"}})
     assert watch.wants(["a"]), "a step in which nothing moved does not count"
-    watch.after(outcome(silent), ["a"], set())
+    watch.after(outcome(silent), ["a"], {})
     assert watch.wants(["a"]), "it waits for a picture"
     with pytest.raises(ModelError, match="no gradient reached group one"):
-        watch.after(outcome(silent), ["a"], {"sight"})
-    watch.after(outcome(loud), ["a"], {"sight"})
+        watch.after(outcome(silent), ["a"], {"a": {"sight"}})
+    watch.after(outcome(loud), ["a"], {"a": {"sight"}})
     assert not watch.wants(["a"]) and watch.wants(["b"])
 
 
@@ -237,7 +278,7 @@ def test_what_waits_for_which_media(name, media, waits):
     watch = Watch(Team(name))
     watch.before(["a"])
     if waits:
-        watch.after(outcome({"one": [name]}), ["a"], media)
+        watch.after(outcome({"one": [name]}), ["a"], {"a": media})
     else:
         with pytest.raises(ModelError):
-            watch.after(outcome({"one": [name]}), ["a"], media)
+            watch.after(outcome({"one": [name]}), ["a"], {"a": media})

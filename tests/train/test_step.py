@@ -46,7 +46,8 @@ class Toy(nn.Module):
         if self.poison == "no room":
             raise torch.OutOfMemoryError("no room")
         x = torch.nn.functional.one_hot(batch.tokens, WIDTH).float()
-        logits = self.b(torch.tanh(self.a(x)))
+        hidden = torch.tanh(self.a(x))
+        logits = self.b(hidden.detach() if self.poison == "cut" else hidden)
         wanted = batch.labels >= 0
         loss = nn.functional.cross_entropy(logits[wanted], batch.labels[wanted], reduction="sum")
         if self.poison == "gradient":
@@ -54,7 +55,7 @@ class Toy(nn.Module):
             loss = loss + (self.a.weight[0, 0] - self.a.weight[0, 0].detach()).abs().sqrt()
         elif self.poison == "no room going back":
             loss = Full.apply(loss)
-        elif self.poison is not None:
+        elif self.poison not in (None, "cut"):
             loss = loss + self.poison
         return loss, int(wanted.sum())
 
@@ -164,14 +165,14 @@ answers = {}
 for name, plan in json.loads(sys.argv[1]).items():
     first, last, poison = plan[Runtime("cpu").rank]
     model, optimizers, runtime = setup()
-    if poison: model.poison = poison if poison.startswith("no") else float(poison)
+    if poison: model.poison = float(poison) if poison == "nan" else poison
     try:
         for _ in range(3):
-            outcome = step(model, [rows(first, last)], optimizers, ["a", "b"], runtime)
+            outcome = step(model, [rows(first, last)], optimizers, ["a", "b"], runtime, look=True)
     except OutOfMemory as error:
         outcome = Outcome(0.0, error.ranks, 0, 0, {}, False)
     weights = {n: t.tolist() for n, t in values(model).items()}
-    answers[name] = [outcome.updated, outcome.loss, outcome.supervised, weights]
+    answers[name] = [outcome.updated, outcome.loss, outcome.supervised, weights, sorted(outcome.unreached)]
 print(json.dumps([answers, runtime.gather([f"r{runtime.rank}", "x" * runtime.rank] * runtime.rank)]))
 runtime.close()
 """
@@ -212,6 +213,8 @@ PLANS = {
     "nan": [(0, 4, None), (4, 8, "nan")],
     "no room": [(0, 4, None), (4, 8, "no room")],
     "no room going back": [(0, 4, "no room going back"), (4, 8, None)],
+    "cut here": [(0, 4, "cut"), (4, 8, None)],
+    "cut everywhere": [(0, 4, "cut"), (4, 8, "cut")],
 }
 """First row, row after the last and poison of each rank."""
 
@@ -234,6 +237,12 @@ def test_two_ranks_are_one(ranks):
     assert left == right
     assert left[0] and left[1] == pytest.approx(alone.loss, rel=1e-6) and left[2] == alone.supervised
     assert close({name: torch.tensor(tensor) for name, tensor in left[3].items()}, weights)
+
+
+def test_a_group_is_unreached_where_no_rank_reaches_it(ranks):
+    """A sum over ranks has zeros for it, but nobody takes these for a gradient that is zero."""
+    assert [answer[4] for answer in ranks["cut everywhere"]] == [["a"], ["a"]]
+    assert [answer[4] for answer in ranks["cut here"]] == [[], []]
 
 
 def test_one_bad_rank_stops_both(ranks):
