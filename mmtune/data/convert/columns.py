@@ -1,4 +1,5 @@
-"""Rows of parquet and of Arrow files, as `datasets.save_to_disk` writes them. The one file that imports pyarrow."""
+"""Rows of parquet and of Arrow files, as `datasets.save_to_disk` writes them. The one file that imports pyarrow, and
+only the process of `_columns_child` does so."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from mmtune.data.convert.base import Raw, Row, bad_json
-from mmtune.errors import DataError, UsageError
+from mmtune.errors import DataError
 
+MOST = 8
+"""Most rows in a byte of a file: none takes less than a bit."""
 BATCH = 32
 """Rows read at once; pictures may be in them."""
 
@@ -23,20 +26,21 @@ class Start:
     """Of that row in the source, from 1."""
 
 
-def count(file: IO[bytes], name: str) -> int:
-    """Rows of a file, without reading them. Raises DataError for a file that cannot be read."""
-    arrow, parquet, ipc = _packages()
+def count(file: IO[bytes], name: str, size: int) -> int:
+    """Rows of a file of so many bytes, without reading them. Raises DataError for a file that cannot be read."""
+    arrow, parquet, ipc = packages()
     try:
-        if _is_parquet(file):
-            return int(parquet.ParquetFile(file).metadata.num_rows)
-        return sum(batch.num_rows for batch in _batches(ipc, file))
+        rows = _promised(parquet, file) if _is_parquet(file) else sum(one.num_rows for one in _batches(ipc, file))
+        if not 0 <= rows <= MOST * size:
+            raise bad_json(f"{name} promises {rows} rows in {size} bytes", f"at most {MOST} a byte")
+        return rows
     except (arrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise bad_json(f"{name}: {_first_line(error)}", "a whole parquet or Arrow file") from error
 
 
 def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
     """Rows from `start` on; what cannot be read is a fault. A file that breaks off ends with one."""
-    arrow, parquet, ipc = _packages()
+    arrow, parquet, ipc = packages()
     number, skip = start.number, start.row
     try:
         for batch in _parquet(parquet, file, skip) if _is_parquet(file) else _batches(ipc, file):
@@ -52,6 +56,15 @@ def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
     except (arrow.ArrowException, OSError, ValueError, MemoryError) as error:
         fault = bad_json(f"{_first_line(error)}; nothing after this row can be read", "a whole parquet or Arrow file")
         yield Raw(number, fault=fault)
+
+
+def _promised(parquet: Any, file: IO[bytes]) -> int:
+    """Rows of all groups of a parquet file; what it says of the whole is not believed."""
+    about = parquet.ParquetFile(file).metadata
+    groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+    if min(groups, default=0) < 0:
+        raise ValueError("a group of fewer rows than none")
+    return sum(groups)
 
 
 def _is_parquet(file: IO[bytes]) -> bool:
@@ -112,23 +125,23 @@ def _rows(arrow: Any, batch: Any) -> Iterator[Row | DataError]:
 
 
 def _checked(batch: Any) -> list[Row]:
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        raise ValueError(f"a column name comes twice: {', '.join(names)[:200]}")
     batch.validate(full=True)  # offsets of a damaged file would be followed anywhere
     return list(batch.to_pylist())
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):  # pyarrow's own is one, too
+        return "it takes more memory than it may"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _packages() -> tuple[Any, Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(
-            "a parquet or Arrow file, and no package that reads it",
-            "pyarrow",
-            "pip install 'mmtune[parquet]'",
-        ) from error
+def packages() -> tuple[Any, Any, Any]:
+    """pyarrow, and its modules for parquet and for Arrow files."""
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
     return pyarrow, pyarrow.parquet, pyarrow.ipc

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mmtune.data.convert import addresses, sources, spellings, state
-from mmtune.data.convert.base import Options, Piece, Raw, Refusal
+from mmtune.data.convert import addresses, rows, sources, spellings, state
+from mmtune.data.convert.base import Options, Piece, Raw, Refusal, Row
 from mmtune.data.convert.mirror import Mirror
 from mmtune.data.convert.write import Job, Note, build
 from mmtune.data.pool import Pool
 from mmtune.errors import DataError, MmtuneError, Reason, UsageError
 
-HEAD, HEADS = 100, 1000
-"""Records looked at together to tell how they are spelled, and how often, where none of the first can be read."""
+HEAD, HEADS = 100, {"columns": 10}
+"""Records looked at together to tell how they are spelled, and how often, where none of the first can be read: 1000
+times, but for files whose rows all have the same fields."""
 TRIED = 8
 """Of these, records that are made for trial, to tell how large they are."""
 SHARD = 256 << 20
@@ -97,6 +98,7 @@ def convert(
             seen = f"--media {folder}: " + ("no folder" if folder.exists() else "nothing is there")
             raise UsageError(seen, "a folder that names of media are relative to", "check the path")
     with ExitStack() as stack:
+        stack.callback(rows.close)
         target = addresses.parse(out)
         mirror = None
         if not isinstance(target, Path):
@@ -133,21 +135,26 @@ def _settled(source: sources.Source, out: Path, options: Options, resume: bool) 
 def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], spellings.Spelling]:
     """The first records of which any can be read, and how they are spelled. Raises UsageError where none can."""
     worst: UsageError | None = None
-    for piece in islice(sources.pieces(source, HEAD, options.limit), HEADS):
-        head = list(sources.read(source, piece))
-        rows, faults = [], []
-        for raw in head:
-            try:
-                if raw.row is None:
-                    raise raw.fault or DataError(Reason.bad_json, "nothing could be read", "a record")
-                rows.append(spellings.renamed(raw.row, options.rename))
-            except DataError as fault:
-                faults.append(UsageError(f"{raw.where}: {fault.seen}", fault.expected, fault.hint))
+    for piece in islice(sources.pieces(source, HEAD, options.limit), HEADS.get(source.reader, 1000)):
+        raws = sources.read(source, piece)
+        head = list(islice(raws, TRIED))  # and no more is held: large media may be in them
+        faults: list[UsageError] = []
         try:
-            return head, spellings.choose(rows, options.format)
+            return head, spellings.choose(_readable(chain(head, raws), options, faults), options.format)
         except UsageError as unknown:
-            worst = worst or (faults[0] if faults and not rows and options.format == "auto" else unknown)
+            worst = worst or (faults[0] if len(faults) == piece.count and options.format == "auto" else unknown)
     raise worst or UsageError(f"{source.what} without a record", sources.KNOWN)
+
+
+def _readable(raws: Iterable[Raw], options: Options, faults: list[UsageError]) -> Iterator[Row]:
+    """Rows under the names that they are to have; what cannot be read goes to `faults`."""
+    for raw in raws:
+        try:
+            if raw.row is None:
+                raise raw.fault or DataError(Reason.bad_json, "nothing could be read", "a record")
+            yield spellings.renamed(raw.row, options.rename)
+        except DataError as fault:
+            faults.append(UsageError(f"{raw.where}: {fault.seen}", fault.expected, fault.hint))
 
 
 def _fitting(job: Job, head: list[Raw]) -> int:

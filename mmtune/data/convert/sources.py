@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from mmtune.data.convert import addresses, coco, columns, folders, tables, text
+from mmtune.data.convert import addresses, coco, folders, rows, tables, text
 from mmtune.data.convert.addresses import Place
 from mmtune.data.convert.base import Options, Piece, Raw
 from mmtune.errors import DataError, UsageError
@@ -84,8 +84,8 @@ def _file(place: Place) -> Source:
                 start: Any = tables.start_of(file, name)
                 what = {"\t": "a TSV", ",": "a CSV"}.get(start.delimiter, f"a CSV with {start.delimiter}")
                 return Source("table", what, _parent(place), (place,), start)
-            if first == b"{" and (rows := coco.rows(file)) is not None:
-                return Source("coco", "captions of COCO", _parent(place), (place,), rows)
+            if first == b"{" and (pictures := coco.rows(file)) is not None:
+                return Source("coco", "captions of COCO", _parent(place), (place,), pictures)
             start, what = text.start_of(file, name)
             return Source("text", what, _parent(place), (place,), start)
     except OSError as error:
@@ -160,19 +160,25 @@ def _rows(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
     for at, place in enumerate(source.files):
         try:
             with addresses.open_binary(place) as file:
-                rows = columns.count(file, place.name)
+                found = rows.count(file, place.name)
         except (DataError, OSError) as error:
             fault = error if isinstance(error, DataError) else text.bad_json(f"{place.name}: {error.strerror or error}")
             yield Piece(number, 1, (at, fault))
             number += 1
             continue
-        for row in range(0, rows, per_shard):
+        for row in range(0, found, per_shard):
             left = per_shard if limit is None else min(per_shard, limit - number + 1)
             if left < 1:
                 return
-            count = min(left, rows - row)
-            yield Piece(number, count, (at, columns.Start(row, number)))
+            count = min(left, found - row)
+            yield Piece(number, count, (at, row))
             number += count
+
+
+def _read(reader: Reader, file: IO[bytes], start: Any, piece: Piece) -> Iterator[Raw]:
+    if reader == "columns":
+        return rows.read(file, start, piece.first, piece.count)
+    return text.read(file, start) if reader == "text" else tables.read(file, start)
 
 
 def read(source: Source, piece: Piece) -> Iterator[Raw]:
@@ -188,7 +194,7 @@ def read(source: Source, piece: Piece) -> Iterator[Raw]:
     if isinstance(start, DataError):
         yield Raw(piece.first, fault=start, file=label)
         return
-    reader: Any = {"text": text.read, "table": tables.read, "columns": columns.read}[source.reader]
     with addresses.open_binary(source.files[at]) as file:
-        for raw in islice(reader(file, start), piece.count):
+        raws = _read(source.reader, file, start, piece)
+        for raw in islice(raws, piece.count):
             yield replace(raw, file=label)

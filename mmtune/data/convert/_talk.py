@@ -1,0 +1,81 @@
+"""How this program and the process that reads tables talk: a head of JSON and bytes behind it, nothing pickled.
+
+A message is two lengths (8 bytes each, big-endian), that of its head and that of its bytes, and then both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import IO, Any
+
+from mmtune.data import _json
+
+HEAD = 16
+MOST = 1 << 30
+"""Most bytes behind a head: those of a row, or the part of a file that is asked for."""
+MAX_HEAD = 256 << 20
+"""Most bytes of a head."""
+
+
+def send(file: IO[bytes], head: dict[str, Any], data: bytes = b"") -> None:
+    """One message. Raises OSError or ValueError when nobody listens any more."""
+    text = json.dumps(head).encode()
+    file.write(len(text).to_bytes(8, "big") + len(data).to_bytes(8, "big") + text)
+    file.write(data)
+    file.flush()
+
+
+def receive(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes]:
+    """One message, of which the bytes come by `read`, each time all that are asked for.
+
+    Raises EOFError where it is too long, and DataError bad_json where its head has too much in it.
+    """
+    lengths = read(HEAD)
+    head, data = (int.from_bytes(lengths[place : place + 8], "big") for place in (0, 8))
+    if head > MAX_HEAD or data > MOST:
+        raise EOFError(f"it says {head + data} bytes, more than are listened to")
+    return _json.tree(read(head), "the row", MAX_HEAD), read(data)
+
+
+def without_bytes(row: Any) -> tuple[Any, list[list[Any]], bytes]:
+    """A row as JSON has it, where the bytes in it belong (a way of keys and places, a size), and these bytes.
+
+    Raises ValueError for a row of too many values, texts or bytes.
+    """
+    places: list[list[Any]] = []
+    found: list[bytes] = []
+    values = size = 0
+
+    def walk(value: Any, way: list[Any]) -> Any:
+        nonlocal values, size
+        values += 1
+        size += len(value) if isinstance(value, (str, bytes)) else 0
+        if values > _json.MAX_VALUES or size > MOST:
+            raise ValueError(f"more than {_json.MAX_VALUES} values or {MOST} bytes in a row")
+        if value is None or isinstance(value, (str, bool, int, float)):
+            return value
+        if isinstance(value, dict):
+            return {str(key): walk(one, [*way, str(key)]) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [walk(one, [*way, place]) for place, one in enumerate(value)]
+        if isinstance(value, bytes):
+            places.append([way, len(value)])
+            found.append(value)
+            return None
+        return str(value)
+
+    return walk(row, []), places, b"".join(found)
+
+
+def with_bytes(row: dict[str, Any], places: list[list[Any]], data: bytes) -> dict[str, Any]:
+    """The row again. Raises LookupError, TypeError and ValueError where this is not what `without_bytes` makes."""
+    at = 0
+    for way, size in places:
+        *outer, last = way
+        holder: Any = row
+        for step in outer:
+            holder = holder[step]
+        holder[last] = data[at : at + size]
+        at += size
+    return row
