@@ -19,6 +19,10 @@ _BOXES = 200_000
 """Boxes looked at; a fragmented film of four hours has some thirty thousand."""
 _EDITS = 4_000_000
 """Edits of a track times its samples: each edit may show all of them again."""
+_TRACKS = 4
+"""Tracks that may have as many samples as one may: of all tracks so many are counted together."""
+_PLACES = 1_000_000
+"""Fragments times tracks: the library keeps some 60 bytes of each fragment for each track."""
 _TEXTS = frozenset({b"udta", b"ilst", b"keys"})
 """Boxes with a text in each box inside."""
 _KEYS = 100
@@ -32,7 +36,7 @@ class _Walk:
 
     def __init__(self, limits: Limits, reason: Reason, origin: str, size: int) -> None:
         self.limits, self.reason, self.origin, self.size = limits, reason, origin, size
-        self.boxes = self.fragments = self.texts = 0
+        self.boxes = self.fragments = self.texts = self.tracks = self.pieces = self.all = 0
         self.samples = self.edits = 0
         self.sound = False
 
@@ -47,6 +51,10 @@ class _Walk:
             self.boxes += 1
             if self.boxes > _BOXES:
                 self.refuse(f"more than {_BOXES} boxes")
+            self.tracks += name == b"trak"
+            self.pieces += 1 if name == b"moof" else _references(body) if name == b"sidx" else 0
+            if self.tracks * self.pieces > _PLACES:
+                self.refuse(f"{self.pieces} fragments of {self.tracks} tracks")
             if name == b"trak":
                 self.samples = self.edits = 0
                 self.sound = False
@@ -74,12 +82,16 @@ class _Walk:
         if size and count * size > self.size:
             self.refuse(f"{count} samples of {size} bytes in a file of {self.size}")
         # plain sound is stored as millions of samples that are read in blocks
-        self.samples = 0 if size and self.sound else count
-        self._count(self.samples)
+        self._table(0 if size and self.sound else count)
 
     def _stz2(self, body: memoryview) -> None:
-        self.samples = _number(body, 8)
-        self._count(self.samples)
+        self._table(_number(body, 8))
+
+    def _table(self, samples: int) -> None:
+        self.samples, self.all = samples, self.all + samples
+        self._count(samples)
+        if self.all > _TRACKS * self.limits.packets:
+            self.refuse(f"{self.all} samples in {self.tracks} tracks")
 
     def _runs(self, body: memoryview, entry: int) -> None:
         """A table of (how many samples, what they have in common)."""
@@ -129,6 +141,12 @@ def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 def _number(data: memoryview, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "big")
+
+
+def _references(body: memoryview) -> int:
+    """Fragments that an index of them names."""
+    at = 30 if body[:1] == b"\x01" else 22
+    return min(int.from_bytes(body[at : at + 2], "big"), max(0, len(body) - at) // 12)
 
 
 def _unpacked(body: memoryview, walk: _Walk) -> bytes:

@@ -7,7 +7,6 @@ empty: three walls, each of which holds alone.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import av
 from av.container import InputContainer
 
 from mmtune.errors import MediaError, Reason
+from mmtune.media._watch import Watch, Watched
 
 _DEMUXERS = {
     "mp4": "mov,mp4,m4a,3gp,3g2,mj2",
@@ -78,26 +78,33 @@ AUDIO_CODECS = frozenset(
 """Decoders in use; "pcm_" of any kind comes on top. The library has several hundred, most of them rarely tested."""
 
 
+_STREAMS = 256
+"""Streams of a container, fonts and covers among them. Each takes a library up to a quarter of a megabyte."""
+
+
 def walls(demuxers: str) -> dict[str, str]:
     """Options that keep a container from opening anything but the bytes given."""
     return {"format_whitelist": demuxers, "protocol_whitelist": ""}
 
 
 @contextmanager
-def opened(data: bytes, name: str | None, seconds: float | None = None) -> Iterator[InputContainer]:
+def opened(data: bytes, name: str | None, watch: Watch) -> Iterator[InputContainer]:
     """Open encoded bytes of format `name`; None lets the library choose among the allowed demuxers.
 
     Args:
-        seconds: the most that looking for streams may take; none for no bound.
+        watch: refuses, while the library reads, what takes too much time or memory.
     """
     allowed = _DEMUXERS[name] if name else ",".join(dict.fromkeys(_DEMUXERS.values()))
-    container = av.open(
-        io.BytesIO(data),
-        format=allowed.split(",")[0] if name else None,
-        container_options=walls(allowed),
-        metadata_errors="replace",
-        timeout=seconds,
-    )
+    try:
+        container = av.open(
+            Watched(data, watch),
+            format=allowed.split(",")[0] if name else None,
+            container_options=walls(allowed) | {"max_streams": str(_STREAMS)},
+            metadata_errors="replace",
+            timeout=watch.seconds or None,
+        )
+    except MemoryError as error:  # also of a library that may make no more streams
+        raise watch.no_memory(f"at most {_STREAMS} streams, and memory for them") from error
     try:
         yield container
     finally:

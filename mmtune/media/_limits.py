@@ -40,6 +40,8 @@ class Limits(Config):
     what that takes is up to `wall_seconds`."""
     wall_seconds: Real = 120.0
     """Time spent on decoding one item."""
+    memory: Whole = 1 << 30
+    """Bytes by which the process may grow while a film or sound is read and decoded, beside what comes of it."""
     audio_seconds: Real = 3600.0
     """Length of a sound, when all of it is asked for."""
     audio_values: Whole = 200_000_000

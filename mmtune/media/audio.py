@@ -6,7 +6,6 @@ Three states stay apart: sound is there; the file has none (no_audio_stream); th
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import av
@@ -19,6 +18,7 @@ from mmtune.media._container import is_cover, is_whole_matroska, is_whole_riff, 
 from mmtune.media._frames import SLACK
 from mmtune.media._resample import resample
 from mmtune.media._track import LATE, Full, Track
+from mmtune.media._watch import Watch
 from mmtune.media.base import Limits, Sampling, Span, outside, refusing
 from mmtune.types import Media
 
@@ -57,7 +57,8 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
     if name in ("mp4", "m4a"):
         _boxes.check(data, limits, Reason.audio_limits, origin)
     _tags.check(data, name, Reason.audio_limits, origin)
-    with refusing(Reason.unreadable_audio, origin), opened(data, name, limits.wall_seconds or None) as container:
+    watch = Watch(limits, Reason.audio_limits, origin)
+    with refusing(Reason.unreadable_audio, origin), opened(data, name, watch) as container:
         stream = pick(container, "audio", origin)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         _check_header(rate, channels, limits, origin)
@@ -70,7 +71,7 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
             most = min(most, int(limits.audio_seconds * rate))
         clock = _Clock(container, stream, name, data)
         track = Track(rate, channels, 0 if clock.beside and begin is None else begin, end, most)
-        _fill(track, container, stream, clock, limits, origin)
+        _fill(track, container, stream, clock, limits, watch, origin)
         if span == (None, None) and not track.done and promised is not None:
             _check_length(track, promised - max(0.0, clock.zero), name, data, limits, origin)
         _check_range(track, span, origin, notes)
@@ -132,10 +133,9 @@ def _check_header(rate: int, channels: int, limits: Limits, origin: str) -> None
         raise limits.refusal("channels", Reason.audio_limits, f"{origin}: {channels} channels")
 
 
-def _fill(track: Track, container: Any, stream: Any, clock: _Clock, limits: Limits, origin: str) -> None:
+def _fill(track: Track, container: Any, stream: Any, clock: _Clock, limits: Limits, watch: Watch, origin: str) -> None:
     """Decode what the track wants. Raises MediaError."""
     failed = packets = 0
-    deadline = time.monotonic() + limits.wall_seconds
     context = stream.codec_context
     context.thread_count = 1
     early = -1.0 if track.begin is None else track.begin / track.rate - _PREROLL
@@ -153,13 +153,13 @@ def _fill(track: Track, container: Any, stream: Any, clock: _Clock, limits: Limi
             except av.error.InvalidDataError:
                 failed += 1
                 continue
+            before = track.kept
             for frame in frames:
                 track.put(_block(frame, track, origin), clock.at(frame, track.rate))
+            watch.keep(4 * track.channels * (track.kept - before))
             if track.done or not packet.size:
                 break
-            if time.monotonic() > deadline:
-                seen = f"{origin}: decoding took more than {limits.wall_seconds:g} seconds"
-                raise limits.refusal("wall_seconds", Reason.audio_limits, seen)
+            watch.tick()
         if clock.last is not None and not track.done:  # nothing was sent until the last packet's end
             track.put(np.zeros((track.channels, 0), np.float32), round(clock.last * track.rate))
     except Full as error:

@@ -16,8 +16,8 @@ stretched; rotation and mirroring from the container are applied.
 from __future__ import annotations
 
 import logging
-import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from mmtune.media import _backends, _boxes, _frames, _plan, _tags
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
 from mmtune.media._paint import Painter, display_matrix
+from mmtune.media._watch import Watch
 from mmtune.media.base import Limits, Sampling, Span, outside, refusing
 from mmtune.types import Media
 
@@ -59,9 +60,7 @@ def decode(
     Raises:
         MediaError: no_video_stream, short_video, video_limits, bad_range, or unreadable_video for everything else.
     """
-    with refusing(Reason.unreadable_video, origin), _open(data, name, limits, origin) as container:
-        stream = pick(container, "video", origin)
-        clip = _Clip(container, stream, name, limits, origin, data)
+    with _open(data, name, limits, origin) as clip:
         chosen = _chosen(clip.line, sampling, span, origin)
         clip.check_cost(len(chosen))
         used, pixels, chosen = _first_that_opens(clip, chosen, sampling, backend)
@@ -75,16 +74,19 @@ def moments(
     data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, span: Span = (None, None)
 ) -> list[float]:
     """Seconds from the file's first frame to each frame that `decode` would show. Raises MediaError as it does."""
-    with refusing(Reason.unreadable_video, origin), _open(data, name, limits, origin) as container:
-        clip = _Clip(container, pick(container, "video", origin), name, limits, origin, data)
+    with _open(data, name, limits, origin) as clip:
         return [clip.line.at(index) for index in _chosen(clip.line, sampling, span, origin)]
 
 
-def _open(data: bytes, name: str, limits: Limits, origin: str) -> AbstractContextManager[Any]:
-    if name in ("mp4", "m4a"):
-        _boxes.check(data, limits, Reason.video_limits, origin)
-    _tags.check(data, name, Reason.video_limits, origin)
-    return opened(data, name, limits.wall_seconds or None)
+@contextmanager
+def _open(data: bytes, name: str, limits: Limits, origin: str) -> Iterator[_Clip]:
+    watch = Watch(limits, Reason.video_limits, origin)
+    with refusing(Reason.unreadable_video, origin):
+        if name in ("mp4", "m4a"):
+            _boxes.check(data, limits, Reason.video_limits, origin)
+        _tags.check(data, name, Reason.video_limits, origin)
+        with opened(data, name, watch) as container:
+            yield _Clip(container, pick(container, "video", origin), name, limits, origin, data, watch)
 
 
 def _chosen(line: Timeline, sampling: Sampling, span: Span, origin: str) -> list[int]:
@@ -112,9 +114,9 @@ class _Clip:
     limits: Limits
     origin: str
     data: bytes
+    watch: Watch
 
     def __post_init__(self) -> None:
-        self.deadline = time.monotonic() + self.limits.wall_seconds
         context = self.stream.codec_context
         context.thread_count = 1  # loader workers are the parallel axis; more threads per worker only contend
         if context.width * context.height > self.limits.frame_pixels:
@@ -147,15 +149,12 @@ class _Clip:
     def exceed(self, limit: str, seen: str) -> None:
         raise self.limits.refusal(limit, Reason.video_limits, f"{self.origin}: {seen}")
 
-    def check_clock(self) -> None:
-        if time.monotonic() > self.deadline:
-            self.exceed("wall_seconds", f"decoding took more than {self.limits.wall_seconds:g} seconds")
-
     def check_cost(self, frames: int) -> None:
         context = self.stream.codec_context
         pixels = frames * context.width * context.height
         if pixels > self.limits.output_pixels:
             self.exceed("output_pixels", f"{frames} frames of {context.width} x {context.height}")
+        self.watch.keep(2 * 3 * pixels)  # when they are put together they are there twice
 
     def _demux(self) -> list[Any]:
         """All whole packets of the stream in decoding order."""
@@ -166,7 +165,7 @@ class _Clip:
             if packet.size and not packet.is_corrupt:
                 packets.append(packet)
             if count % 256 == 0:
-                self.check_clock()
+                self.watch.tick()
         return packets
 
     def _check_length(self, promised: float | None) -> None:
@@ -268,7 +267,7 @@ def _decode(clip: _Clip, packets: list[Any], take: Any) -> None:
         clip.exceed("decoded_frames", f"{len(packets)} frames to decode, from the entry points before those chosen")
     context = clip.stream.codec_context
     for packet in [*packets, None]:
-        clip.check_clock()
+        clip.watch.tick(3 * context.width * context.height)
         try:
             frames = context.decode(packet)
         except (av.error.InvalidDataError, av.error.ArgumentError):  # the latter: a frame beyond the limit

@@ -11,6 +11,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from mmtune.errors import Reason
+from mmtune.media._watch import Watch
 from mmtune.media.base import Limits, Sampling, load
 from mmtune.types import Media, MediaRef
 
@@ -24,6 +26,10 @@ def get(kind: str, data: bytes, limits: Limits | None = None, **sampling) -> Med
 
 def clip(kind: str, data: bytes, start: float | None = None, end: float | None = None, **sampling) -> Media:
     return load(MediaRef(kind, data, "item", start, end), Sampling(**sampling))
+
+
+def watch(limits: Limits | None = None) -> Watch:
+    return Watch(limits or Limits(), Reason.video_limits, "item")
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_playlists_are_refused_whatever_they_are_declared_as(secret, server, nam
 @pytest.mark.parametrize("name", playlists("x"))
 def test_they_are_refused_also_when_the_demuxer_is_left_to_guess(secret, name):
     """As if the format had not been judged from the first bytes."""
-    with pytest.raises(av.error.FFmpegError), _container.opened(playlists("secret.mp4")[name], None):
+    with pytest.raises(av.error.FFmpegError), _container.opened(playlists("secret.mp4")[name], None, make.watch()):
         pass
 
 

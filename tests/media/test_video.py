@@ -83,7 +83,7 @@ def test_planned_frames_equal_decoding_everything(clips, name):
 
 def test_the_plan_leaves_packets_out(clips):
     """Without this the plan could be correct by decoding everything."""
-    with opened(clips["h264 mp4 short groups"], "mp4") as container:
+    with opened(clips["h264 mp4 short groups"], "mp4", make.watch()) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
         stamps = sorted(packet.pts for packet in packets)
@@ -152,7 +152,7 @@ def test_time_counts_from_the_first_frame(form):
 
 def _trimmed(data: bytes) -> bytes:
     """An edit list that shows one second (of movie time 1000) beginning with frame 4."""
-    with opened(data, "mp4") as container:
+    with opened(data, "mp4", make.watch()) as container:
         frame = container.streams.video[0].time_base.denominator // 8
     return make.rewrite(data, b"elst", 8, 1000, 2 * frame + 4 * frame)
 
@@ -190,7 +190,7 @@ def test_colours_follow_the_tags_of_the_stream():
     """The same code values are another colour in BT.709 than in BT.601."""
     for space in ("bt709", "smpte170m"):
         data = make.video(4, options={"x264-params": f"colormatrix={space}:colorprim={space}:transfer={space}"})
-        with opened(data, "mp4") as container:
+        with opened(data, "mp4", make.watch()) as container:
             stored = next(container.decode(video=0))
         assert int(stored.colorspace) == {"bt709": 1, "smpte170m": 6}[space]
         luma, blue, _ = (np.frombuffer(p, np.uint8).reshape(-1, p.line_size) for p in stored.planes)
@@ -282,7 +282,7 @@ def test_lost_packets_are_replaced_by_the_frame_before_or_refused():
 
     def spoil(*victims: int) -> bytes:
         spoilt = bytearray(data)
-        with opened(data, "avi") as container:
+        with opened(data, "avi", make.watch()) as container:
             packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
         for victim in victims:
             position, size = packets[victim]
@@ -333,7 +333,7 @@ def test_limits(clips):
 
 def test_absurd_durations_are_refused():
     data = make.video(8, options={"bf": "0"})
-    with opened(data, "mp4") as container:
+    with opened(data, "mp4", make.watch()) as container:
         step = container.streams.video[0].time_base.denominator // 8
     place = data.index(b"stts") + 8
     assert int.from_bytes(data[place + 8 : place + 12], "big") == step
@@ -363,8 +363,8 @@ def test_available_names_each_backend_with_a_reason():
 
 def test_one_thread_per_worker(clips):
     """The library's default is as many as there are cores, in every worker."""
-    with opened(clips["h264 mp4"], "mp4") as container:
-        clip = video._Clip(container, container.streams.video[0], "mp4", Limits(), "item", b"")
+    with opened(clips["h264 mp4"], "mp4", make.watch()) as container:
+        clip = video._Clip(container, container.streams.video[0], "mp4", Limits(), "item", b"", make.watch())
         assert clip.stream.codec_context.thread_count == 1
 
 
