@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmtune.data.formats import _clips, _fields
+from mmtune.data.formats import _fields
 from mmtune.errors import DataError, Reason
 from tests.data.test_formats import JPG, MP4, WAV, make, record, refused, talk
 
@@ -78,7 +78,8 @@ class TestWeights:
 REFUSED = {
     "tools": [{"name": "look"}], "functions": "[{}]", "chosen": "a", "rejected": "b", "rejected_response": "b",
     "kto_tag": False, "bbox": [0, 0, 1, 1], "crop": {"x": 1}, "mask": "m.png", "objects": {"bbox": [[1, 2]]},
-    "max_pixels": 1000, "start_frame": 8, "frame_indices": [1, 2],
+    "max_pixels": 1000, "start_frame": 8, "frame_indices": [1, 2], "frame_idx": [1, 2], "weights": [1, 0],
+    "loss_weights": [1, 0], "mask_history": True, "train_on_inputs": True, "label": False,
 }  # fmt: skip
 
 
@@ -108,6 +109,7 @@ class TestRefused:
         [
             {"tool_calls": [{"id": 1}]}, {"function_call": {"name": "x"}}, {"train_detail": [{"begin_offset": 0}]},
             {"mask": True}, {"reasoning_content": "hm"}, {"images": ["a.jpg"]}, {"video": "a.mp4"},
+            {"ignore_loss": True}, {"mask_loss": True},
         ],
     )  # fmt: skip
     def test_in_a_turn(self, turn):
@@ -220,11 +222,69 @@ class TestClips:
         assert ranges(make("caption").sample(one)) == [("video", 100, 110)]
         assert ranges(make("caption", ignore=("start", "end")).sample(one)) == [("video", None, None)]
 
-    def test_every_name_is_read(self):
-        for start, end in _clips.ENDS:
-            for prefix in ("", "video_"):
-                one = record(talk("<video>", video="0001.mp4", **{prefix + start: 1, prefix + end: 2}), mp4=MP4)
+    @pytest.mark.parametrize(
+        "names",
+        [
+            "start end", "start_time end_time", "start_sec end_sec", "clip_start clip_end", "begin end",
+            "begin_time end_time", "start_timestamp end_timestamp", "Start_timestamp End_timestamp",
+            "startTime endTime", "start_seconds end_seconds", "start_s end_s", "t_start t_end",
+            "segment_start segment_end", "start end_time", "clip", "clip_range", "time_range", "trim", "clipRange",
+        ],
+    )  # fmt: skip
+    def test_every_name_is_read(self, names):
+        """Of `begin` and `end` the end alone counted, and most others were passed over."""
+        values = [1, 2] if " " in names else [[1, 2]]
+        for prefix in ("", "video_"):
+            fields = {prefix + name: value for name, value in zip(names.split(), values, strict=True)}
+            of_record = record(talk("<video>", video="0001.mp4", **fields), mp4=MP4)
+            of_entry = record(talk("<video>", videos=[{"path": "0001.mp4", **fields}]), mp4=MP4)
+            for one in (of_record, of_entry, *parts(fields)):
                 assert ranges(make("llava").sample(one)) == [("video", 1, 2)]
-        for name in _clips.BOTH:
-            one = record(talk("<video>", video="0001.mp4", **{name: [1, 2]}), mp4=MP4)
-            assert ranges(make("llava").sample(one)) == [("video", 1, 2)]
+
+    def test_milliseconds_and_offsets(self):
+        for fields in ({"start_ms": 1500, "end_ms": 2000}, {"offset": 1.5, "duration": 0.5}):
+            for one in (record(talk("<video>", video="0001.mp4", **fields), mp4=MP4), *parts(fields)):
+                assert ranges(make("llava").sample(one)) == [("video", 1.5, 2)]
+        one = record(talk("<audio>", audio="0001.wav", offset=0.5, duration=1.0), wav=WAV)
+        assert ranges(make("llava").sample(one)) == [("audio", 0.5, 1.5)]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"segment": [1, 2]}, {"timestamp": "0:01-0:02"}, {"timestamps": [[1, 2], [3, 4]]},
+            {"span": ["0:01", "0:02"]},
+            {"segments": [{"start": 1, "end": 2}]}, {"video_segment": [1, 2]},
+        ],
+    )  # fmt: skip
+    def test_what_may_be_an_answer_is_refused_by_name(self, fields):
+        facts = talk("<video>", video="0001.mp4", **fields)
+        with pytest.raises(DataError) as caught:
+            make("llava").sample(record(facts, mp4=MP4))
+        name = next(iter(fields))
+        assert caught.value.reason == Reason.bad_range and f"{name} is" in caught.value.seen
+        assert ranges(make("llava", ignore=(name,)).sample(record(facts, mp4=MP4))) == [("video", None, None)]
+        make("llava").sample(record(talk("q", **fields)))
+
+    def test_times_and_transcripts_are_notes(self):
+        notes = {"timestamp": 1700000000, "segments": [{"id": 0, "start": 0, "end": 2, "text": "a"}], "span": "x-y",
+                 "timestamps": [0.5, 1.0, 1.5], "interval": 2}  # fmt: skip
+        one = record(talk("<video>", video="0001.mp4", **notes), mp4=MP4)
+        assert ranges(make("llava").sample(one)) == [("video", None, None)]
+
+    def test_a_range_in_a_turn_is_refused_where_a_video_stands(self):
+        facts = talk("<video>", video="0001.mp4")
+        facts["conversations"][0] |= {"start": 1, "end": 2}
+        assert refused(make("llava"), record(facts, mp4=MP4)) == Reason.bad_range
+        notes = talk("q")
+        notes["conversations"][0] |= {"start": 1, "end": 2}
+        make("llava").sample(record(notes))
+
+
+def parts(fields):
+    """A range beside the name of a video in a part of a turn, and together with it in an object."""
+    for part in (
+        {"type": "video", "video": "0001.mp4", **fields},
+        {"type": "video_url", "video_url": {"url": "0001.mp4", **fields}},
+    ):
+        turns = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]
+        yield record({"messages": turns}, mp4=MP4)

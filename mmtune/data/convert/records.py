@@ -20,8 +20,6 @@ from mmtune.types import Kind
 
 MAX_FRAMES = 10_000
 """Most pictures of one video."""
-_MORE = _clips.WORDS | _fields.PART.keys()
-"""What an object says of a medium beside its name, for the format to read or to refuse."""
 _FRAMES = ("frames", "video_frames")
 _PART = ("url", "path", "source", "file", "name", *BYTES)
 """Fields of a part of a turn that name its medium, beside those called as its kind."""
@@ -115,7 +113,7 @@ class _Draft:
         listed = value if several else [value]
         at = [self._take(one, kind) for one in listed]
         more = {
-            place: {word: one[word] for word in one if word in _MORE}
+            place: _more(one)
             for place, one in zip(at, listed, strict=True)
             if isinstance(one, dict)
         }
@@ -158,7 +156,7 @@ class _Draft:
         given = next((name for name in names if part.get(name)), "")
         value = {given: part[given]} if given in BYTES else part.get(given)
         rest = {name: one for name, one in part.items() if name not in ("type", *names)}
-        new: Row = {"type": kind, **rest}
+        new: Row = {"type": kind, **(_more(value) if isinstance(value, dict) else {}), **rest}
         if value is not None:
             found.setdefault(kind, []).append(value)
             rate = None
@@ -193,6 +191,11 @@ class _Draft:
             raise DataError(Reason.video_limits, f"a video of {len(frames)} pictures", f"1 to {MAX_FRAMES}")
         data = [self.roots.item(frame, "image").data for frame in frames]
         return Item("video", film.join(data, rate, "a video in pictures"), "mkv")
+
+
+def _more(medium: Row) -> Row:
+    """What an object says of a medium beside its name, for the format to read or to refuse."""
+    return {word: one for word, one in medium.items() if word in _fields.PART or _clips.is_word(word)}
 
 
 def _json(facts: Row) -> bytes:

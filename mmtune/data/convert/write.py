@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,8 @@ def build(builder: Builder, raw: Raw) -> dict[str, bytes] | Refusal:
             raise raw.fault or DataError(Reason.bad_json, "nothing could be read", "a record")
         return builder.members(raw.row, key)
     except (DataError, MediaError) as error:
-        seen = error.seen.replace(f"{key}: ", "").replace(f"{key}.json", "the record").replace(key, "the record")
+        seen = re.sub(rf"\b{key}: ", "", error.seen)
+        seen = re.sub(rf"\b{key}(\.json)?(?![.\d]|\w)", "the record", seen)
         hint = "--ignore FIELD leaves it out" if error.reason == Reason.unused_field else error.hint
         return Refusal.of(raw, DataError(error.reason, seen, error.expected, hint))
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

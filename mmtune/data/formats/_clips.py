@@ -1,16 +1,19 @@
 """Clip ranges: which seconds of a video or a sound a record means.
 
-Read are a start and an end (`start`/`end`, `start_time`/`end_time`, `start_sec`/`end_sec`, `clip_start`/`clip_end`), or
-both at once (`clip`, `clip_range`, `time_range`: a list of two, an object with start and end, or "00:10-00:20"); of a
+Read are a start and an end (`start`/`end`, also as `begin`, with `clip_`, `segment_`, `trim_`, `time_` in front and
+`_time`, `_timestamp`, `_sec`, `_ms` behind, in any letters: `startTime`), `offset` and `duration`, or both at once
+(`clip`, `clip_range`, `time_range`, `trim`, ...: a list of two, an object with start and end, or "00:10-00:20"); of a
 record also with `video_` or `audio_` in front, and as lists, one value for each item of that kind. Times are seconds,
 or "1:05.5", "00:01:05.5", "65.5s". Without a word in front they belong to the one kind of the record that has a length;
-a record without any such medium may have them for what it likes.
+a record without any such medium may have them for what it likes. `timestamp`, `segment` and their like may be what is
+shown, or the answer to a question: where they hold a range the record is refused.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,15 +23,28 @@ from mmtune.types import Kind, MediaRef
 Range = tuple[float | None, float | None]
 
 TIMED: tuple[Kind, ...] = ("video", "audio")
-ENDS = (("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("clip_start", "clip_end"))
-BOTH = ("clip", "clip_range", "time_range")
-WORDS = frozenset((*(word for pair in ENDS for word in pair), *BOTH))
-"""Fields of a part of a turn, or of an entry of a list of media."""
+_END = re.compile(
+    r"(?:(video|audio)s?_?)?(?:(?:clip|segment|trim|time)_?|t_)?(start|begin|end)"
+    r"(?:_?(?:time_?stamp|time|secs?|seconds)|_s|(_?ms|_?milliseconds))?",
+    re.IGNORECASE,
+)
+_BOTH = re.compile(
+    r"(?:(video|audio)s?_?)?(clip|trim|(?:clip|time|video|audio|trim)_?(?:range|span|times))", re.IGNORECASE
+)
+_EITHER = re.compile(
+    r"(?:(?:video|audio)s?_?)?(?:segments?|time_?stamps?|spans?|intervals?|windows?)", re.IGNORECASE
+)
+"""Fields that may hold what is shown, or what is asked for."""
 MOST = 1e7
 """Longest time, seconds: a third of a year."""
 _CLOCK = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,9}(?:[.,]\d{1,9})?)\s*s?")
-_FROM_TO = re.compile(r"\s*([\d:.,]+\s*s?)\s*(?:-|to|,|–)\s*([\d:.,]+\s*s?)\s*")
+_FROM_TO = re.compile(r"\s*([\d:.,]+\s*s?)\s*(?:-+>?|to|,|–)\s*([\d:.,]+\s*s?)\s*")
 EXPECTED = 'seconds of 0 or more, or "00:01:05.5", and an end behind the start'
+
+
+def is_word(name: str) -> bool:
+    """Whether a field of a part of a turn, or of an entry of a list of media, may name a range."""
+    return any(word.fullmatch(name) for word in (_END, _BOTH, _EITHER)) or name in ("offset", "duration")
 
 
 def of_record(
@@ -41,7 +57,7 @@ def of_record(
     timed = [kind for kind in TIMED if found.get(kind)]
     ranged = {kind: list(refs) for kind, refs in found.items()}
     for prefix in ("", *TIMED):
-        values = _values(facts, f"{prefix}_" if prefix else "", where) if prefix or timed else None
+        values = _values(facts, (prefix,), where) if prefix or timed else None
         if values is None:
             continue
         kinds = [prefix] if prefix else timed
@@ -53,9 +69,17 @@ def of_record(
     return ranged
 
 
+def of_turn(facts: Mapping[str, Any], kinds: Iterable[str], where: str) -> None:
+    """Refuse a turn that names a range beside places of these kinds. Raises DataError bad_range."""
+    if any(kind in TIMED for kind in kinds) and _values(facts, ("", *TIMED), where) is not None:
+        raise DataError(
+            Reason.bad_range, f"{where} has a range of time", "ranges of the record, or of a part of a turn"
+        )
+
+
 def of_part(facts: Mapping[str, Any], where: str) -> Range:
     """The range that a part of a turn, or an entry of a list of media, names for itself. Raises DataError bad_range."""
-    values = _values(facts, "", where)
+    values = _values(facts, ("", *TIMED), where)
     return (None, None) if values is None else _single(values, where)
 
 
@@ -84,34 +108,80 @@ def _applied(refs: list[MediaRef], values: tuple[Any, Any], where: str) -> list[
     ]
 
 
-def _values(facts: Mapping[str, Any], prefix: str, where: str) -> tuple[Any, Any] | None:
-    """Start and end as they stand, times or lists of times; none where no field names any."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for start, end in ENDS:
-        pair = facts.get(prefix + start), facts.get(prefix + end)
-        if pair != (None, None):
-            found[f"{prefix}{start}, {prefix}{end}"] = pair
-    for name in BOTH:
-        value = facts.get(prefix + name)
-        if value is not None and (pair := _pair(value, f"{where}: {prefix}{name}")) is not None:
-            found[prefix + name] = pair
-    if any(start is not None and end is None for start, end in found.values()) and facts.get(prefix + "duration"):
-        seen = f"{where} has {' and '.join(found)} and {prefix}duration, which may be that of the clip or of the whole"
-        raise DataError(Reason.bad_range, seen, "an end", f"write it out, or ignore: [{prefix}duration] in the format")
-    if len({str(pair) for pair in found.values()}) > 1:
-        raise DataError(Reason.bad_range, f"{where} has {' and '.join(found)}", "one of them")
-    return next(iter(found.values()), None)
+def _values(facts: Mapping[str, Any], prefixes: Sequence[str], where: str) -> tuple[Any, Any] | None:
+    """Start and end as they stand, times or lists of times; none where no field names any.
+
+    Args:
+        prefixes: words in front of the fields that are read; empty for none.
+    """
+    ends: dict[str, dict[str, Any]] = {"start": {}, "end": {}}
+    both: dict[str, tuple[Any, Any]] = {}
+    for name, value in facts.items():
+        if value is None:
+            continue
+        if (word := _END.fullmatch(name)) and (word[1] or "").lower() in prefixes:
+            side = "end" if word[2].lower() == "end" else "start"
+            ends[side][name] = _scaled(value, 0.001) if word[3] else value
+        elif (word := _BOTH.fullmatch(name)) and (word[1] or "").lower() in prefixes:
+            if (pair := _pair(value, f"{where}: {name}")) is not None:
+                both[name] = pair
+        elif "" in prefixes and _EITHER.fullmatch(name) and _is_range(value):
+            seen = f"{where}: {name} is {str(value)[:80]!r}, which may be what is shown, or an answer"
+            hint = f"call it clip_range if it is what is shown, else ignore: [{name}] in the format"
+            raise DataError(Reason.bad_range, seen, "a name that says it", hint)
+    offset, duration = facts.get("offset"), facts.get("duration")
+    if "" in prefixes and _is_number(offset) and _is_number(duration):
+        both["offset, duration"] = offset, offset + duration
+    named = ends["start"] | ends["end"]
+    for side in ends.values():
+        if len({str(value) for value in side.values()}) > 1:
+            raise DataError(Reason.bad_range, f"{where} has {' and '.join(side)}", "one of them")
+    start, end = (next(iter(side.values()), None) for side in ends.values())
+    lasts = next((name for name in ("duration", "video_duration", "audio_duration") if facts.get(name)), None)
+    if start is not None and end is None and lasts:
+        seen = f"{where} has {' and '.join(named)} and {lasts}, which may be that of the clip or of the whole"
+        raise DataError(Reason.bad_range, seen, "an end", f"write it out, or ignore: [{lasts}] in the format")
+    if named:
+        both[", ".join(named)] = start, end
+    if len({str(pair) for pair in both.values()}) > 1:
+        raise DataError(Reason.bad_range, f"{where} has {' and '.join(both)}", "one of them")
+    return next(iter(both.values()), None)
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    if isinstance(value, list):
+        return [_scaled(one, factor) for one in value]
+    return value * factor if _is_number(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_range(value: Any) -> bool:
+    """Whether a value has the form of a range, or of several."""
+    if isinstance(value, list) and value and all(isinstance(one, (list, dict)) for one in value):
+        return _is_range(value[0])
+    if isinstance(value, dict):
+        return bool(value) and all(_END.fullmatch(str(name)) for name in value)
+    if isinstance(value, str):
+        return _FROM_TO.fullmatch(value) is not None and ":" in value
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(_is_number(one) or (isinstance(one, str) and _CLOCK.fullmatch(one.strip())) for one in value)
+    )
 
 
 def _pair(value: Any, where: str) -> tuple[Any, Any] | None:
     """Start and end of a field that holds both; none for a `clip` that is the name of something."""
     if isinstance(value, str):
         spoken = _FROM_TO.fullmatch(value)
-        if not spoken and not where.endswith("clip"):
+        if not spoken and not where.endswith(("clip", "trim")):
             _refuse(value, where)
         return (spoken[1], spoken[2]) if spoken else None
     if isinstance(value, dict):
-        return _values(value, "", where) or _refuse(value, where)
+        return _values(value, ("", *TIMED), where) or _refuse(value, where)
     if isinstance(value, list) and value and all(isinstance(one, (list, dict)) for one in value):
         pairs = [_pair(one, where) or _refuse(one, where) for one in value]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -14,31 +14,36 @@ from mmtune.data.formats.base import FormatConfig
 from mmtune.errors import DataError, Reason
 from mmtune.types import WEIGHTS_SAID, Role, is_weight
 
-WEIGHTS = ("weight", "loss_weight", "loss_scale")
+WEIGHTS = ("weight", "loss_weight", "loss_scale", "sample_weight", "example_weight")
 """Factors of the loss, of a turn or of a whole record. A number."""
-SWITCHES = ("loss", "loss_mask", "learn", "train", "training")
+SWITCHES = ("loss", "loss_mask", "learn", "train", "training", "trainable", "is_trainable", "train_on_turn",
+            "calculate_loss", "compute_loss")  # fmt: skip
 """The same for a turn, where true and false stand for 1 and 0; of a record only these two are clear."""
 
 _PAIR = "a preference between answers, and a conversation is learned as it stands"
 _TOOLS = "calls of tools, for which no template has words (`mmtune data convert` writes them into the text)"
 _REGION = "a part of a picture, and pictures are shown whole"
+_TURNS = "which turns are learned, and that is said with each turn (train: false)"
 _DETAIL = "parts of a turn to learn, and a turn is learned whole"
 _FRAMES = "frames by their number, and clips are given in seconds (start, end)"
 _SAMPLING = "how an item is sampled, which the encoder's settings in the recipe say for all items"
 
 RECORD: dict[str, str] = {
     **dict.fromkeys(
-        ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "kto_tag"), _PAIR
+        ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "kto_tag", "label"), _PAIR
     ),
+    **dict.fromkeys(("weights", "loss_weights", "loss_masks"), "weights in a list, which are given with each turn"),
+    **dict.fromkeys(("mask_history", "train_on_inputs", "train_on_prompt", "train_on_input"), _TURNS),
     **dict.fromkeys(("tools", "functions"), _TOOLS),
     **dict.fromkeys(("bbox", "bboxes", "crop", "crop_box", "roi", "mask", "masks", "objects"), _REGION),
     **dict.fromkeys(("max_pixels", "min_pixels"), _SAMPLING),
-    **dict.fromkeys(("start_frame", "end_frame", "frame_range", "frame_indices"), _FRAMES),
+    **dict.fromkeys(("start_frame", "end_frame", "frame_range", "frame_indices", "frame_idx", "frames_idx"), _FRAMES),
 }
 """Field of a record to what it would mean. Empty ones (null, false, 0, "", [], {}) say nothing."""
 TURN: dict[str, str] = {
     **dict.fromkeys(("tool_calls", "function_call", "tools", "functions"), _TOOLS),
     **dict.fromkeys(("train_detail", "training_detail", "mask", "masked"), _DETAIL),
+    **dict.fromkeys(("ignore_loss", "no_loss", "skip_loss", "mask_loss"), "that it is not learned (train: false)"),
     **dict.fromkeys(("reasoning_content", "thinking"), "a text beside the answer, for which no template has a place"),
     **dict.fromkeys(
         ("image", "images", "video", "videos", "audio", "audios"),
@@ -60,7 +65,7 @@ PART: dict[str, str] = {
         _SAMPLING,
     ),
     **dict.fromkeys(("bbox", "crop", "crop_box", "roi", "mask"), _REGION),
-    **dict.fromkeys(("start_frame", "end_frame", "frame_range", "frame_indices"), _FRAMES),
+    **dict.fromkeys(("start_frame", "end_frame", "frame_range", "frame_indices", "frame_idx", "frames_idx"), _FRAMES),
     **dict.fromkeys((*WEIGHTS, *SWITCHES), _DETAIL),
 }  # fmt: skip
 """The same for a part of a turn's content, and for media that a record names with more than a name."""
@@ -79,6 +84,8 @@ class FieldsConfig(FormatConfig):
 
 _AS_USUAL = frozenset((*WEIGHTS, *SWITCHES, "kto_tag"))
 """Of these, true and 1 say nothing, and the others do."""
+_FALSE = frozenset(("label",))
+"""Of these, false alone says something: an answer that is not wanted. Numbers and words name a class."""
 _OTHERWISE = "leave the field out, or write ignore: [{}] in the format of the stream, if it means something else here"
 
 
@@ -87,6 +94,7 @@ def refuse(facts: Mapping[str, Any], table: Mapping[str, str], where: str) -> No
     for name in sorted(table.keys() & facts.keys()):
         value = facts[name]
         neutral = value in (True, 1, "", [], {}) if name in _AS_USUAL else not value or value in ("[]", "{}")
+        neutral = value is not False if name in _FALSE else neutral
         if absent(value) or neutral:
             continue
         raise DataError(
@@ -130,8 +138,10 @@ def weight(facts: Mapping[str, Any], where: str, role: Role | None = None, whole
 
 
 def _of_record(name: str, value: Any, where: str) -> bool:
-    """Whether a switch of a whole record is one; text is a note. Raises DataError unused_field for other numbers."""
-    if isinstance(value, (bool, int, float)) and not absent(value) and value not in (0, 1):
+    """Whether a switch of a whole record is one; text is a note. Raises DataError unused_field for other numbers, and
+    for lists of them."""
+    listed = isinstance(value, list) and value and all(isinstance(one, (bool, int, float)) for one in value)
+    if listed or (isinstance(value, (bool, int, float)) and not absent(value) and value not in (0, 1)):
         seen = f"{where}: {name} is {str(value)[:20]} of a record, which may be a weight or a measured loss"
         raise DataError(Reason.unused_field, seen, "loss_weight for a weight; true or false", _OTHERWISE.format(name))
     return isinstance(value, (bool, int, float)) and not absent(value)

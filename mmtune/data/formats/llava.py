@@ -118,6 +118,7 @@ class Llava(Format):
         _fields.refuse(turn, _fields.TURN, where)
         weight = _fields.weight(turn, where, role, whole)
         parts = self._parts(where, turn.get("value", turn.get("content")), role, names)
+        _clips.of_turn(turn, [part for part in parts if isinstance(part, Place)], where)
         if role == "assistant" and not "".join(parts).strip():
             raise DataError(Reason.empty_target, f"{where}: a blank answer", "text")
         return role, parts, weight
@@ -146,13 +147,15 @@ class Llava(Format):
 
     def _named(self, item: dict[str, Any], kind: str, where: str) -> Named | None:
         """What an object says of a medium: its name under one of several keys, and a range of time."""
-        range_ = _clips.of_part(item, where)
         for key in (str(item.get("type", kind)), f"{kind}_url", kind, FIELDS[kind], *NAMES):
             name = item.get(key)
             if isinstance(name, dict):
-                name = name.get("url", name.get("path"))
+                inside = self.config.without(name)
+                _fields.refuse(inside, _fields.PART, where)
+                item, name = {**inside, **item}, name.get("url", name.get("path"))
             if isinstance(name, str):
-                return Named(name, range_)
+                return Named(name, _clips.of_part(item, where))
+        range_ = _clips.of_part(item, where)
         if range_ != (None, None):
             raise DataError(Reason.bad_range, f"{where}: a range of time of {kind} without a name", "a name")
         return None
