@@ -24,9 +24,19 @@ MEMBERS = 64
 """Most arrays of an NPZ."""
 
 
-def read(data: bytes, gate: Gate) -> Columns:
+class _InPieces(io.BytesIO):
+    """Gives at most so many bytes at a time: of an archive the list of its members, too, which the library makes an
+    object each of."""
+
+    MOST = 1 << 20
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self.MOST if size is None or size < 0 else min(size, self.MOST))
+
+
+def read(data: bytes | bytearray, gate: Gate) -> Columns:
     """The points of an NPY. Raises MediaError, or what numpy raises of a damaged header."""
-    file = io.BytesIO(data)
+    file = io.BytesIO(data[: 2 * HEADER])
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, fortran, kind = np.lib.format.read_array_header_1_0(file)
@@ -97,7 +107,7 @@ def _fields(flat: np.ndarray) -> Columns:
 
 def read_archive(data: bytes, gate: Gate) -> Columns:
     """The points of an NPZ. Raises MediaError, or what zipfile raises of a damaged archive."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(_InPieces(data)) as archive:
         listed = archive.infolist()
         arrays = {info.filename.removesuffix(".npy"): info for info in listed if info.filename.endswith(".npy")}
         if not arrays or len(listed) > MEMBERS:
@@ -111,14 +121,9 @@ def read_archive(data: bytes, gate: Gate) -> Columns:
         if chosen.file_size > most:
             raise gate.refusal(f"an array of {chosen.file_size} bytes", f"at most {most}")
         with archive.open(chosen) as file:
-            head = file.read(HEADER)
-            # the claim of the header is judged before the rest is unpacked
-            _judge(head, gate, chosen.file_size)
-            return read(head + file.read(most), gate)
-
-
-def _judge(head: bytes, gate: Gate, size: int) -> None:
-    if not head.startswith(b"\x93NUMPY"):
-        raise gate.refusal("an archive whose array is none", "arrays in NPY format")
-    if len(head) < min(size, HEADER):
-        raise gate.refusal(f"{len(head)} bytes of {size}", "a whole array")
+            whole = bytearray(file.read(HEADER))
+            if not whole.startswith(b"\x93NUMPY"):
+                raise gate.refusal("an archive whose array is none", "arrays in NPY format")
+            while len(whole) < most and (piece := file.read(_InPieces.MOST)):
+                whole += piece
+        return read(whole, gate)

@@ -6,7 +6,6 @@ the bytes that are there, so a header alone allocates nothing.
 
 from __future__ import annotations
 
-import io
 import re
 import time
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ Columns = list[tuple[str, np.ndarray]]
 """Name in the file (empty where it gives none) and values [points] of each column."""
 HEADER = 1 << 18
 """Most bytes of a header."""
+COLUMNS = 4096
+"""Most values of a point."""
 _NUMBER = re.compile(r"\d{1,15}")
-_NAN = re.compile(rb"[-+]?(?:(?i:nan)\(\w*\)|1\.#\w+)")
-"""How other libraries of C write what is no number."""
-_COMMENT = re.compile(rb"(#|//)[^\r\n]*")
-_BLANK = re.compile(rb"(?:^|(?<=\n))[ \t]*\n")
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,8 @@ class Gate:
             raise self.refusal(
                 f"{points} points of {stride} bytes, and {there} bytes for them", "as much data as the header claims"
             )
+        if columns > COLUMNS:
+            raise self.refusal(f"points with {columns} values each", f"at most {COLUMNS}")
         limits, seen = self.limits, f"{self.origin}: {points} points with {columns} values each"
         if points > limits.points:
             raise limits.refusal("points", Reason.points_limits, seen)
@@ -71,35 +70,6 @@ class Gate:
         if not _NUMBER.fullmatch(text):
             raise self.refusal(f"the number {text[:40]!r}", "a plain whole number")
         return int(text)
-
-
-def rows(
-    data: bytes, gate: Gate, skip: int = 0, most: int | None = None, comments: bool = False, gap: str | None = None
-) -> np.ndarray:
-    """Numbers in lines of text, float64 [points,columns], all lines of one length.
-
-    Args:
-        skip: lines with something in them that are left out at the start.
-        most: lines to be read, of which none may be missing; what follows is not looked at. None reads all.
-        comments: whether there may be comments.
-        gap: what separates numbers; none is white space.
-    """
-    if b"(" in data or b"1.#" in data:
-        data = _NAN.sub(b"nan", data)
-    if comments and (b"#" in data or b"//" in data):
-        data = _COMMENT.sub(b"", data)
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if most is not None:  # numpy counts lines, and complains of empty ones
-        data = _BLANK.sub(b"", data)
-    if not data or data.isspace():
-        raise gate.refusal("no numbers", "points")
-    table = np.loadtxt(
-        io.BytesIO(data), np.float64, None, gap, skiprows=skip, max_rows=most, ndmin=2, encoding="latin1"
-    )  # fmt: skip
-    if most is not None and len(table) != most:
-        raise gate.refusal(f"{len(table)} lines of points", f"{most}, as the header says")
-    return table
 
 
 def named(table: np.ndarray, names: tuple[str, ...] = ("x", "y", "z")) -> Columns:

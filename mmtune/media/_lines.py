@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
-from mmtune.media._cloud import HEADER, Columns, Gate, named, rows
+from mmtune.media._cloud import HEADER, Columns, Gate, named
 from mmtune.media._formats import first_row
+from mmtune.media._rows import rows
 
 _OFF = re.compile(rb"(C?)(N?)OFF(?=[\s\d])")
-_COUNTS = re.compile(rb"\s*(?:#[^\r\n]*\s*)*(\d{1,15})[ \t]+(\d{1,15})([ \t]+\d{1,15})?[ \t]*(#[^\r\n]*)?(?=[\r\n])")
+_COUNTS = re.compile(
+    rb"\s*(?:#[^\r\n]*[\r\n]\s*)*(\d{1,15})[ \t]+(\d{1,15})([ \t]+\d{1,15})?[ \t]*(#[^\r\n]*)?(?=[\r\n])"
+)
 
 
 def read_xyz(data: bytes, gate: Gate) -> Columns:
@@ -20,11 +23,10 @@ def read_xyz(data: bytes, gate: Gate) -> Columns:
     if found is None:
         raise gate.refusal("text whose first line is no point", "x, y and z in a line")
     start, count, line = found
-    body = data[start:]
-    lines = body.count(b"\n") + (not body.endswith(b"\n"))
-    gate.admit(count or lines, len(line.replace(b",", b" ").replace(b";", b" ").split()))
+    if count is not None:
+        gate.admit(count, len(line.replace(b",", b" ").replace(b";", b" ").split()))
     gap = next((mark for mark in (",", ";") if mark.encode() in line), None)
-    table = rows(body, gate, comments=True, gap=gap)
+    table = rows(data[start:], gate, comments=True, gap=gap)
     if count not in (None, len(table)):
         raise gate.refusal(f"{len(table)} lines of points", f"{count}, as the first line says")
     return named(table)

@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 
-from mmtune.media._cloud import HEADER, Columns, Gate, fields, named, rows
+from mmtune.errors import Reason
+from mmtune.media._cloud import HEADER, Columns, Gate, fields, named
+from mmtune.media._rows import rows
 
 _DATA = re.compile(rb"(?:^|\n)DATA[ \t]+(\w+)[ \t]*\r?\n")
 _KINDS = {"F": "f", "U": "u", "I": "i"}
@@ -37,6 +39,9 @@ def read(data: bytes, gate: Gate) -> Columns:
     if left < 8:
         raise gate.refusal("no sizes of the compressed data", "two whole numbers behind the header")
     packed, whole = struct.unpack_from("<II", data, body)
+    if count * stride > 8 * gate.limits.point_values:
+        seen = f"{gate.origin}: {count} points of {stride} bytes, fields that nobody reads included"
+        raise gate.limits.refusal("point_values", Reason.points_limits, seen)
     if packed > left - 8 or whole != count * stride:
         raise gate.refusal(
             f"{packed} bytes that become {whole}", f"at most {left - 8} bytes that become {count * stride}"
@@ -136,7 +141,7 @@ def _packed(columns: Columns, gate: Gate) -> Columns:
     return done
 
 
-def unpack(packed: bytes, whole: int, gate: Gate) -> bytes:
+def unpack(packed: bytes, whole: int, gate: Gate) -> bytearray:
     """LZF data that become `whole` bytes. Raises MediaError: damaged, or it takes too long."""
     out = bytearray()
     at, end, steps = 0, len(packed), 0
@@ -167,4 +172,4 @@ def unpack(packed: bytes, whole: int, gate: Gate) -> bytes:
         out += (piece * (length // back + 1))[:length]
     if at != end or len(out) != whole:
         raise gate.refusal(f"compressed data that give {len(out)} bytes", f"{whole}, as they say")
-    return bytes(out)
+    return out

@@ -6,12 +6,14 @@ they can be there at all is checked by their least size.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mmtune.media import _ply_lists
-from mmtune.media._cloud import HEADER, Columns, Gate, fields, named, rows
+from mmtune.media._cloud import HEADER, Columns, Gate, fields, named
+from mmtune.media._rows import rows
 
 TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
@@ -19,7 +21,10 @@ TYPES = {
     "float32": "f4", "float64": "f8",
 }  # fmt: skip
 ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-END = b"end_header"
+LONG = 1 << 24
+"""Most bytes of a header with its comments."""
+_END = re.compile(rb"[\r\n]end_header[ \t]*(?=[\r\n])")
+_REMARKS = re.compile(rb"(?<=[\r\n])(?:comment|obj_info)\b[^\r\n]*[\r\n]")
 TRAIL = 16
 """Bytes of white space that may follow the last element."""
 
@@ -31,6 +36,7 @@ class _Element:
     name: str
     count: int
     properties: list[_ply_lists.Property] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
 
     @property
     def lists(self) -> bool:
@@ -90,15 +96,16 @@ def _ascii(body: bytes, gate: Gate, before: list[_Element], points: _Element, af
 
 def _header(data: bytes, gate: Gate) -> tuple[str, list[_Element], int]:
     """Byte order (empty for text), elements, and where the data begin."""
-    stop = data.find(END, 0, HEADER)
-    if stop < 0:
-        raise gate.refusal("no end_header", f"a header of at most {HEADER} bytes")
+    found = _END.search(data, 0, LONG)
+    head = _REMARKS.sub(b"", data[: found.start() + 1]) if found else data[:LONG]
+    if not found or len(head) > HEADER:
+        raise gate.refusal(f"no end_header in {len(head)} bytes", f"a header of at most {HEADER} beside comments")
     newline = b"\r\n" if data[3:5] == b"\r\n" else data[3:4]
-    if data[stop - len(newline) : stop] != newline or data[stop + len(END) :][: len(newline)] != newline:
+    if not data.startswith(newline, found.end()):
         raise gate.refusal("end_header is not a line of its own", "a PLY header")
     order: str | None = None
     elements: list[_Element] = []
-    for line in data[:stop].decode("latin1").splitlines()[1:]:
+    for line in head.decode("latin1").splitlines()[1:]:
         match line.split():
             case [] | ["comment" | "obj_info", *_]:
                 pass
@@ -114,11 +121,11 @@ def _header(data: bytes, gate: Gate) -> tuple[str, list[_Element], int]:
                 raise gate.refusal(f"the header line {line[:80]!r}", "format, element, property or comment")
     if order is None:
         raise gate.refusal("no format line", f"format {' or '.join(ORDERS)} 1.0")
-    return order, elements, stop + len(END) + len(newline)
+    return order, elements, found.end() + len(newline)
 
 
 def _add(element: _Element, name: str, kind: str, items: str = "") -> None:
     """A further property. A list, and what has the name of another, gets a name that nobody reads."""
-    known = {one.name for one in element.properties}
-    plain = name and name not in known and not name.startswith(".")
-    element.properties.append(_ply_lists.Property(name if plain else f".{len(known)}", kind, items))
+    plain = name and name not in element.names and not name.startswith(".")
+    element.names.add(name)
+    element.properties.append(_ply_lists.Property(name if plain else f".{len(element.properties)}", kind, items))

@@ -6,16 +6,17 @@ gone through one by one, against the clock.
 
 from __future__ import annotations
 
-import itertools
+import struct
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from mmtune.media._cloud import Columns, Gate, fields, named, rows
+from mmtune.media._cloud import Columns, Gate, fields, named
+from mmtune.media._rows import rows
 
 _PIECE = 1 << 14
-"""Items between two looks at the clock."""
+"""Lists between two looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ def _same(data: bytes, start: int, count: int, properties: list[Property], order
         return None
     table = np.frombuffer(data, kind, count, start)
     lengths = [name for name in table.dtype.names or () if name.startswith(".length")]
-    return kind if all((table[name] == table[name][0]).all() for name in lengths) else None
+    for low in range(0, count, _PIECE):
+        part = table[low : low + _PIECE]
+        if not all((part[name] == table[name][0]).all() for name in lengths):
+            return None
+    return kind
 
 
 def _length(data: bytes, at: int, one: Property, order: str) -> int | None:
@@ -81,48 +86,68 @@ def _walk(
 ) -> tuple[bytearray, int]:
     """The plain properties of all items, one behind the other, and where the items end."""
     values = bytearray()
-    at, deadline = start, time.monotonic() + gate.limits.wall_seconds
-    sizes = [(np.dtype(one.kind).itemsize, np.dtype(one.items).itemsize if one.items else 0) for one in properties]
+    at, steps, deadline = start, 0, time.monotonic() + gate.limits.wall_seconds
+    runs = _runs(properties, order)
     for number in range(count):
-        if number % _PIECE == 0:
-            gate.check_clock(deadline)
-        for one, (size, item) in zip(properties, sizes, strict=True):
-            at += size
-            if not one.items:
-                values += data[at - size : at]
+        for plain, length, item in runs:
+            steps += 1
+            if steps % _PIECE == 0:
+                gate.check_clock(deadline)
+            if plain:
+                values += data[at : at + plain]
+                at += plain
+            if length is None:
                 continue
-            many = _length(data, at, one, order)
-            if many is None:
+            at += length.size
+            many = length.unpack_from(data, at - length.size)[0] if at <= len(data) else 0
+            if not 0 <= many == many // 1 < len(data) + 1:
                 raise gate.refusal(f"item {number} of {count} has no list where one ought to be", "a length")
-            at += many * item
+            at += int(many) * item
         if at > len(data):
             raise gate.refusal(f"{number} items of {count}", "as much data as the header claims")
     return values, at
 
 
+def _runs(properties: list[Property], order: str) -> list[tuple[int, struct.Struct | None, int]]:
+    """What an item is made of: bytes of plain properties, then how the length of a list is read and the bytes of each
+    thing in it, or none behind the last."""
+    runs: list[tuple[int, struct.Struct | None, int]] = []
+    plain = 0
+    for one in properties:
+        if one.items:
+            letter = np.dtype(one.kind).char
+            runs.append((plain, struct.Struct(order + letter), np.dtype(one.items).itemsize))
+            plain = 0
+        else:
+            plain += np.dtype(one.kind).itemsize
+    return [*runs, (plain, None, 0)] if plain else runs
+
+
 def read_text(body: bytes, skip: int, count: int, properties: list[Property], gate: Gate) -> Columns:
     """Items as lines of text. Raises MediaError."""
-    lines = [line for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n") if line.strip()]
-    plain, deadline = [], time.monotonic() + gate.limits.wall_seconds
-    for number, line in enumerate(itertools.islice(lines, skip, skip + count)):
-        if number % _PIECE == 0:
-            gate.check_clock(deadline)
-        words, at = line.split(), 0
-        for one in properties:
-            if one.items:
-                if at >= len(words) or not words[at].isdigit() or len(words[at]) > 9:
-                    raise gate.refusal(f"line {number} of the points has no list where one ought to be", "a length")
-                at += int(words[at]) + 1
-            else:
-                plain.append(words[at] if at < len(words) else b"")
-                at += 1
-        if at != len(words):
-            raise gate.refusal(f"{len(words)} numbers in line {number} of the points", f"{at}")
+
+    def plain(piece: bytes) -> bytes:
+        return b"\n".join(_plain(line.split(), properties, gate) for line in piece.splitlines())
+
+    table = rows(body, gate, skip, count, plain=plain)
     kept = [one for one in properties if not one.items]
-    step = len(kept)
-    text = b"\n".join(b" ".join(plain[at : at + step]) for at in range(0, len(plain), step))
-    table = rows(text, gate, most=count)
     return typed(named(table, tuple(one.name for one in kept)), kept)
+
+
+def _plain(words: list[bytes], properties: list[Property], gate: Gate) -> bytes:
+    """A line of text without its lists."""
+    at, kept = 0, []
+    for one in properties:
+        if not one.items:
+            kept.append(words[at] if at < len(words) else b"")
+        elif at < len(words) and words[at].isdigit() and len(words[at]) <= 9:
+            at += int(words[at])
+        else:
+            raise gate.refusal("a line of the points has no list where one ought to be", "a length")
+        at += 1
+    if at != len(words):
+        raise gate.refusal(f"{len(words)} numbers in a line of the points", f"{at}")
+    return b" ".join(kept)
 
 
 def typed(columns: Columns, properties: list[Property]) -> Columns:
