@@ -304,6 +304,44 @@ class TestLlava:
         one = record(talk("How do I use the <video> tag?"), jpg=JPG)
         assert shown(make("llava").sample(one))[0] == ("user", "image:jpg", "How do I use the <video> tag?")
 
+    @pytest.mark.parametrize(
+        "word",
+        [
+            "<ImageHere>", "<Img><ImageHere></Img>", "<image_placeholder>", "<IMG_CONTEXT>", "<Image>", "<|image|>",
+            "<|vision_start|><|image_pad|><|vision_end|>", "<image_1>", "<|image_1|>", "<image 1>", "<image_0>",
+        ],
+    )  # fmt: skip
+    def test_words_of_other_tools_for_a_place(self, word):
+        """They stayed in the text, and the picture came in front of it."""
+        one = make("llava").sample(record(talk(f"What is {word} here?", image="0001.jpg"), jpg=JPG))
+        before, picture, after = one.turns[0].parts
+        assert (before, picture.kind, after) == ("What is ", "image", " here?")
+        assert make("llava").sample(record(talk(f"What is {word} here?"))).turns[0].parts == (f"What is {word} here?",)
+
+    def test_words_of_other_tools_by_kind_number_and_count(self):
+        film = record(talk("<Video><ImageHere></Video> q", video="0001.mp4"), mp4=MP4)
+        assert [getattr(part, "kind", part) for part in make("llava").sample(film).turns[0].parts] == ["video", " q"]
+        sound = record(talk("q <|audio_bos|><|AUDIO|><|audio_eos|>", audio="0001.wav"), wav=WAV)
+        assert [getattr(part, "kind", part) for part in make("llava").sample(sound).turns[0].parts] == ["q ", "audio"]
+        two = {"images": ["0001.0.jpg", "0001.1.jpg"]}
+        for ask, number in (("<image_1> and <image_2>", 2), ("<image_2> and <image_1>", 0), ("<image_1>?", 0)):
+            one = record(talk(ask, **two), **{"0_jpg": JPG, "1_jpg": JPG})
+            if number:
+                assert len(make("llava").sample(one).media) == number
+            else:
+                assert refused(make("llava"), one) == Reason.placeholder_mismatch
+
+    def test_parts_that_take_media_in_another_order(self):
+        for places, fine in (([0, 1], True), ([None, None], True), ([1, 0], False)):
+            turns = [{"role": "user", "content": [{"type": "image", "index": place} for place in places]},
+                     {"role": "assistant", "content": "a"}]  # fmt: skip
+            facts = {"images": ["0001.0.jpg", "0001.1.jpg"], "messages": turns}
+            one = record(facts, **{"0_jpg": JPG, "1_jpg": JPG})
+            if fine:
+                assert len(make("llava").sample(one).media) == 2
+            else:
+                assert refused(make("llava"), one) == Reason.placeholder_mismatch
+
     def test_system_that_is_no_text(self):
         assert refused(make("llava"), record(talk("Hi", system=["Be brief."]))) == Reason.bad_json
 

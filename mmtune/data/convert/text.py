@@ -68,7 +68,7 @@ def start_of(file: IO[bytes], name: str) -> tuple[Start, str]:
         return Start(bom), "a JSON list" if body[:1] == b"[" else "JSON"
     first, _, rest = body.partition(b"\n")
     try:
-        strict.loads(first.strip())
+        strict.loads(_line(first))
         whole = True
     except DataError:
         whole = False
@@ -149,7 +149,7 @@ def _lines(file: IO[bytes], start: Start) -> Iterator[Span]:
             fault = f"a line of more than {MAX_RECORD} bytes"
             while raw[-1:] != b"\n" and (raw := file.readline(CHUNK)):
                 length += len(raw)
-        text = raw.strip()
+        text = _line(raw)
         offset, line = offset + length, line + 1
         if fault:
             yield Span(here, b"", fault)
@@ -163,6 +163,11 @@ def _lines(file: IO[bytes], start: Start) -> Iterator[Span]:
         else:
             continue
         number += 1
+
+
+def _line(raw: bytes) -> bytes:
+    """A line without blanks around it, and without the comma of a list that was cut into lines."""
+    return raw.strip().removesuffix(b",").rstrip()
 
 
 class _Scanner:
@@ -251,8 +256,9 @@ class _Scanner:
         """Judges a record whose brackets close, but which may have others in it: a damaged one can swallow the next."""
         if not self._next_line().search(self.buffer, self.at, end):
             return end, ""
+        text = self.buffer[self.at : end]
         try:
-            strict.loads(self.buffer[self.at : end])
+            strict.loads(text.decode("utf-8", "replace").encode())  # other letters are a fault of this record alone
         except DataError as error:
             return self._resume(error.seen)
         return end, ""

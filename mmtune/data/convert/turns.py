@@ -11,9 +11,11 @@ a template of such a model finds them, and as plain text for every other:
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
+from mmtune.data._names import SUFFIXES
 from mmtune.data.convert.base import Row, bad_json
 from mmtune.data.formats.llava import ROLES
 from mmtune.errors import DataError, Reason
@@ -70,6 +72,8 @@ def _turn(place: int, turn: Row) -> list[Row]:
     rest = {key: value for key, value in turn.items() if key not in _OWN}
     if word in CALLS:
         return [{**rest, "from": "gpt", "value": _call(content)}]
+    if word in RESULTS and isinstance(content, list) and content and all(isinstance(one, dict) for one in content):
+        return [{**rest, "from": "human", "value": ["<tool_response>\n", *content, "\n</tool_response>"]}]
     if word in RESULTS:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         return [{**rest, "from": "human", "value": f"<tool_response>\n{text}\n</tool_response>"}]
@@ -77,7 +81,7 @@ def _turn(place: int, turn: Row) -> list[Row]:
         raise bad_json(f"turn {place} is from {role!r}", f"one of {', '.join([*ROLES, *OTHERS, *CALLS, *RESULTS])}")
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if not calls:
-        return [{**rest, "from": word, "value": content}]
+        return [{**rest, "from": word, "value": _named(content) if ROLES[word] == "user" else content}]
     if not isinstance(calls, list):
         raise bad_json(f"turn {place}: tool_calls is {str(calls)[:80]!r}", "a list of calls")
     text = "\n".join(_call(call) for call in calls)
@@ -88,6 +92,24 @@ def _turn(place: int, turn: Row) -> list[Row]:
     return [{**rest, "from": word, "value": text}]
 
 
+def _named(content: Any) -> Any:
+    """A text in which media are named (`<img>a.jpg</img>`, as Qwen-VL writes it) as parts; any other as it is."""
+    if not isinstance(content, str):
+        return content
+    parts: list[Any] = []
+    end = 0
+    for found in _NAMED.finditer(content):
+        kind = {"img": "image"}.get(found[1], found[1])
+        if kind == SUFFIXES.get(found[2].strip().rpartition(".")[2].lower()):
+            parts += [{"type": "text", "text": content[end : found.start()]}] * (found.start() > end)
+            parts.append({"type": kind, kind: found[2].strip()})
+            end = found.end()
+    if not parts:
+        return content
+    return parts + [{"type": "text", "text": content[end:]}] * (end < len(content))
+
+
+_NAMED = re.compile(r"<(img|image|video|audio)>([^<>\n]{1,1024})</\1>")
 _OWN = ("from", "role", "value", "content", "tool_calls", "function_call", "tool_call_id")
 
 

@@ -1,15 +1,40 @@
-"""Places of media in text: `<image>`, `<video>`, `<audio>`, `<points>`; which of them are places, and of what."""
+"""Places of media in text: `<image>`, `<video>`, `<audio>`, `<points>`; which of them are places, and of what.
+
+The words of other tools (`<ImageHere>`, `<|image_pad|>`, `<image_1>`, ...) are places, too, in a record that has
+media of that kind and none of these four for them.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mmtune.errors import DataError, Reason
 from mmtune.types import Kind, Role
 
 _PLACE = re.compile(r"<(image|video|audio|points?)>")
+_OTHERS: dict[str, re.Pattern[str]] = {
+    kind: re.compile(
+        "|".join((*words, rf"<\|{kind}\|>", rf"<\|?{kind}[_ ]?(?P<number>\d+)\|?>", rf"<{kind}_placeholder>"))
+    )
+    for kind, words in {
+        "image": (
+            r"<(?:Img|Image)><ImageHere></(?:Img|Image)>", "<ImageHere>", "<IMG_CONTEXT>", "<Image>", "<IMAGE>",
+            r"(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?",
+        ),
+        "video": (
+            r"<Video><(?:Video|Image)Here></Video>", "<VideoHere>", "<Video>", "<VIDEO>",
+            r"(?:<\|vision_start\|>)?<\|video_pad\|>(?:<\|vision_end\|>)?",
+        ),
+        "audio": (
+            r"<(?:Audio|Speech)><(?:Audio|Speech)Here></(?:Audio|Speech)>", "<(?:Audio|Speech)Here>", "<Audio>",
+            r"(?:<\|audio_bos\|>)?<\|(?:AUDIO|audio_pad)\|>(?:<\|audio_eos\|>)?", "<AUDIO>", "<speech>", "<sound>",
+        ),
+    }.items()
+}  # fmt: skip
+"""Kind to the words that other tools have for a place of it."""
 _TAG = re.compile(r"\s+(html5?\s+)?(tag|element)s?\b", re.IGNORECASE)
 
 
@@ -18,6 +43,9 @@ class Place(str):
 
     word: str
     """As it stands in text; empty for a part of a turn's content that is a medium and nothing else."""
+
+    index: Any = None
+    """Which of the record's media of that kind, from 0, a part of a turn says that it is."""
 
     def __new__(cls, kind: str, word: str = "") -> Place:
         place = super().__new__(cls, kind)
@@ -52,11 +80,15 @@ def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Sai
     Raises:
         DataError: placeholder_mismatch.
     """
+    _check_order(turns, where)
     places = count(turns)
     if places["image"] and not media.get("image") and not places["video"] and media.get("video") == places["image"]:
         turns = [(role, [Place("video", part.word) if _is(part, "image") else part for part in parts], weight)
                  for role, parts, weight in turns]  # fmt: skip
         places = count(turns)
+    for kind in sorted(media.keys() & _OTHERS.keys() - places.keys()):
+        turns = _others(turns, kind, media, where)
+    places = count(turns)
     for kind in sorted({*media, *places}):
         number, there = places[kind], media.get(kind, 0)  # type: ignore[call-overload]
         if number and not there and all(_in_passing(parts, kind) for _, parts, _ in turns):
@@ -68,6 +100,58 @@ def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Sai
                 "as many places as media",
             )
     return turns
+
+
+def _check_order(turns: list[Said], where: str) -> None:
+    """Refuse parts that take media in another order than theirs. Raises DataError placeholder_mismatch."""
+    passed: Counter[str] = Counter()
+    for place in (part for _, parts, _ in turns for part in parts if isinstance(part, Place)):
+        if isinstance(place.index, int) and place.index != passed[place]:
+            seen = f"{where}: place {passed[place]} of {place} has the index {place.index}"
+            raise DataError(Reason.placeholder_mismatch, seen, "media in the order in which they are named")
+        passed[place] += 1
+
+
+def _others(turns: list[Said], kind: Kind, media: Mapping[Kind, int], where: str) -> list[Said]:
+    """Turns in which the words of other tools are places of a kind. Raises DataError placeholder_mismatch."""
+    known = [_OTHERS[kind]]
+    if kind == "video" and not media.get("image"):  # as `<image>` is one of a video there
+        known.append(_OTHERS["image"])
+    for words in known:
+        found = [
+            word for role, parts, _ in turns if role != "assistant" for part in parts for word in _words(words, part)
+        ]
+        numbers = [int(word["number"]) for word in found if word["number"]]
+        if not found:
+            continue
+        if len(found) != media[kind] or (numbers and numbers not in _steps(len(found))):
+            seen = f"{where}: {', '.join(word[0] for word in found)[:120]} and {media[kind]} media of that kind"
+            raise DataError(Reason.placeholder_mismatch, seen, "as many places as media, in their order")
+        return [
+            (role, _cut(parts, words, kind) if role != "assistant" else parts, weight) for role, parts, weight in turns
+        ]
+    return turns
+
+
+def _steps(count: int) -> tuple[list[int], list[int]]:
+    return list(range(count)), list(range(1, count + 1))
+
+
+def _words(words: re.Pattern[str], part: str) -> list[re.Match[str]]:
+    return [] if isinstance(part, Place) else list(words.finditer(part))
+
+
+def _cut(parts: Sequence[str], words: re.Pattern[str], kind: Kind) -> list[str]:
+    """Parts, their texts cut at some words, which become places."""
+    done: list[str] = []
+    for part in parts:
+        end = 0
+        for word in _words(words, part):
+            done += [part[end : word.start()]] * (word.start() > end)
+            done.append(Place(kind, word[0]))
+            end = word.end()
+        done += [part[end:] if end else part] * (end < len(part) or isinstance(part, Place))
+    return done
 
 
 def _is(part: str, kind: str) -> bool:

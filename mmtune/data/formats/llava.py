@@ -15,6 +15,7 @@ answer are their places:
 - media and no place: they come first in the first turn of the user;
 - such a word inside a sentence, where there are no media of that kind, is text (`the <video> tag`), and so it is in an
   answer; alone at an end of a turn it stands for media, and a record without them is refused;
+- the words of other tools stand for places as `_places` says;
 - any other count: the record is refused as `placeholder_mismatch`.
 """
 
@@ -134,9 +135,12 @@ class Llava(Format):
                 if kind == "text":
                     item = item.get("text")
                 elif kind in FIELDS and role != "assistant":
+                    place = Place(FIELDS[kind])
                     if (named := self._named(item, kind, where)) is not None:
                         names.setdefault(FIELDS[kind], []).append(named)
-                    parts.append(Place(FIELDS[kind]))
+                    else:
+                        place.index = item.get("index")
+                    parts.append(place)
                     continue
             if not isinstance(item, str):
                 seen = f"{where} holds {str(item)[:80]!r}"

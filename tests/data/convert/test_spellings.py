@@ -246,3 +246,34 @@ def test_a_weight_or_a_range_that_is_no_number_is_refused_and_not_lost(tmp_path,
     assert [line["reason"] for line in refused] == ["bad_weight", "bad_range"]
     (record,) = Corpus(tmp_path / "out")
     assert b"Infinity" not in record.files["json"] and sources.samples(tmp_path / "out")[0].media[0].end == 0.5
+
+
+def test_media_that_a_text_names(tmp_path, media):
+    """As Qwen-VL and Qwen-Audio write them; the picture was lost, and its name stayed in the question."""
+    named = (("img", "a/1.png"), ("audio", "s.wav"), ("video", "v_1.mp4"), ("img", "no.png"), ("img", "tag"))
+    rows = [
+        {"conversations": [{"from": "user", "value": f"Picture 1: <{tag}>{name}</{tag}>\nWhat?"},
+                           {"from": "assistant", "value": "A."}]}
+        for tag, name in named
+    ]  # fmt: skip
+    _, refused = sources.said(rows, tmp_path, media=[media])
+    found = [one.turns[0].parts for one in sources.samples(tmp_path / "out")]
+    assert [[getattr(part, "kind", part) for part in parts] for parts in found] == [
+        ["Picture 1: ", "image", "\nWhat?"], ["Picture 1: ", "audio", "\nWhat?"], ["Picture 1: ", "video", "\nWhat?"],
+        ["Picture 1: <img>tag</img>\nWhat?"],
+    ]  # fmt: skip
+    assert [(line["record"], line["reason"]) for line in refused] == [(4, "missing_key")]
+
+
+def test_a_picture_that_a_tool_gives(tmp_path, media):
+    """It became the text of a JSON list with the name in it."""
+    turns = [
+        {"role": "user", "content": "Draw."},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "draw", "arguments": "{}"}}]},
+        {"role": "tool", "content": [{"type": "text", "text": "Done."}, {"type": "image_url", "image_url": "a/1.png"}]},
+        {"role": "assistant", "content": "There."},
+    ]
+    sources.said([{"messages": turns}], tmp_path, media=[media])
+    (one,) = sources.samples(tmp_path / "out")
+    said = [getattr(part, "kind", part) for part in one.turns[2].parts]
+    assert said == ["<tool_response>\n", "Done.", "image", "\n</tool_response>"]

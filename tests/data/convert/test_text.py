@@ -138,3 +138,20 @@ def test_files_that_hold_no_records(tmp_path, name, content, words):
     with pytest.raises(UsageError, match=words):
         sources.made(file, tmp_path / "out")
     assert not list(tmp_path.glob("out/*.tar"))
+
+
+def test_a_comma_behind_each_line(tmp_path):
+    """A list that was cut into lines by hand."""
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    text = ",\r\n\r\n".join(json.dumps({"id": number, "conversations": said}) for number in range(3)) + " ,\n"
+    (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    report, refused = sources.made(tmp_path / "r.jsonl", tmp_path / "out")
+    assert (report.written, refused) == (3, [])
+
+
+def test_letters_of_another_encoding_are_one_line(tmp_path):
+    """In a list whose lines all begin with a bracket, every object inside of the record was a line of its own."""
+    talks = [{"conversations": [{"from": "human", "value": said}, {"from": "gpt", "value": "a"}]} for said in "aüb"]
+    (tmp_path / "r.json").write_bytes(json.dumps(talks, ensure_ascii=False, indent=0).encode("latin-1"))
+    report, refused = sources.made(tmp_path / "r.json", tmp_path / "out")
+    assert report.written == 2 and [(line["record"], line["reason"]) for line in refused] == [(2, "bad_text")]
