@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from mmtune import disk, places, registry
@@ -48,10 +48,23 @@ class Config(BaseModel):
         protected_namespaces=(),
     )
 
+    @model_validator(mode="after")
+    def _machine(self) -> Config:
+        """Whole numbers are those of a machine: libraries in C take no others."""
+        if wrong := [name for name, value in self.__dict__.items() if _large(value)]:
+            raise PydanticCustomError("number", "{msg}", {"msg": f"{', '.join(wrong)}: a number of more than 64 bits"})
+        return self
+
     @classmethod
     def values_of(cls, field: str) -> Sequence[str]:
         """What a field of free text takes, where that is known only when it is asked for; empty for all others."""
         return ()
+
+
+def _large(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_large, value))
+    return isinstance(value, int) and abs(value) >> 63 > 0
 
 
 # ---------------------------------------------------------------------------------------------------------- entries

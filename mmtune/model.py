@@ -6,18 +6,15 @@ does not fit. Parameter names are `branches.NAME.encoder.*`, `branches.NAME.conn
 
 from __future__ import annotations
 
-import math
-import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from mmtune import registry
+from mmtune import bounds, registry
 from mmtune.connectors.base import Connector
 from mmtune.encoders.base import Encoder
 from mmtune.errors import ConfigError, ModelError
@@ -265,64 +262,27 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
     Raises:
         ConfigError, CheckpointError, ModelError: what the parts raise.
     """
-    device = torch.device(device)
+    device, room = torch.device(device), bounds.Room()
     weights = weights and device.type != "meta"
     # The random weights of a large model that is read from disk a moment later are not worth drawing.
     with torch.device("meta") if weights or device.type == "meta" else nullcontext():
-        llm = registry.find("llm", section.llm.name)(section.llm)
+        llm = part("llm", section.llm, room)
     if weights:
+        room.require("llm", llm, bounds.stored(section.llm))
         llm.load_weights()
     llm.requires_grad_(False)
-    with device if device.type == "meta" else _Frugal():
-        tuned = _tune(llm, section)
-        branches = {name: _branch(one, llm.width, weights) for name, one in section.branches.items()}
-        fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
+    with device if device.type == "meta" else nullcontext():
+        encoders = {name: _encoder(name, one, weights, room) for name, one in section.branches.items()}
+        with room.limited("tuners, connectors and fusion"):
+            tuned = _tune(llm, section)
+            branches = {name: _branch(one, encoders[name], llm.width) for name, one in section.branches.items()}
+            fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
     if branches and device.type != "meta":
         scale = _scale(llm)
         for branch in branches.values():
             branch.connector.calibrate(scale)
     fusion.check(llm, {name: branch.connector.tokens_out(1) for name, branch in branches.items()})
     return MultimodalModel(branches, llm, fusion, tuned).to(device).eval()
-
-
-class _Frugal(TorchDispatchMode):
-    """Refuses numbers of a recipe before they fill the memory.
-
-    What tuners and connectors add has the sizes that the recipe says, and no file of weights bounds them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._most = memory() // 4
-        self._left = self._most
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _NEW and torch.device(kwargs.get("device") or "cpu").type != "meta":
-            self._left -= 4 * math.prod(args[0])
-            if self._left < 0:
-                raise ModelError(
-                    f"tuners, connectors and fusion of more than {self._most / 1e9:.1f} GB",
-                    "at most a quarter of the memory of this machine",
-                    "look at r, hidden, width and the like in the recipe: mmtune show RECIPE counts the parameters",
-                )
-        return func(*args, **kwargs)
-
-
-_aten = torch.ops.aten
-_NEW = {
-    _aten.empty.memory_format, _aten.zeros.default, _aten.ones.default, _aten.full.default,
-    _aten.rand.default, _aten.randn.default,
-}  # fmt: skip
-"""What makes a tensor of a size that it is told."""
-
-
-def memory() -> int:
-    """Bytes of main memory of this machine; a terabyte where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 40
 
 
 @torch.no_grad()
@@ -348,12 +308,27 @@ def _tune(llm: LLM, section: ModelSection) -> dict[str, list[str]]:
     return {name: [names_now[id(parameter)] for parameter in several] for name, several in opened.items()}
 
 
-def _branch(section: Any, width: int, weights: bool) -> Branch:
-    encoder = registry.find("encoders", section.encoder.name)(section.encoder)
+def part(name: str, config: Any, room: bounds.Room | None = None) -> Any:
+    """An encoder or a language model from its settings, within bounds; its weights are not read yet.
+
+    Args:
+        name: where the recipe has it: `llm`, `branches.NAME.encoder`.
+        room: that of the whole model; of its own when not given.
+
+    Raises ConfigError, CheckpointError, ModelError: what the part raises, or one that there is no room for.
+    """
+    found = registry.find("llm" if name == "llm" else "encoders", config.name)
+    return (room or bounds.Room()).build(name, lambda: found(config), bounds.stored(config))
+
+
+def _encoder(name: str, section: Any, weights: bool, room: bounds.Room) -> Encoder:
+    encoder = part(f"branches.{name}.encoder", section.encoder, room)
     if weights:
         encoder.load_weights()
-    encoder.requires_grad_(False)
-    shape = encoder.shape
-    connector = registry.find("connectors", section.connector.name)(section.connector, shape, width)
+    return encoder.requires_grad_(False)
+
+
+def _branch(section: Any, encoder: Encoder, width: int) -> Branch:
+    connector = registry.find("connectors", section.connector.name)(section.connector, encoder.shape, width)
     kinds = getattr(section, "kinds", None)
     return Branch(encoder, connector, tuple(kinds) if kinds else None)

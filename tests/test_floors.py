@@ -21,7 +21,7 @@ FLOORS = {
     "dtypes": 1, "jsons": 1,
     "encoders": 2, "connectors": 2, "llm": 2, "prompt": 2, "params": 2,
     "fusion": 3, "tuners": 3,
-    "recipe": 4,
+    "recipe": 4, "bounds": 4,
     "processor": 5, "model": 5, "generate": 5,
     "data": 6, "checkpoint": 6, "objectives": 6,
     "train": 7, "eval": 7, "experts": 7,

@@ -125,8 +125,8 @@ def part_of(room: str, entry: Mapping[str, Any]) -> Any:
     """An encoder or a language model from its settings."""
     with torch.device("cpu"):  # what a library makes while it is imported must not stay on the meta device
         settings = getattr(configs.validate(_Holder, {room: entry}, "the part that is brought in"), room)
-        found = registry.find(room, settings.name)
-    return found(settings)
+        registry.find(room, settings.name)
+    return models.part(room.removesuffix("s"), settings)
 
 
 def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
@@ -215,11 +215,11 @@ def _wanted(
         for name, part in imported.parts.items():
             head, *rest = part.holds.split(".")
             if head == "llm":
-                root: nn.Module = registry.find("llm", section.llm.name)(section.llm)
+                root: nn.Module = models.part("llm", section.llm)
             else:
                 published = imported.recipe["model"]["branches"][rest[0]]["encoder"]
                 encoder = _as_stored(section.branches[rest[0]].encoder, published)
-                root, rest = registry.find("encoders", encoder.name)(encoder), rest[2:]
+                root, rest = models.part(f"branches.{rest[0]}.encoder", encoder), rest[2:]
             state, tied = state_of(submodule(root, ".".join(rest)), name)
             wanted |= state
             aliases |= tied

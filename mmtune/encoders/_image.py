@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,10 +17,13 @@ from torch.nn import functional as F
 
 from mmtune.encoders._tower import TowerEncoder
 from mmtune.encoders.base import EncoderConfig
+from mmtune.errors import CheckpointError
 from mmtune.media import Sampling
 from mmtune.types import Kind, Media
 
 Resize = Literal["crop", "pad", "fit", "stretch"]
+SIDE = 4096
+"""Longest side of a tower's picture, pixels; published ones go to 1,536."""
 STRIP = 32
 """Ratio of the sides from which a picture is cut before it is scaled."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -32,16 +37,16 @@ class ImageConfig(EncoderConfig):
         "uniform"
     )
     """How the frames of a video are chosen; see `mmtune.media.Sampling`."""
-    fps: float | None = Field(default=None, gt=0)
+    fps: float | None = Field(default=None, gt=0, le=10_000)
     """Frames per second for `rule: fps`, of which at most `frames` are taken."""
-    decode_side: int | None = Field(default=None, ge=1)
+    decode_side: int | None = Field(default=None, ge=1, le=2**20)
     """Allow pictures to be decoded at a half, quarter or eighth while both sides stay at least this many pixels:
     quicker, not to the bit the same. Null decodes every pixel."""
     resize: Resize | None = None
     """How a picture becomes a square: `crop` scales the short side and cuts the middle, `pad` fills up to a square with
     the mean colour and scales (LLaVA 1.5), `fit` scales the long side and then fills up, `stretch` ignores the ratio of
     the sides (Video-LLaMA). Null does what the weights' preprocessing says."""
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=SIDE)
     """Height and width in pixels; null is what the weights were trained with. Position tables are interpolated."""
     mean: tuple[float, float, float] | None = None
     """Mean colour in 0..1 that is subtracted; null is what the weights' preprocessing says."""
@@ -50,11 +55,24 @@ class ImageConfig(EncoderConfig):
     channels: Literal["rgb", "bgr"] = "rgb"
     """Order of the colours that the tower is given. bgr is for weights tuned on pictures that OpenCV had read, such as
     LLaMA-Adapter V2's; mean and deviation stay in the order of red, green, blue, as they were there."""
-    random_crop: tuple[float, float] | None = None
+    random_crop: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] | None = None
     """In training, cut a random rectangle with this least and greatest share of the area, the same in all frames of an
     item (published: [0.5, 1.0]). Not for runs that keep features on disk. Null always takes the whole picture."""
     chunk: int = Field(default=32, ge=1, le=2**20)
     """Frames that go through the tower at once; bounds memory, and fits a CPU cache."""
+
+
+def _is_side(value: Any, most: int = SIDE) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_real(value: Any, least: float = -math.inf) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and least <= value and abs(value) < 1e6
+
+
+_FITTING = (("size", 2, _is_side), ("mean", 3, _is_real), ("std", 3, partial(_is_real, least=1e-6)))
+"""Settings of `Pixels`, how many numbers each has, and what is right for one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,19 @@ class Pixels:
     interpolation: Literal["bicubic", "bilinear", "nearest-exact"] = "bicubic"
     fill: tuple[int, int, int] | None = None
     """Colour of the border for `pad` and `fit`, 0..255; null is the mean colour, rounded down."""
+
+    def __post_init__(self) -> None:
+        for name, length, fits in _FITTING:
+            value = getattr(self, name)
+            if not (isinstance(value, tuple) and len(value) == length and all(map(fits, value))):
+                raise CheckpointError(
+                    f"preprocessing of pictures with {name} {value!r}"[:200],
+                    f"sides of 1 to {SIDE:,} pixels, three numbers of colour, and deviations above zero",
+                    "compare it with the one that was published, or say `size`, `mean` and `std` of the encoder",
+                )
+        if not _is_side(self.short, 4 * SIDE):
+            seen = f"preprocessing of pictures with a short side of {self.short!r}"[:200]
+            raise CheckpointError(seen, f"1 to {4 * SIDE:,} pixels", "compare it with what was published")
 
     def overridden(self, config: ImageConfig) -> Pixels:
         """These settings with what the config sets itself."""

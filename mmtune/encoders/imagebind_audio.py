@@ -38,9 +38,9 @@ class Config(EncoderConfig):
     centre: Literal["clip", "running"] = "clip"
     """Which mean is subtracted: `clip` takes each clip's own; `running` also leaves the subtraction in the sound, so
     that overlapping clips lose it again. The published code does the latter: its weights ask for `running`."""
-    clip_seconds: float = Field(default=2.0, gt=0)
+    clip_seconds: float = Field(default=2.0, gt=0, le=3600)
     """Length of a clip, seconds."""
-    rate: int = Field(default=16000, ge=1000)
+    rate: int = Field(default=16000, ge=1000, le=768_000)
     """Samples per second, Hz."""
     mels: int = Field(default=128, ge=1)
     """Mel filters, the height of the picture."""

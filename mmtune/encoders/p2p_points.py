@@ -45,14 +45,14 @@ class Config(EncoderConfig):
     """The image encoder that sees the pictures: `{name: clip, ...}`."""
     colouring: Literal["learned", "plain"] = "learned"
     """`learned` is P2P's canvas; `plain` paints the points in their own colours and has no parameters."""
-    points: int = Field(default=4096, ge=4)
+    points: int = Field(default=4096, ge=4, le=2**20)
     """Points taken of a cloud, by farthest point sampling (published: 4096 for ModelNet40, 2048 for ScanObjectNN); a
     smaller cloud repeats its points. Plain colouring takes all up to `pool`."""
-    pool: int = Field(default=32768, ge=4)
+    pool: int = Field(default=32768, ge=4, le=2**24)
     """A larger cloud is thinned to so many points first, evenly in the order of the file."""
     skip_origin: float = Field(default=0.0, ge=0)
     """Squared distance from the origin up to which sampling passes points over; the published sampler: 0.001."""
-    object: int | None = Field(default=None, ge=8)
+    object: int | None = Field(default=None, ge=8, le=4096)
     """Side in pixels of the square that the object is drawn in; the rest of the picture is border (published: 224 for
     ModelNet40, 192 for ScanObjectNN). Null is the whole picture."""
     extent: float | None = Field(default=None, gt=0)
@@ -65,7 +65,7 @@ class Config(EncoderConfig):
     views: Literal["front", "validation", "test"] | tuple[Range, ...] = "validation"
     """Views of a cloud, each a frame: the 8 or 40 published ones, `front` (x to the right, y up), or a list of [theta,
     phi] in units of pi."""
-    train_views: int | None = Field(default=None, ge=1)
+    train_views: int | None = Field(default=None, ge=1, le=1000)
     """In training, draw so many views at random (published: 1), and with them points and distortions as below;
     features are not kept on disk then. Null shows the same as ever."""
     theta: Range = (0.04, 1.94)
@@ -76,9 +76,9 @@ class Config(EncoderConfig):
     """Range of the random scale of each axis of a random view."""
     shift: float = Field(default=0.2, ge=0)
     """Largest random shift along each axis of a random view."""
-    spare: int | None = Field(default=None, ge=4)
+    spare: int | None = Field(default=None, ge=4, le=2**24)
     """Points sampled in training, of which `points` are drawn at random; null is 75/64 of `points`, as published."""
-    near: int = Field(default=32, ge=1)
+    near: int = Field(default=32, ge=1, le=4096)
     """Neighbours of a point, itself included; learned colouring."""
     inner_width: int = Field(default=8, ge=1)
     """Channels of the first point layer; learned colouring."""
@@ -88,7 +88,7 @@ class Config(EncoderConfig):
     """Plain colouring draws so many times larger, and averages: a point then covers 3 / fine pixels."""
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Colour in 0..1 where there are no points; plain colouring."""
-    chunk: int = Field(default=8, ge=1)
+    chunk: int = Field(default=8, ge=1, le=2**20)
     """Pictures drawn at once; bounds memory."""
 
 
