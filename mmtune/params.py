@@ -55,29 +55,34 @@ class ParameterGroup(Config):
         return not self.streams or stream in self.streams
 
 
-def partition(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> dict[str, Named]:
+def partition(model: nn.Module, groups: Mapping[str, ParameterGroup], frozen: Sequence[str] = ()) -> dict[str, Named]:
     """Give every trainable parameter to one group, and open (`requires_grad`) what a group claims.
 
     Args:
         model: parameters that are trainable already must be claimed; others may be. `model.tuned` says what `@NAME`
             stands for.
         groups: name to group.
+        frozen: patterns of what does not train although it could, see `freeze`.
 
     Returns:
         Group to (full name, parameter), in the order of the model. A parameter with several names (tied weights) is
         listed once under its first; a pattern may use any of them.
 
     Raises:
-        ConfigError: all patterns that match nothing, parameters claimed twice, trainable ones claimed by none.
+        ConfigError: all patterns that match nothing, parameters claimed twice, trainable ones claimed by none, and
+            claimed ones that are to stay frozen.
     """
+    resting = set(freeze(model, frozen)) if frozen else set()
     claims, wrong = _claims(model, groups)
     canonical = dict(model.named_parameters())
     result: dict[str, Named] = {group: [] for group in groups}
-    twice, orphans, whole = [], [], []
+    twice, orphans, whole, both = [], [], [], []
     for name, parameter in canonical.items():
         owners = claims.get(id(parameter), [])
         if len(owners) > 1:
             twice.append(f"{name} (groups {', '.join(owners)})")
+        elif owners and name in resting:
+            both.append(f"{name} (group {owners[0]})")
         elif owners and not (parameter.is_floating_point() or parameter.is_complex()):
             whole.append(f"{name} ({str(parameter.dtype).removeprefix('torch.')})")
         elif owners:
@@ -86,11 +91,12 @@ def partition(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> dict[st
             orphans.append(name)
     wrong += _listed("claimed by more than one group", twice)
     wrong += _listed("trainable, but in no group", orphans)
+    wrong += _listed("named by model.freeze, and claimed all the same", both)
     wrong += _listed("claimed, but not a floating-point tensor", whole)
     if wrong:
         raise ConfigError(
             "groups that do not fit the model:\n  " + "\n  ".join(wrong),
-            "every trainable parameter in exactly one group",
+            "every trainable parameter in exactly one group, and none of them in model.freeze",
             "mmtune show RECIPE --groups lists the names; model.freeze keeps parameters from training"
             if groups
             else "mmtune init writes a recipe with groups and streams; model.freeze keeps parameters from training",
@@ -168,9 +174,7 @@ def _claims(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> tuple[dic
             found = _matching(pattern, names, tuned)
             mine |= {id(names[name]) for name in found}
             if not found and pattern.startswith("@"):
-                known = (
-                    ", ".join(f"@{name}" for name in nearest(pattern[1:], list(tuned))) or "no tuners"
-                )
+                known = ", ".join(f"@{name}" for name in nearest(pattern[1:], list(tuned))) or "no tuners"
                 wrong.append(f"{pattern} of group {group} stands for no parameter; known: {known}")
             elif not found:
                 wrong.append(f"{pattern} of group {group} matches nothing; names are such as {_some(names, pattern)}")

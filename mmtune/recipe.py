@@ -88,7 +88,8 @@ class ModelSection(Config):
     tuners: tuple[TunerEntry, ...] = ()
     """Changes to the language model, applied in order."""
     freeze: Words = ()
-    """Globs over full parameter names that stay as they are although nothing else says so, such as a connector."""
+    """Globs over full parameter names that stay as they are although nothing else says so, such as a connector. A
+    group that claims one of them is refused."""
 
 
 # -------------------------------------------------------------------------------------------------------------- data

@@ -67,9 +67,7 @@ def test_it_builds(path: Path, tmp_path: Path) -> None:
         branch["encoder"] = _encoder(branch["encoder"], tmp_path)
     recipe = config.validate(Recipe, tree)
     model = models.build(recipe.model, weights=False, device="meta")
-    if recipe.model.freeze:
-        params.freeze(model, recipe.model.freeze)
-    parts = params.partition(model, recipe.groups)
+    parts = params.partition(model, recipe.groups, recipe.model.freeze)
     assert set(parts) == set(recipe.groups)
     assert all(parts.values())
     assert params.table(model, parts, recipe.groups).count("\n") >= len(parts)

@@ -112,6 +112,15 @@ def test_freeze() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_what_is_frozen_by_name_and_claimed_by_a_group_stops_the_program() -> None:
+    """One of the two is a mistake, and neither gives way to the other without a word."""
+    with pytest.raises(ConfigError) as caught:
+        partition(Model(), {"s": group(CONNECTOR), "l": group("llm.*")}, ["*.connector.bias"])
+    assert f"named by model.freeze, and claimed all the same: {CONNECTOR[:-1]}bias (group s)" in str(caught.value)
+    parts = partition(Model(), {"s": group(f"{CONNECTOR[:-1]}weight"), "l": group("llm.*")}, ["*.connector.bias"])
+    assert [name for name, _ in parts["s"]] == [f"{CONNECTOR[:-1]}weight"]
+
+
 def test_table() -> None:
     model = Model()
     groups = {"sight": group(CONNECTOR, streams=["caption"]), "speech": group("@bias_norm")}

@@ -48,10 +48,8 @@ _PACKAGES = ("torch", "transformers", "open_clip_torch", "timm", "peft", "safete
 
 
 def groups_of(model: nn.Module, recipe: Recipe) -> Groups:
-    """Who trains what: `model.freeze` of the recipe, then its groups. Raises ConfigError."""
-    if recipe.model.freeze:
-        params.freeze(model, recipe.model.freeze)
-    return params.partition(model, recipe.groups)
+    """Who trains what: the groups of a recipe, and not `model.freeze`. Raises ConfigError."""
+    return params.partition(model, recipe.groups, recipe.model.freeze)
 
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:

@@ -44,9 +44,7 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
 
     loaded = config.load(Recipe, recipe, overrides)
     model = models.build(loaded.model, weights=False, device="meta")
-    if loaded.model.freeze:
-        params.freeze(model, loaded.model.freeze)
-    shape = estimate.shape_of(model, params.partition(model, loaded.groups))
+    shape = estimate.shape_of(model, params.partition(model, loaded.groups, loaded.model.freeze))
     section, bf16 = loaded.run, loaded.run.precision == "bf16"
     rows = max(1, section.batch_tokens // section.length)
     tokens = estimate.tokens_of(section, devices.count)

@@ -27,9 +27,7 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
         print("\n".join(_by_name(loaded, waiting)))
         return
     model = models.build(loaded.model, weights=False, device="meta")
-    if loaded.model.freeze:
-        params.freeze(model, loaded.model.freeze)
-    parts = params.partition(model, loaded.groups)
+    parts = params.partition(model, loaded.groups, loaded.model.freeze)
     for name, branch in model.branches.items():
         shape = branch.encoder.shape
         places = branch.connector.tokens_out(shape.frames)

@@ -28,9 +28,7 @@ def answered(processor: Processor, sample: Sample, answer: str) -> Example | Non
         return None
 
 
-def answer_nats(
-    model: MultimodalModel, examples: Sequence[Example | None], rows: int = 16
-) -> list[tuple[float, int]]:
+def answer_nats(model: MultimodalModel, examples: Sequence[Example | None], rows: int = 16) -> list[tuple[float, int]]:
     """Cross entropy over the labelled tokens of each example, summed, and their number; (0, 0) where there is none.
 
     Args:

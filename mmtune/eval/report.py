@@ -44,6 +44,9 @@ def text(result: Mapping[str, Any]) -> str:
     lines = [f"{result['task']['name']}: {result['records']} records, {questions} questions, {result['seconds']} s"]
     if result["skipped"]:
         lines.append("skipped: " + ", ".join(f"{reason} {count}" for reason, count in result["skipped"].items()))
+    if result["unusual"]:
+        notes = sorted(result["unusual"].items(), key=lambda one: -one[1])
+        lines.append("media that were unusual, and used: " + ", ".join(f"{note} {count}" for note, count in notes))
     if result.get("experts"):
         lines.append("experts: " + ", ".join(f"{what} {count}" for what, count in result["experts"].items()))
     temporal = bool(next(iter(scores.values()))[TEMPORAL]["total"])

@@ -24,7 +24,7 @@ from mmtune import config, disk, generate, places, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.shards import Corpus
-from mmtune.errors import DataError, MediaError, UsageError
+from mmtune.errors import DataError, MediaError, Note, UsageError
 from mmtune.eval import controls as ctl
 from mmtune.eval import report
 from mmtune.eval.likelihood import answer_nats, answered
@@ -53,6 +53,14 @@ class Adviser(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What came of it so far, for the report."""
+
+
+@dataclass
+class _Account:
+    """What was left out, by reason, and what was unusual about media that were used."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    unusual: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -113,7 +121,7 @@ def evaluate(
     max_tokens = max_tokens or task.config.max_tokens
     patterns, own = list(data) or _from_recipe(recipe, allow_remote), bool(data)
     started = time.perf_counter()
-    skipped: Counter[str] = Counter()
+    account = _Account()
     tallies: dict[str, _Tally] = {control: _Tally() for control in asked}
     if experts is not None:
         experts.within(processor.limits)
@@ -121,11 +129,11 @@ def evaluate(
     records = 0
     with torch.inference_mode(), _stored_features(model, processor) as memo:
         spare: list[MediaRef] = []
-        for chunk in _chunks(_usable(task, patterns, limit, skipped, kinds, own)):
-            spare = _ask(model, processor, memo, chunk, tallies, spare, skipped, task, max_tokens, experts)
+        for chunk in _chunks(_usable(task, patterns, limit, account.skipped, kinds, own)):
+            spare = _ask(model, processor, memo, chunk, tallies, spare, account, task, max_tokens, experts)
             records += len(chunk)
     if not records:
-        seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(skipped)}"
+        seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(account.skipped)}"
         spelled = getattr(getattr(task.config, "format", None), "name", None)
         hint = f"they are read as `{spelled}`; --task {task.config.name}:format=NAME says otherwise" if spelled else ""
         raise UsageError(seen, "one at least", hint)
@@ -134,7 +142,8 @@ def evaluate(
         "run": str(folder) if folder else None,
         "data": without_secrets(patterns),
         "records": records,
-        "skipped": dict(skipped),
+        "skipped": dict(account.skipped),
+        "unusual": dict(account.unusual),
         **({"experts": experts.record()} if experts is not None else {}),
         "seconds": round(time.perf_counter() - started, 2),
         "max_tokens": max_tokens,
@@ -277,7 +286,7 @@ def _ask(
     chunk: list[list[Question]],
     tallies: dict[str, _Tally],
     spare: list[MediaRef],
-    skipped: Counter[str],
+    account: _Account,
     task: Task,
     max_tokens: int,
     experts: Adviser | None,
@@ -286,16 +295,19 @@ def _ask(
     prepared = {}
     for place, questions in enumerate(chunk):
         refs = {id(ref): ref for question in questions for ref in question.sample.media}
+        notes: Counter[Note] = Counter()
         try:
-            prepared.update({key: (ref, *_prepare(processor, ref)) for key, ref in refs.items()})
+            prepared.update({key: (ref, *_prepare(processor, ref, notes)) for key, ref in refs.items()})
         except (DataError, MediaError) as error:
-            skipped[error.reason.value] += 1
+            account.skipped[error.reason.value] += 1
             chunk[place] = []
+        else:
+            account.unusual.update(str(note) for note in notes.elements())
     refs = [ref for ref, _, _ in prepared.values()]
     for ref in spare:
         prepared.setdefault(id(ref), (ref, *_prepare(processor, ref)))
     true = memo.features = _encode(model, prepared, "plain")
-    chunk[:] = [kept for one in chunk if (kept := [q for q in one if _fits(processor, q, skipped)])]
+    chunk[:] = [kept for one in chunk if (kept := [q for q in one if _fits(processor, q, account.skipped)])]
     if not chunk:
         return spare
     advised: list[Sample] = []
@@ -361,9 +373,9 @@ def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:
     return advised
 
 
-def _prepare(processor: Processor, ref: MediaRef) -> tuple[str, Tensor]:
-    """(branch, prepared [F,...]) of an item."""
-    return processor.branch_of(ref), processor.prepare(ref)
+def _prepare(processor: Processor, ref: MediaRef, notes: Counter[Note] | None = None) -> tuple[str, Tensor]:
+    """(branch, prepared [F,...]) of an item; what was unusual about it is counted in `notes`."""
+    return processor.branch_of(ref), processor.prepare(ref, notes=notes)
 
 
 def _encode(

@@ -27,7 +27,7 @@ def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str
     The first rank measures, and all take its word.
 
     Args:
-        say: told what was measured.
+        say: told what was measured, and whether a stream has more samples than that.
 
     Raises:
         DataError: not one of the measured samples of a stream can be used.
@@ -38,7 +38,9 @@ def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str
         mean = _mean(loader, held)
         total = sum(loader.counts().values())
         steps = max(1, math.ceil(epochs * total / mean - 1e-9))
-        say(f"{epochs:g} epochs of {total:,} samples are {steps:,} steps, at {mean:.1f} samples a step")
+        most = max(loader.counts().values())
+        from_ = f", estimated from {MEASURED} samples of each stream that has more" if most > MEASURED else ""
+        say(f"{epochs:g} epochs of {total:,} samples are {steps:,} steps, at {mean:.1f} samples a step{from_}")
     runtime.barrier()
     return int(runtime.total([steps])[0])
 

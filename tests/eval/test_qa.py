@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from mmtune import cli
@@ -69,6 +72,23 @@ def test_every_learned_answer_is_asked_for(run: Path, shard: str, capsys: pytest
     assert "static" not in said and "temporal" not in said, "no question is about time"
     lines = [json.loads(line) for line in (run / "eval/qa.answers.jsonl").read_text().splitlines()]
     assert lines == [{"control": "plain", **row} for row in rows]
+
+
+def test_media_that_were_unusual_are_counted_and_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture of whose side data the library warns is used, and no word of it is lost."""
+    image = io.BytesIO()
+    Image.new("RGB", (24, 24), (220, 30, 30)).save(image, "TIFF", tiffinfo={282: 72.0, 283: 72.0})
+    odd = bytearray(image.getvalue())
+    struct.pack_into("<I", odd, odd.find(struct.pack("<HH", 282, 5)) + 4, 2)  # two resolutions
+    both = record(("human", "<image>\nwhat is it?"), ("gpt", "red"), ("human", "sure?"), ("gpt", "yes"))
+    members = {"0.tiff": bytes(odd), "0.json": both, "1.png": world.png("red"), "1.json": both}
+    world.write_tar(tmp_path / "odd.tar", members)
+    report = evaluate(run, "qa", [str(tmp_path / "odd.tar")], out=tmp_path / "report.json", device="cpu")
+    assert report["records"] == 2 and report["unusual"] == {"odd_metadata": 1}, "once for both questions about it"
+    assert "media that were unusual, and used: odd_metadata 1\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["unusual"] == {"odd_metadata": 1}
 
 
 def test_perplexity_is_what_the_loss_of_training_says(run: Path, recipe: Any, shard: str) -> None:

@@ -63,6 +63,18 @@ def test_several_streams_by_share(tmp_path):
     assert abs(sum(taken) - 64) <= max(taken)
 
 
+def test_what_is_estimated_is_called_so(tmp_path, monkeypatch):
+    """Steps that were counted on part of the data are an estimate; those that were counted on all of it are none."""
+    made = counted(tmp_path, 2)
+    at = loop.assemble(made, None, Runtime("cpu"), Voice("off"))
+    said = []
+    for most in (16, 8):
+        monkeypatch.setattr(epochs, "MEASURED", most)
+        epochs.steps_of(at.loader, 2, Runtime("cpu"), said.append)
+    assert "estimated" not in said[0]
+    assert said[1].endswith(", estimated from 8 samples of each stream that has more")
+
+
 def test_samples_that_cannot_be_used_are_counted_with_the_rest():
     plan = epochs.Plan(rows=1, length=10)
     assert epochs._packed([5, 5, 5, 5], plan) == 2
