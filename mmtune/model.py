@@ -264,6 +264,8 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
     """
     device, room = torch.device(device), bounds.Room()
     weights = weights and device.type != "meta"
+    for one in section.branches.values():  # a library's constants are made on import, and not on the meta device
+        registry.find("encoders", one.encoder.name)
     # The random weights of a large model that is read from disk a moment later are not worth drawing.
     with torch.device("meta") if weights or device.type == "meta" else nullcontext():
         llm = part("llm", section.llm, room)

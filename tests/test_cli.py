@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import mmtune
@@ -143,9 +145,21 @@ def test_a_terminal_that_left_changes_no_code() -> None:
 
 
 def test_every_command_has_its_help() -> None:
-    for words in ("train", "chat", "eval", "show", "list", "env", "data make", "data index", "data check"):
-        result = CliRunner().invoke(cli.app, [*words.split(), "--help"])
+    group = get_command(cli.app)
+    names = [name for name in group.commands if name != "data"]
+    for words in (*names, *(f"data {name}" for name in group.commands["data"].commands), "data", ""):
+        result = CliRunner().invoke(cli.app, [*words.split(), "--help"], env={"COLUMNS": "100"})
         assert result.exit_code == 0 and len(result.output) > 100, words
+        assert not re.search(r"<(bool|str|path|int|float|list)\b|\[\[|\]\.\.\.\]", result.output), words
+
+
+@pytest.mark.parametrize("columns", ["60", "140"])
+def test_paragraphs_of_the_help_are_as_wide_as_the_terminal(columns: str) -> None:
+    text = CliRunner().invoke(cli.app, ["data", "convert", "--help"], env={"COLUMNS": columns}).output
+    lines = text[text.index("SOURCE is told") :].partition("╭")[0].strip().splitlines()
+    words = [line.split() for line in lines]
+    for line, following in zip(lines, words[1:], strict=False):
+        assert len(line.rstrip()) + len(following[0]) >= int(columns) - 4, f"cut before its end: {line}"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +182,9 @@ def test_every_command_has_its_help() -> None:
         ("data make pocket --out x --clips 0", "clips"),
         ("eval nowhere --task pocket_qa --data x --frames mixed", "--frames mixed"),
         ("eval nowhere --task pocket_qa", "nowhere has no recipe.yaml"),
-        ("nonsense", "nonsense"),
+        ("nonsense", "expected: mmtune [OPTIONS] COMMAND [ARGS]...\ntry: mmtune --help"),
+        ("trian", "mmtune: No such command 'trian'. Did you mean 'train'?"),
+        ("plan", "expected: mmtune plan [OPTIONS] {RECIPE} [KEY=VALUE]...\ntry: mmtune plan --help"),
     ],
 )
 def test_mistakes_are_told_in_plain_lines_with_code_2(words: str, message: str) -> None:

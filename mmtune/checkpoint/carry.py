@@ -202,12 +202,19 @@ def send_opened(
 
 def _check_written(kind: str) -> None:
     if not writes(registry.find(ROOM, kind)):
-        raise UsageError(f"{kind} is read only", "a kind that can be written", "mmtune export RUN lists these")
+        raise UsageError(
+            f"{kind} is read only", "a kind that can be written", f"--kind with one of {', '.join(kinds_out())}"
+        )
 
 
 def writes(kind: type[Foreign]) -> bool:
     """Whether an importer has a way out."""
     return kind.write is not Foreign.write
+
+
+def kinds_out() -> list[str]:
+    """Layouts that a run can be written in."""
+    return [kind for kind in registry.names(ROOM) if writes(registry.find(ROOM, kind))]
 
 
 def _read_back(foreign: Foreign, back: Back, scratch: Path) -> tuple[dict[str, Any], fidelity.Make]:

@@ -22,7 +22,9 @@ def init(
     encoder: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="pocket, a folder, a repository, or ENTRY:FOLDER. Repeat.", autocompletion=encoders
+            metavar="NAME",
+            help="pocket, a folder, a repository, or ENTRY:FOLDER; none for text alone. Repeat.",
+            autocompletion=encoders,
         ),
     ] = None,
     data: Annotated[
@@ -81,12 +83,12 @@ def init(
 
 
 def _all_given(words: dict) -> dict:
-    usual = {"encoder": ["pocket"] if words["llm"] == "pocket" else None, "out": "recipe.yaml", "method": "connector"}
+    usual = {"encoder": ["pocket"] if words["llm"] == "pocket" else [], "out": "recipe.yaml", "method": "connector"}
     given = {name: value or usual.get(name) for name, value in words.items()}
-    if missing := [f"--{name}" for name, value in given.items() if not value]:
+    if missing := [f"--{name}" for name, value in given.items() if value in (None, "")]:
         raise UsageError(
             f"mmtune init without {', '.join(missing)}, and no terminal to ask at",
-            "mmtune init --data PATTERN --llm NAME --encoder NAME [--method METHOD] [--out FILE]",
+            "mmtune init --data PATTERN --llm NAME [--encoder NAME] [--method METHOD] [--out FILE]",
             "mmtune init --data 'shards/*.tar' --llm pocket --encoder pocket, for the small parts of the package",
         )
     return given

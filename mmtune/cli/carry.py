@@ -22,7 +22,7 @@ def import_(
     ] = None,
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Published files or folders, in the order of the list or as ROLE=PATH."),
+        typer.Argument(metavar="PATH", help="Published files or folders, in the order of the list or as ROLE=PATH."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder to write.")] = None,
     option: Annotated[

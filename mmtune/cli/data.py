@@ -95,7 +95,7 @@ def data_convert(
 
 
 @data_app.command("index")
-def data_index(patterns: Annotated[list[str], typer.Argument(metavar="PATTERN...", help="Shards.")]) -> None:
+def data_index(patterns: Annotated[list[str], typer.Argument(metavar="PATTERN", help="Shards.")]) -> None:
     """Read shards once and write an index beside each, with digests and what was refused."""
     from mmtune.commands import data as command
 
@@ -106,7 +106,7 @@ def data_index(patterns: Annotated[list[str], typer.Argument(metavar="PATTERN...
 def data_check(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="PATTERN... [KEY=VALUE]...", help="Shards or dataset cards; changes to the recipe."),
+        typer.Argument(metavar="PATTERN|KEY=VALUE", help="Shards or dataset cards; changes to the recipe."),
     ],
     recipe: Annotated[
         str, typer.Option(metavar="RECIPE", help="The recipe that would train on them.", autocompletion=recipes)

@@ -49,10 +49,10 @@ def _given(recipe: str | None, **flags: bool) -> list[str]:
 def list_names(
     room: Annotated[
         str | None,
-        typer.Argument(metavar="[ROOM]", help="encoders, recipes, prompts, ...", autocompletion=rooms),
+        typer.Argument(metavar="ROOM", help="encoders, recipes, prompts, ...", autocompletion=rooms),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One of them: its options.", autocompletion=entries)
+        str | None, typer.Argument(metavar="NAME", help="One of them: its options.", autocompletion=entries)
     ] = None,
 ) -> None:
     """The names that a recipe may use; with NAME, the options of one, their types, defaults and remarks."""

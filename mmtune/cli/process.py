@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -50,9 +51,19 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # a fault, not a mistake in the command line
             raise
-        error.show()  # type: ignore[attr-defined]
+        _tell(error)
         code = error.exit_code  # type: ignore[attr-defined]
     _leave(int(code))
+
+
+def _tell(error: Any) -> None:
+    """A mistake in the command line, as every other mistake is told; a command without words is its help."""
+    context = getattr(error, "ctx", None)
+    if context is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    usage = " ".join(context.get_usage().removeprefix("Usage:").split())
+    print(f"mmtune: {error.format_message()}\nexpected: {usage}\ntry: {context.command_path} --help", file=sys.stderr)
 
 
 def _open_streams() -> None:

@@ -17,7 +17,7 @@ def chat(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN] [FILE]... [QUESTION]",
+            metavar="RUN|FILE|QUESTION",
             help="A run folder, media files (a range may follow a clip: 00:10-00:20), a question.",
         ),
     ] = None,

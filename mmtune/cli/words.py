@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
+from mmtune.cli._help import App
 from mmtune.cli.complete import recipes
 from mmtune.errors import UsageError
 from mmtune.version import __version__
 
-app = typer.Typer(
+app = App(
     name="mmtune",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Make, index and check shards of training data.", no_args_is_help=True)
+data_app = App(help="Make, index and check shards of training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Recipe = Annotated[
@@ -25,7 +26,7 @@ Recipe = Annotated[
     typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `mmtune list recipes`.", autocompletion=recipes),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, as schedule.steps=100.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, as schedule.steps=100.")
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `mmtune train` writes it.")]
 AllowRemote = Annotated[

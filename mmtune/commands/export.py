@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmtune import registry
-
 
 def kinds() -> list[str]:
     """Layouts that a run can be written in."""
     from mmtune.checkpoint import carry
-    from mmtune.checkpoint.foreign.base import Foreign
 
-    return [kind for kind in registry.names(carry.ROOM) if registry.find(carry.ROOM, kind).write is not Foreign.write]
+    return carry.kinds_out()
 
 
 def run(folder: str, kind: str, out: Path, options: list[str]) -> None:

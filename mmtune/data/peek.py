@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -46,6 +46,20 @@ class Seen:
     """Media items by kind."""
     refused: str = ""
     """Why the first one that it can't read is refused."""
+
+    def with_more(self, other: Seen | None) -> Seen:
+        """This and what other data of the format hold; those that are not on this machine leave it not whole."""
+        if other is None:
+            return replace(self, whole=False)
+        return Seen(
+            self.shards + other.shards,
+            self.format,
+            self.whole and other.whole,
+            self.records + other.records,
+            [*self.samples, *other.samples],
+            self.kinds + other.kinds,
+            self.refused or other.refused,
+        )
 
 
 def look(patterns: Sequence[str]) -> Seen:

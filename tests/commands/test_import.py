@@ -63,6 +63,7 @@ def test_in_chat_and_out(version: str, tmp_path: Path) -> None:
         ("import llava_hf . --out x --option resize=never", "resize"),
         ("export nowhere --kind llava_hf --out x", "nowhere has no recipe.yaml"),
         ("export nowhere --kind llm --out x", "llm is read only"),
+        ("export nowhere --kind llm --out x", "--kind with one of blip2, eva"),
     ],
 )
 def test_mistakes_are_told(words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

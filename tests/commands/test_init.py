@@ -238,7 +238,7 @@ def test_a_wrong_answer_is_asked_for_again(here: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "shards/*.tar"], "without --llm, --encoder, and no terminal"),
+        (["--data", "shards/*.tar"], "without --llm, and no terminal"),
         (["--data", "shards/*.tar", *POCKET, "--method", "lorra"], "--method lorra"),
         (["--data", "shards/*.tar", *POCKET, "--connector", "poool"], "no 'poool'"),
         (["--data", "shards/*.tar", *POCKET, "--prompt", "chatml"], "plain text to this tokenizer"),
@@ -248,6 +248,7 @@ def test_a_wrong_answer_is_asked_for_again(here: Path, monkeypatch: pytest.Monke
         (["--data", "shards/*.tar", "--llm", "some/model", "--encoder", "pocket"], "no --prompt"),
         (["--data", "shards/*.tar", "--llm", "pocket", "--encoder", "some/tower"], "not on this machine"),
         (["--data", "shards/*.tar", "--llm", "pocket", "--encoder", "hf_audio:x"], "data with image"),
+        (["--data", "shards/*.tar", "--llm", "some/model", "--prompt", "plain"], "data with image, and no --encoder"),
         (["--data", "nowhere/*.tar", *POCKET], "nowhere"),
         (["--data", "webvid_2m", *POCKET], "cannot be looked at here"),
         (["--data", "webvid_2m", "--kinds", "smell", *POCKET], "--kinds smell"),

@@ -68,7 +68,7 @@ def as_transformers(encoder: Any) -> Any:
         (Path(folder) / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         made = chosen(chosen.Config(model=folder, **carried))
     made.pixels = encoder.pixels
-    made.tower.load_state_dict(spelled(encoder.visual.state_dict()), strict=True)
+    made.tower.load_state_dict(spelled(encoder.visual.state_dict()), strict=True, assign=True)
     return made.to(next(encoder.parameters()).dtype)
 
 

@@ -31,7 +31,7 @@ def llm(name: str) -> Tree:
     """The section `llm`: the small model, a folder, or a repository on the hub."""
     if name == POCKET:
         return {"name": "hf", "folder": "mmtune:pocket/llm"}
-    where = {"folder": name} if _is_path(name) else {"repo": name}
+    where = {"folder": name} if is_path(name) else {"repo": name}
     return {"name": "hf", **where, "dtype": "bfloat16"}
 
 
@@ -82,7 +82,8 @@ def branches(names: Sequence[str], kinds: Sequence[Kind], connector: str | None)
             if mine:
                 free = branch if branch not in found else f"{branch}{len(found) + 1}"
                 chosen = _named(connector, section["connector"]) if connector else section["connector"]
-                rule = {"rule": "pllava"} if connector == "pool" and "video" in mine else {}
+                published = chosen["name"] == "pool" and "norm" not in chosen
+                rule = {"rule": "pllava"} if published and "video" in mine else {}
                 found[free] = {"encoder": {**section["encoder"], **rule}, "connector": chosen, "kinds": mine}
     _all_taken(found, names, kinds)
     return found
@@ -91,8 +92,9 @@ def branches(names: Sequence[str], kinds: Sequence[Kind], connector: str | None)
 def _all_taken(found: Tree, names: Sequence[str], kinds: Sequence[Kind]) -> None:
     taken = {kind for one in found.values() for kind in one["kinds"]}
     if missing := [kind for kind in kinds if kind not in taken]:
+        data = f"data with {' and '.join(missing)}"
         raise UsageError(
-            f"data with {' and '.join(missing)}, which {' and '.join(names) or 'no encoder'} does not take",
+            f"{data}, which {' and '.join(names)} does not take" if names else f"{data}, and no --encoder",
             "an encoder for each kind of media in the data",
             "--encoder once more, as --encoder pocket or --encoder hf_audio:FOLDER; mmtune list encoders",
         )
@@ -113,25 +115,31 @@ def _pocket() -> Tree:
 
 
 def _usual(takes: Sequence[Kind], kinds: Sequence[Kind]) -> Tree:
-    """One vector for each token of a picture or sound; of the many of a video, averages over bins."""
+    """One vector for each token of a picture or sound; of the many of a video, averages over PLLaVA's bins."""
     if "video" in takes and "video" in kinds:
-        return {"name": "pool", "time": 8, "height": 8, "width": 8}
+        return {"name": "pool", "time": 8, "height": 8, "width": 8, "short": "repeat"}
     return {"name": "mlp"}
 
 
 def _entry(name: str) -> tuple[str, str]:
     """(entry of the room encoders, weights). What is not said is found by what can read the files."""
-    head, sign, rest = name.partition(":")
-    if sign and head in registry.names("encoders"):
+    head, rest = entry_and_weights(name)
+    if head:
         return head, rest
     for entry in ("clip", "hf_vision", "hf_audio"):
         if _reads(entry, name):
             return entry, name
     raise UsageError(
-        f"the encoder {name}: " + ("no entry reads it" if _is_path(name) else "it is not on this machine"),
+        f"the encoder {name}: " + ("no entry reads it" if is_path(name) else "it is not on this machine"),
         "pocket, or ENTRY:WEIGHTS with an entry that is named by `mmtune list encoders`",
         f"--encoder hf_vision:{name} for the layout of transformers, --encoder clip:{name} for open_clip's",
     )
+
+
+def entry_and_weights(name: str) -> tuple[str, str]:
+    """ENTRY:WEIGHTS, or no entry and a name as it is."""
+    head, sign, rest = name.partition(":")
+    return (head, rest) if sign and head in registry.names("encoders") else ("", name)
 
 
 def _reads(entry: str, weights: str) -> bool:
@@ -196,8 +204,10 @@ def depth_of(section: Tree) -> int | None:
     if not section.get("folder") or not path.is_file():
         return None
     tree = json.loads(path.read_text(encoding="utf-8"))
-    return tree.get("num_hidden_layers", tree.get("text_config", {}).get("num_hidden_layers"))
+    tree = tree.get("text_config", tree)
+    return next((tree[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in tree), None)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a name is that of a folder, and not of a repository."""
     return name.startswith((".", "/", "~")) or Path(name).expanduser().exists()

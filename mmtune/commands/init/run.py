@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune import config, disk, registry
-from mmtune.commands.init import parts, text
+from mmtune.commands.init import leaving, parts, text
 from mmtune.data import shards
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError, UsageError
 from mmtune.types import KINDS, Kind, Sample
@@ -64,11 +64,11 @@ def run(answers: Answers) -> None:
     seen = _seen(answers)
     tree = _tree(answers, seen)
     told = [f"{', '.join(data)}: {_said(found)}" for data, found in seen]
-    fitted, notes = _fit(tree, seen, answers.hold_out)
+    fitted, notes, layout = _fit(tree, seen, answers)
     source = _head(answers) + text.written(fitted, _REMARKS)
     config.validate(_recipe(), config.parse(source, str(answers.out)), str(answers.out))
     disk.write_file(answers.out, source)
-    print("\n".join([*told, *notes, f"{answers.out} is written", "", *_next(answers, fitted)]))
+    print("\n".join([*told, *notes, f"{answers.out} is written", "", *_next(answers, fitted, layout)]))
 
 
 def check_method(method: str) -> None:
@@ -135,8 +135,12 @@ def _seen(answers: Answers) -> list[tuple[tuple[str, ...], Seen | None]]:
                 ) from error
             seen = None
         spelled = card.format.name if card else seen.format if seen else "llava"
-        before = found.get(spelled, ((), None))
-        found[spelled] = ((*before[0], name), seen or before[1])
+        if spelled in found:
+            names, before = found[spelled]
+            both = before.with_more(seen) if before else seen.with_more(None) if seen else None
+            found[spelled] = ((*names, name), both)
+        else:
+            found[spelled] = ((name,), seen)
     return list(found.values())
 
 
@@ -155,8 +159,9 @@ def _said(seen: Seen | None) -> str:
 
 def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> dict[str, Any]:
     counted: Counter[Kind] = Counter()
+    counted.update(answers.kinds)  # type: ignore[arg-type]
     for _, found in seen:
-        counted.update(found.kinds if found else answers.kinds)  # type: ignore[arg-type]
+        counted.update(found.kinds if found else {})
     kinds = [kind for kind in KINDS if counted[kind]]
     small = answers.llm == parts.POCKET
     llm = parts.llm(answers.llm)
@@ -167,7 +172,9 @@ def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]])
     if not branches and "connector" in groups:
         del groups["connector"]
     if not groups:
-        raise UsageError("data with text alone, and --method connector", "media, or a method that trains more")
+        raise UsageError(
+            "data with text alone, and --method connector", "media, or a method that trains more", "--method lora"
+        )
     streams = {}
     for data, found in seen:
         name = found.format if found else "llava"
@@ -181,7 +188,7 @@ def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]])
         "model": model | ({"tuners": changes["tuners"]} if changes["tuners"] else {}),
         "streams": streams,
         "groups": groups,
-        "schedule": {"epochs": answers.epochs or 1.0, "warmup": 10, "kind": "cosine"},
+        "schedule": {"epochs": answers.epochs or 1, "warmup": 10, "kind": "cosine"},
         "run": {
             "length": LENGTH,
             "too_long": "turns",
@@ -202,9 +209,10 @@ def _format(name: str, kinds: Sequence[Kind]) -> dict[str, Any]:
 
 
 def _fit(
-    tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None]], hold_out: float | None
-) -> tuple[dict[str, Any], list[str]]:
-    """The tree with lengths and epochs that fit the data, and what was found by building the model without weights."""
+    tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None]], answers: Answers
+) -> tuple[dict[str, Any], list[str], str | None]:
+    """The tree with lengths and epochs that fit the data, what was found by building the model without weights, and
+    the published layout that has a place for it, if one has."""
     from mmtune import model as models
     from mmtune import params
 
@@ -212,11 +220,14 @@ def _fit(
     try:
         model = models.build(recipe.model, weights=False, device="meta")
     except CheckpointError as error:  # a repository that was not fetched, on a machine without network
-        return tree, [f"not built, because a part is not here: {error.seen.splitlines()[0]}"]
-    table = params.table(model, params.partition(model, recipe.groups))
+        if all(name == parts.POCKET or parts.is_path(name) for name in _names(answers)):
+            raise
+        return tree, [f"not built, because a part is not here: {error.seen.splitlines()[0]}"], None
+    table = params.table(model, params.partition(model, recipe.groups)).splitlines()[-1]
     lengths = _lengths(recipe, model, seen)
+    kind, told = leaving.layout(recipe, model)
     if not lengths:
-        return tree, [f"lengths were not measured; run.length = {LENGTH} is a guess", table.splitlines()[-1]]
+        return tree, [f"lengths were not measured; run.length = {LENGTH} is a guess", table, told], kind
     longest, mean = max(lengths), sum(lengths) / len(lengths)
     length = max(256, -(-longest * 5 // 4 // 64) * 64)
     rows = 8 if tree["run"]["precision"] == "fp32" else 4
@@ -226,9 +237,10 @@ def _fit(
     samples = sum(len(one.samples) for one in found)
     if whole:
         steps = samples / max(1.0, rows * length / mean)  # of one epoch
-        if tree["schedule"]["epochs"] == 1.0:
-            tree["schedule"]["epochs"] = float(max(1, min(500, round(STEPS / max(steps, 1e-3)))))
-    notes = [f"samples have up to {longest:,} tokens", table.splitlines()[-1]]
+        if answers.epochs is None:
+            tree["schedule"]["epochs"] = max(1, min(500, round(STEPS / max(steps, 1e-3))))
+    notes = [f"samples have up to {longest:,} tokens", table, told]
+    hold_out = answers.hold_out
     if hold_out is None:
         hold_out = 0.0 if whole and samples < HELD_OUT else 0.05
     if hold_out:
@@ -237,7 +249,7 @@ def _fit(
             notes.append(f"held out for validation: {count} of {samples} samples")
         tree["eval"] = {"every": 100 if rows == 8 else 500, "fraction": hold_out}
         tree["chat"] = tree.pop("chat")  # the last section, as in `Recipe`
-    return tree, notes
+    return tree, notes, kind
 
 
 def _split(found: Sequence[Seen], part: float) -> tuple[float, int]:
@@ -255,6 +267,10 @@ def _split(found: Sequence[Seen], part: float) -> tuple[float, int]:
         )
     part = min(max(part, math.ceil(least * 1e4) / 1e4), math.floor(most * 1e4) / 1e4)
     return part, sum(number < part for each in numbers for number in each)
+
+
+def _names(answers: Answers) -> list[str]:
+    return [answers.llm, *(parts.entry_and_weights(name)[1] for name in answers.encoders)]
 
 
 def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> list[int]:
@@ -330,9 +346,10 @@ def _head(answers: Answers) -> str:
     )
 
 
-def _next(answers: Answers, tree: dict[str, Any]) -> list[str]:
+def _next(answers: Answers, tree: dict[str, Any], layout: str | None) -> list[str]:
     file = shlex.quote(str(answers.out))
     run = shlex.quote(f"runs/{answers.out.stem}")
+    away = shlex.quote(f"{answers.out.stem}-{layout}")
     several = len(tree["streams"]) > 1
     checks = [
         f"mmtune data check {' '.join(map(shlex.quote, section['data']))} --recipe {file}"
@@ -345,4 +362,5 @@ def _next(answers: Answers, tree: dict[str, Any]) -> list[str]:
         f"mmtune train {file} --out {run}",
         f"mmtune eval {run} --task qa {every}",
         f"mmtune chat {run}",
+        *([f"mmtune export {run} --kind {layout} --out {away}"] if layout else []),
     ]

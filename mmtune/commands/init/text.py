@@ -37,7 +37,7 @@ class _Writer:
             inner = _inside(field.annotation)
             if depth == 0:
                 yield ""
-            if inner is None:
+            if inner is None or not value:
                 yield from _line(depth, f"{key}: {_flow(value)}", remark)
                 continue
             yield from _line(depth, f"{key}:", remark)

@@ -1,0 +1,44 @@
+"""Which published layout a run of a new recipe can leave in, found on a model without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmtune.checkpoint import carry
+from mmtune.checkpoint.foreign.base import Opened
+from mmtune.errors import MmtuneError
+
+if TYPE_CHECKING:
+    from mmtune.recipe import Recipe
+
+NEAREST = {"video": "pllava", "image": "llava_hf"}
+"""The layout whose refusal is told where none fits, by what the recipe sees."""
+LONGEST = 200
+"""Letters of a refusal: one that lists every tensor says enough in these."""
+
+
+def layout(recipe: Recipe, model: Any) -> tuple[str | None, str]:
+    """(the first layout that has a place for every part, or none; a line that says so, or what stands in the way).
+
+    Every layout is asked to write names and shapes, as `mmtune export` asks it before it reads weights.
+
+    Args:
+        model: on the meta device. What trained is merged in it afterwards.
+    """
+    run = Opened(model, recipe)
+    refused: dict[str, str] = {}
+    for kind in carry.kinds_out():
+        try:
+            carry.importer(kind).write(run)
+        except MmtuneError as error:
+            refused[kind] = error.seen.splitlines()[0]
+        else:
+            return kind, f"a run of it can leave in the published layout {kind}"
+    kinds = {kind for branch in recipe.model.branches.values() for kind in branch.kinds or ()}
+    nearest = next((NEAREST[kind] for kind in NEAREST if kind in kinds), None)
+    why = f"{nearest}: {_short(refused[nearest])}" if nearest else "none is for these media"
+    return None, f"no published layout has a place for a run of it; {why}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
