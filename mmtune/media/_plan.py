@@ -11,38 +11,38 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
-def runs(packets: Sequence[Any], chosen: set[int], codec: str, extradata: bytes | None) -> list[list[Any]]:
-    """Lists of packets to decode one after the other, the decoder being flushed between lists.
+def spans(pts: Sequence[int], enters: Sequence[int], chosen: set[int], codec: str) -> list[tuple[int, int]]:
+    """First and last number of the packets of each run to decode, the decoder being flushed between runs.
 
     Args:
-        packets: all packets of the stream in decoding order, each with a pts.
+        pts: of all packets of the stream in decoding order.
+        enters: numbers of the packets at which decoding can begin.
         chosen: pts of the frames wanted.
     """
-    split = nal_splitter(extradata) if codec == "h264" else None
-    enters = [i for i, packet in enumerate(packets) if packet.is_keyframe and (not split or has_idr(packet, split))]
-    if codec == "gif":
-        enters = []  # every picture is drawn over the one before
-    if not enters or enters[0] != 0:
-        enters.insert(0, 0)
-    spans: list[list[int]] = []
+    starts = [] if codec == "gif" else list(enters)  # every picture of a GIF is drawn over the one before
+    if not starts or starts[0] != 0:
+        starts.insert(0, 0)
+    found: list[tuple[int, int]] = []
     place = 0
-    for i, packet in enumerate(packets):
-        while place + 1 < len(enters) and enters[place + 1] <= i:
+    for number, stamp in enumerate(pts):
+        while place + 1 < len(starts) and starts[place + 1] <= number:
             place += 1
-        if packet.pts not in chosen:
+        if stamp not in chosen:
             continue
         # A picture shown before its entry point leans on the group before that.
         at = place
-        while at > 0 and packets[enters[at]].pts > packet.pts:
+        while at > 0 and pts[starts[at]] > stamp:
             at -= 1
-        if spans and enters[at] <= spans[-1][1]:
-            spans[-1][1] = i
+        if found and starts[at] <= found[-1][1]:
+            found[-1] = (found[-1][0], number)
         else:
-            spans.append([enters[at], i])
-    return [
-        [p for p in packets[start : stop + 1] if p.pts in chosen or split is None or is_read_by_others(p, split)]
-        for start, stop in spans
-    ]
+            found.append((starts[at], number))
+    return found
+
+
+def needed(packet: Any, chosen: set[int], split: Splitter | None) -> bool:
+    """Whether a packet of a run must be decoded: for itself, or for others that are predicted from it."""
+    return split is None or packet.pts in chosen or is_read_by_others(packet, split)
 
 
 Splitter = Callable[[memoryview], Iterator[int]]

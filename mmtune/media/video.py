@@ -16,9 +16,10 @@ stretched; rotation and mirroring from the container are applied.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import av
@@ -28,6 +29,7 @@ from mmtune.errors import MediaError, Note, Reason
 from mmtune.media import _backends, _boxes, _frames, _plan, _tags
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
+from mmtune.media._packets import Packets
 from mmtune.media._paint import Painter, display_matrix
 from mmtune.media._watch import Watch
 from mmtune.media.base import Limits, Sampling, Span, outside, refusing
@@ -126,19 +128,21 @@ class _Clip:
         promised = promised_seconds(self.container, self.stream)
         if promised is not None and promised > self.limits.video_seconds:
             self.exceed("video_seconds", f"{promised:.0f} seconds")
-        self.packets = self._demux()
+        self.split = _plan.nal_splitter(context.extradata) if context.name == "h264" else None
+        self.packets = Packets(self._whole(self.container, self.stream), self._again, context.name, self.split)
         # AVI keeps no presentation times; with reordered pictures only the order of what comes out tells them.
         blind = self.name == "avi" and context.has_b_frames
-        self.stamped = not blind and all(packet.pts is not None for packet in self.packets)
-        shown = [p for p in self.packets if not p.is_discard and not (context.name == "vp8" and _hidden_vp8(p))]
-        stamps = [packet.pts if self.stamped else packet.dts for packet in shown]
-        if not stamps or any(stamp is None for stamp in stamps):
+        packets = self.packets
+        self.stamped = not blind and packets.known(packets.pts) == len(packets)
+        times = packets.pts if self.stamped else packets.dts
+        stamps = [times[number] for number in packets.shown]
+        if not stamps or packets.known(stamps) < len(stamps):
             self.refuse(
-                f"{len(stamps)} frames, {sum(s is None for s in stamps)} of them without a time",
+                f"{len(stamps)} frames, {len(stamps) - packets.known(stamps)} of them without a time",
                 "at least one frame, all with times",
                 Reason.short_video if not stamps else Reason.unreadable_video,
             )
-        self.line = timeline(stamps, [packet.duration or 0 for packet in shown], self.stream.time_base)
+        self.line = timeline(stamps, [packets.durations[n] for n in packets.shown], self.stream.time_base)
         if self.line.seconds > self.limits.video_seconds:
             self.exceed("video_seconds", f"{self.line.seconds:.0f} seconds")
         self._check_length(promised)
@@ -156,17 +160,24 @@ class _Clip:
             self.exceed("output_pixels", f"{frames} frames of {context.width} x {context.height}")
         self.watch.keep(2 * 3 * pixels)  # when they are put together they are there twice
 
-    def _demux(self) -> list[Any]:
-        """All whole packets of the stream in decoding order."""
-        packets = []
-        for count, packet in enumerate(self.container.demux(self.stream)):
+    def check_decoded(self, frames: int) -> None:
+        if frames > self.limits.decoded_frames:
+            self.exceed("decoded_frames", f"{frames} frames to decode, from the entry points before those chosen")
+
+    def _whole(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The whole packets of a stream in decoding order."""
+        for count, packet in enumerate(container.demux(stream)):
             if count > self.limits.packets:
                 self.exceed("packets", f"more than {self.limits.packets} packets")
-            if packet.size and not packet.is_corrupt:
-                packets.append(packet)
             if count % 256 == 0:
                 self.watch.tick()
-        return packets
+            if packet.size and not packet.is_corrupt:
+                yield packet
+
+    @contextmanager
+    def _again(self) -> Iterator[Iterator[Any]]:
+        with opened(self.data, self.name, self.watch) as container:
+            yield self._whole(container, container.streams[self.stream.index])
 
     def _check_length(self, promised: float | None) -> None:
         """Compare what is there with what the header promised; a cut file is a damaged file."""
@@ -218,10 +229,17 @@ def _pyav(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch.Tenso
     """Decode what is needed; when a chosen frame does not come, decode everything and choose among what did."""
     if clip.stamped:
         stamps = {clip.line.stamps[index] for index in chosen}
-        context = clip.stream.codec_context
         painter = Painter(side)
-        for run in _plan.runs(clip.packets, stamps, context.name, context.extradata):
-            _decode(clip, run, lambda frame: painter.keep(frame.pts, frame) if frame.pts in stamps else None)
+
+        def take(frame: Any) -> None:
+            if frame.pts in stamps:
+                painter.keep(frame.pts, frame)
+
+        spans = _plan.spans(clip.packets.pts, clip.packets.enters, stamps, clip.stream.codec_context.name)
+        if clip.split is None:  # else some are left out
+            clip.check_decoded(max(last - first + 1 for first, last in spans))
+        for run in clip.packets.parts(spans):
+            _decode(clip, (packet for packet in run if _plan.needed(packet, stamps, clip.split)), take)
         if painter.frames.keys() == stamps:
             return painter.stack([clip.line.stamps[index] for index in chosen]), chosen
     return _everything(clip, chosen, side)
@@ -250,7 +268,9 @@ def _everything(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch
             show(index, frame)
         latest[:] = [(index, frame)]
 
-    _decode(clip, clip.packets, take)
+    clip.check_decoded(len(clip.packets))
+    for run in clip.packets.parts([(0, len(clip.packets) - 1)]):
+        _decode(clip, run, take)
     if len(came) < clip.limits.complete * len(stamps):
         clip.refuse(
             f"{len(came)} of {len(stamps)} frames decode", f"at least {clip.limits.complete:.0%}", Reason.short_video
@@ -261,12 +281,11 @@ def _everything(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch
     return painter.stack(indices), indices
 
 
-def _decode(clip: _Clip, packets: list[Any], take: Any) -> None:
+def _decode(clip: _Clip, packets: Iterable[Any], take: Any) -> None:
     """Decode packets in order and hand over every whole frame. A packet that fails gives no frame."""
-    if len(packets) > clip.limits.decoded_frames:
-        clip.exceed("decoded_frames", f"{len(packets)} frames to decode, from the entry points before those chosen")
     context = clip.stream.codec_context
-    for packet in [*packets, None]:
+    for count, packet in enumerate(chain(packets, [None])):
+        clip.check_decoded(count)
         clip.watch.tick(3 * context.width * context.height)
         try:
             frames = context.decode(packet)
@@ -290,13 +309,9 @@ def _peculiar(clip: _Clip) -> str:
         else:
             found.append("")
 
-    for packet in clip.packets[:32]:
+    (first,) = clip.packets.parts([(0, 31)])
+    for packet in first:
         _decode(clip, [packet], look)
         if found:
             return found[0]
     return ""
-
-
-def _hidden_vp8(packet: Any) -> bool:
-    """VP8 sends pictures that are only predicted from, never shown."""
-    return not memoryview(packet)[0] >> 4 & 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
-from mmtune.media import _plan
+from mmtune.media import _packets, _plan
+from mmtune.media._packets import Packets
 
 AVCC = bytes([1, 100, 0, 30, 0xFF])
 IDR, READ, UNREAD = 0x65, 0x41, 0x01  # first bytes of H.264 units; the last one has nal_ref_idc 0
@@ -14,7 +17,13 @@ class Packet(bytes):
     """Encoded bytes with what a demuxer says of them."""
 
     pts: int
+    dts = duration = None
     is_keyframe: bool
+    is_discard = False
+
+    @property
+    def size(self) -> int:
+        return len(self)
 
     @classmethod
     def of(cls, pts: int, key: bool = False, *units: int, prefix: bool = True) -> Packet:
@@ -25,7 +34,17 @@ class Packet(bytes):
 
 
 def planned(packets: list[Packet], chosen: set[int], codec: str = "hevc", extradata: bytes | None = None) -> list:
-    return [[packet.pts for packet in run] for run in _plan.runs(packets, chosen, codec, extradata)]
+    split = _plan.nal_splitter(extradata) if codec == "h264" else None
+    known = Packets(packets, lambda: nullcontext(iter(packets)), codec, split)
+    runs = known.parts(_plan.spans(known.pts, known.enters, chosen, codec))
+    return [[packet.pts for packet in run if _plan.needed(packet, chosen, split)] for run in runs]
+
+
+@pytest.fixture(params=["kept", "read again"], autouse=True)
+def _few(request, monkeypatch):
+    """Packets are kept where they are few, and else read again: what is decoded is the same."""
+    if request.param == "read again":
+        monkeypatch.setattr(_packets, "_FEW", 0)
 
 
 CLOSED = [Packet.of(pts, key=pts % 4 == 0) for pts in range(12)]

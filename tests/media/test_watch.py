@@ -70,6 +70,17 @@ def test_a_small_sound_of_many_streams_is_not_opened(tmp_path):
     assert took[0] < 30 and "at most 256 streams" in took[2], took
 
 
+@linux
+def test_packets_of_a_film_are_not_all_held(tmp_path):
+    """Each takes several hundred bytes beside its own."""
+    data = matroska.film(*[matroska.cluster(300 * time, 1 << 14, b"\x10") for time in range(20)])
+    assert len(data) < 400_000
+    held = "import io, av; c = av.open(io.BytesIO(DATA), format='matroska'); list(c.demux(video=0))"
+    took, naive = peaks(tmp_path, data, load("video").replace("frames=2)", "frames=2), Limits(packets=300_000)"), held)
+    assert naive[0] > 80, naive
+    assert took[0] < 50 and "(limit packets)" in took[2], took
+
+
 ATTACHMENTS = matroska.film(matroska.element("1941a469", bytes.fromhex("61a780") * 3_000_000), matroska.cluster(0, 1))
 
 
