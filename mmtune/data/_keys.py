@@ -2,8 +2,8 @@
 
 The rule of webdataset is the name up to its first dot. Names have dots for other reasons, too ("clip.v2.mp4",
 "cat.2.jpg", "clip 2.0 (clean).mp4"), and by that rule such samples would merge, or lose their suffix. So among the
-names that are alike up to the first dot, each that is a whole sample without its last suffix (a text and a medium) is a
-key, and so is the name up to the first dot itself, where it has members of its own. What is left ("img.0.jpg" beside
+names that are alike up to the first dot, each that is a whole sample without its last suffix (a text and a medium, or
+a text and media with numbers behind the same name) is a key, and so is the name up to the first dot itself, where it has members of its own. What is left ("img.0.jpg" beside
 "img.json") goes to the longest of these keys that it begins with. Where there are none of them, texts alone are a
 sample each, and everything else is one sample by webdataset's rule.
 """
@@ -44,6 +44,8 @@ def _settle(short: str, names: list[str]) -> dict[str, tuple[str, str]]:
         if end in SUFFIXES and not UNSAFE.intersection(stem[len(short) :].lower().split(".")):
             kinds.add(SUFFIXES[end] or TEXT)
     own = {stem for stem, kinds in stems.items() if stem == short or {TEXT} < kinds}
+    numbered = {stem.rpartition(".")[0] for stem, kinds in stems.items() if kinds - {TEXT} and _ends_in_number(stem)}
+    own |= {stem for stem in numbered if TEXT in stems.get(stem, ())}
     if not own and all(kinds == {TEXT} for kinds in stems.values()):
         own = set(stems)
     if stems.get(short) == {TEXT} and all(kinds <= {TEXT} for kinds in stems.values()):
@@ -58,6 +60,11 @@ def _settle(short: str, names: list[str]) -> dict[str, tuple[str, str]]:
             key = stem  # one of several samples with dots in their names, that has lost its mate
         settled[name] = key, name.removeprefix("./")[len(key) + 1 :].lower()
     return settled
+
+
+def _ends_in_number(stem: str) -> bool:
+    end = stem.rpartition(".")[2]
+    return end.isascii() and end.isdigit()
 
 
 def _parts(name: str) -> tuple[str, str]:

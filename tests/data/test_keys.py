@@ -47,6 +47,10 @@ NAMES = {
     "a.b.json a.c.json": {"a.b": "json", "a.c": "json"},
     "a.json a.b.json": {"a": "json", "a.b": "json"},
     "clip.v2.0.jpg clip.v2.1.jpg clip.v2.json clip.v2.jpg": {"clip.v2": "0.jpg 1.jpg json jpg"},
+    "v1.0.0.jpg v1.0.1.jpg v1.0.json": {"v1.0": "0.jpg 1.jpg json"},
+    "v1.0.0.jpg v1.0.1.jpg v1.0.json v1.1.0.jpg v1.1.1.jpg v1.1.json": {
+        "v1.0": "0.jpg 1.jpg json", "v1.1": "0.jpg 1.jpg json",
+    },
     "A.V2.JPG A.V2.JSON": {"A.V2": "jpg json"},
     # one that lost its mate stays apart
     "a.b.jpg a.b.txt a.c.jpg": {"a.b": "jpg txt", "a.c": "jpg"},
