@@ -241,6 +241,14 @@ class TestClips:
             for one in (of_record, of_entry, *parts(fields)):
                 assert ranges(make("llava").sample(one)) == [("video", 1, 2)]
 
+    def test_of_the_object_that_names_the_medium_of_a_caption(self):
+        """It was passed over, and the whole video was shown."""
+        for name in ({"path": "0001.mp4", "start": 1, "end": 2}, [{"path": "0001.mp4", "clip": [1, 2]}]):
+            one = record({"caption": "a dog", "video": name}, mp4=MP4)
+            assert ranges(make("caption").sample(one)) == [("video", 1, 2)]
+        crop = record({"caption": "a dog", "image": {"path": "0001.jpg", "crop": [1]}}, jpg=JPG)
+        assert refused(make("caption"), crop) == Reason.unused_field
+
     def test_milliseconds_and_offsets(self):
         for fields in ({"start_ms": 1500, "end_ms": 2000}, {"offset": 1.5, "duration": 0.5}):
             for one in (record(talk("<video>", video="0001.mp4", **fields), mp4=MP4), *parts(fields)):

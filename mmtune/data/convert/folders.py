@@ -83,11 +83,15 @@ def _saved(place: Place, names: list[str]) -> dict[str, list[str]]:
         folder, _, base = name.rpartition("/")
         if base == "state.json" and isinstance(place, Path):
             try:
-                listed = json.loads((place / name).read_bytes()[:MAX_TEXT])["_data_files"]
-                files = [str(one["filename"]) for one in listed]
+                state = json.loads((place / name).read_bytes()[:MAX_TEXT])
+                files = [str(one["filename"]) for one in state["_data_files"]]
+                selected = bool(state.get("_indices_data_files"))
             except (ValueError, KeyError, TypeError, OSError, RecursionError):
                 continue
             inside = [f"{folder}/{file}" if folder else file for file in files]
+            if selected:
+                seen = f"{place / folder} is a selection of rows of its files, kept beside them"
+                raise UsageError(seen, "a data set with its rows alone", "data.flatten_indices().save_to_disk(FOLDER)")
             if inside and all(file in names for file in inside):
                 sets[folder] = inside
     return sets

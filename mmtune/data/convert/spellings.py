@@ -18,18 +18,75 @@ from mmtune.types import Kind
 
 MEDIA: dict[str, Kind | None] = {
     **FIELDS,
-    **dict.fromkeys(("img", "picture", "photo", "image_path", "image_file", "image_name", "image_paths"), "image"),
     **dict.fromkeys(
-        ("clip", "video_path", "video_file", "video_name", "video_paths", "frames", "video_frames"), "video"
+        (
+            "img",
+            "picture",
+            "photo",
+            "image_path",
+            "image_file",
+            "image_name",
+            "image_paths",
+            "img_path",
+            "img_file",
+            "image_filepath",
+            "jpg",
+            "jpeg",
+            "png",
+            "webp",
+        ),
+        "image",
     ),
-    **dict.fromkeys(("sound", "speech", "audio_path", "audio_file", "audio_name", "audio_paths"), "audio"),
+    **dict.fromkeys(
+        (
+            "clip",
+            "video_path",
+            "video_file",
+            "video_name",
+            "video_paths",
+            "video_filepath",
+            "frames",
+            "video_frames",
+            "mp4",
+        ),
+        "video",
+    ),
+    **dict.fromkeys(
+        (
+            "sound",
+            "speech",
+            "audio_path",
+            "audio_file",
+            "audio_name",
+            "audio_paths",
+            "audio_filepath",
+            "wav",
+            "wav_path",
+            "flac",
+            "mp3",
+        ),
+        "audio",
+    ),
     **dict.fromkeys(("points_path", "points_file", "pointcloud", "point_cloud_path"), "points"),
     **dict.fromkeys(("file", "file_name", "filename", "file_path", "filepath", "path", "media", "media_path"), None),
 }  # type: ignore[dict-item]
 """Field to the kind of media that it names; none where the content of the file decides."""
-CAPTIONS = ("caption", "captions", "text", "title", "description", "transcription", "transcript", "sentence", "name")
+CAPTIONS = (
+    "caption",
+    "captions",
+    "text",
+    "title",
+    "description",
+    "transcription",
+    "transcript",
+    "sentence",
+    "txt",
+    "name",
+)
 """Fields of a caption, the one that means most first."""
 QUESTIONS, ANSWERS = ("question", "query", "prompt"), ("answer", "response", "answers", "completion")
+CHOICES = ("options", "choices")
+"""Fields with the answers to choose from, beside a question."""
 TURNS = ("conversations", "messages", "conversation")
 
 
@@ -172,6 +229,10 @@ def _question(row: Row) -> Row:
         value = value[0]
     if asked is None or answer is None:
         raise DataError(Reason.missing_key, "no question, or no answer", "both")
+    if listed := next((key for key in CHOICES if isinstance(row.get(key), (list, dict)) and row[key]), None):
+        seen = f"{listed} are no part of the question"
+        hint = f"write them into the text of {asked}, or --ignore {listed} where they are there"
+        raise bad_json(seen, "a question that names what may be answered", hint)
     if not isinstance(value, str):
         raise bad_json(f"{answer} is {str(value)[:80]!r}", "one answer", f"choose: --rename COLUMN={answer}")
     return {**_without(row, asked, answer), "conversations": _said(_text(row, asked), value)}

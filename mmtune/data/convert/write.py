@@ -60,7 +60,9 @@ class Job:
     out: Path
 
     def builder(self) -> Builder:
-        folders = tuple(addresses.parse(one) for one in self.options.media) or (self.source.root,)
+        folders = tuple(addresses.parse(one) for one in self.options.media)
+        if not folders or self.source.reader == "folder":  # whose media are named by where they lie in it
+            folders = (self.source.root, *folders)
         roots = Roots(folders, open=not self.options.media)
         return Builder(SPELLINGS[self.spelling], roots, self.options, self.source.reader == "folder")
 

@@ -8,7 +8,7 @@ where clips were cut before, `ignore: [start, end]` leaves them alone.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from mmtune.data import _json
 from mmtune.data.formats import _clips, _fields, _read
@@ -57,11 +57,20 @@ class Caption(Format):
         if not answer.strip():
             raise DataError(Reason.empty_target, f"{record.id}: the caption is blank", "a caption")
         shown = self._medium(record, facts)
+        if entry := self._entry(facts, shown.kind):
+            _fields.refuse(entry, _fields.PART, f"{record.id}: {shown.kind}")
+            shown = _clips.with_range(shown, _clips.of_part(entry, f"{record.id}: {shown.kind}"), record.id)
         parts: list[str | MediaRef] = []
         parts += _clips.of_record(self._of(shown, facts), {shown.kind: [shown]}, record.id)[shown.kind]
         if self.config.prompts:
             parts.append(self.config.prompts[self._draw(record, len(self.config.prompts), 1)])
         return Sample(record.id, (Turn("user", tuple(parts)), Turn("assistant", (answer.strip(),), weight)))
+
+    def _entry(self, facts: dict[str, object], kind: Kind) -> dict[str, Any]:
+        """What an object that names the medium says of it; empty where a name alone stands, or none."""
+        value = facts.get(kind, facts.get(f"{kind}s"))
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return self.config.without(value) if isinstance(value, dict) else {}
 
     def _of(self, shown: MediaRef, facts: dict[str, object]) -> dict[str, object]:
         """Facts without the clip ranges of the sound of a video that is shown alone, or the other way round."""
@@ -90,7 +99,8 @@ class Caption(Format):
     def _medium(self, record: Record, facts: dict[str, object]) -> MediaRef:
         kind = self.config.kind
         if kind is None:
-            named = [(one, facts[one]) for one in KINDS if isinstance(facts.get(one), str)]
+            told = {one: self._entry(facts, one).get("path", facts.get(one)) for one in KINDS}
+            named = [(one, name) for one, name in told.items() if isinstance(name, str)]
             if len(named) == 1:
                 return _read.named(record, named[0][0], [str(named[0][1])])[0]
             there: list[Kind] = [one for one in KINDS if _read.members(record, one)]

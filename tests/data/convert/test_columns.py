@@ -142,3 +142,13 @@ def test_a_field_that_means_something_is_refused_or_left_out(tmp_path):
     assert sources.lines(tmp_path / "out")[0]["try"] == "--ignore FIELD leaves it out"
     report, _ = sources.made(tmp_path / "p.parquet", tmp_path / "out", ignore=("mask",))
     assert report.written == 3 and not report.passed
+
+
+def test_a_selection_of_rows_is_not_taken_for_all_of_them(tmp_path):
+    saved(tmp_path / "set", table(3))
+    state = json.loads((tmp_path / "set" / "state.json").read_text())
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (tmp_path / "set" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UsageError, match="a selection of rows") as caught:
+        sources.made(tmp_path / "set", tmp_path / "out")
+    assert "flatten_indices" in caught.value.hint

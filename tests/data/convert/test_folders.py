@@ -81,3 +81,11 @@ def test_texts_without_a_medium_are_lines_and_ends_in_capitals_are_read(tmp_path
     report, refused = sources.made(folder, tmp_path / "out")
     assert report.written == 1 and sources.samples(tmp_path / "out", "caption")[0].turns[1].text == "a cat"
     assert [(line["file"], line["reason"]) for line in refused] == [("b.txt", "missing_key")]
+
+
+def test_media_of_the_folder_are_its_own_whatever_other_folder_is_named(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "1.png").write_bytes(tars.PNG)
+    (tmp_path / "set" / "1.txt").write_text("red")
+    report, refused = sources.made(tmp_path / "set", tmp_path / "out", media=[tmp_path])
+    assert (report.written, refused) == (1, [])

@@ -277,3 +277,20 @@ def test_a_picture_that_a_tool_gives(tmp_path, media):
     (one,) = sources.samples(tmp_path / "out")
     said = [getattr(part, "kind", part) for part in one.turns[2].parts]
     assert said == ["<tool_response>\n", "Done.", "image", "\n</tool_response>"]
+
+
+def test_answers_to_choose_from_are_not_left_out(tmp_path, media):
+    asked = {"image": "a/1.png", "question": "Which?", "answer": "A", "choices": ["red", "blue"]}
+    rows = [asked, {"question": "q", "answer": "a"}]
+    _, refused = sources.said(rows, tmp_path, media=[media])
+    assert [(line["record"], "choices are no part" in line["message"]) for line in refused] == [(1, True)]
+    report, _ = sources.said(rows, tmp_path / "media", media=[media], ignore=("choices",))
+    assert report.written == 2
+
+
+def test_columns_called_as_their_files_and_manifests_of_sounds(tmp_path, media):
+    heard = {"audio_filepath": "s.wav", "offset": 0.02, "duration": 0.05, "text": "hm"}
+    rows = [{"__key__": "1", "png": "a/1.png", "txt": "red"}, heard]
+    sources.said(rows, tmp_path, media=[media])
+    one, two = sources.samples(tmp_path / "out", "caption")
+    assert one.media[0].kind == "image" and (two.media[0].start, round(two.media[0].end, 3)) == (0.02, 0.07)
