@@ -331,6 +331,13 @@ class TestLlava:
             else:
                 assert refused(make("llava"), one) == Reason.placeholder_mismatch
 
+    def test_two_fields_of_one_kind(self):
+        members = {"0_jpg": JPG, "1_jpg": JPG}
+        same = talk("q", image="0001.0.jpg", images=["0001.0.jpg"])
+        assert len(make("llava").sample(record(same, **members)).media) == 1
+        other = talk("q", image="0001.0.jpg", images=["0001.1.jpg"])
+        assert refused(make("llava"), record(other, **members)) == Reason.placeholder_mismatch
+
     def test_parts_that_take_media_in_another_order(self):
         for places, fine in (([0, 1], True), ([None, None], True), ([1, 0], False)):
             turns = [{"role": "user", "content": [{"type": "image", "index": place} for place in places]},

@@ -95,10 +95,14 @@ class _Draft:
         self.facts = {key: one for key, one in self.facts.items() if key not in FIELDS or spellings.names_any(one)}
         for key, kind in spellings.media_of(self.facts, self.any_field).items():
             value = self.facts.pop(key)
-            if kind in inside:  # the same media, named in turns and in a field
-                if inside[kind] != (value if isinstance(value, list) else [value]):
-                    raise DataError(Reason.placeholder_mismatch, f"{key} names others than the turns", "the same media")
+            listed = value if isinstance(value, list) else [value]
+            if kind in inside:  # the same media, named in turns, or another field, and in this one
+                if inside[kind] != listed:
+                    seen = f"{key} names others than the turns or another field"
+                    raise DataError(Reason.placeholder_mismatch, seen, "the same media")
                 continue
+            if kind is not None and key in FIELDS:
+                inside[kind] = listed
             self._field(key, kind, value)
         return self.items
 

@@ -159,6 +159,13 @@ def _alpaca(row: Row) -> Row:
     given = row.get("input") or ""
     instruction, output = _text(row, "instruction"), _text(row, "output")
     asked = "\n".join(text for text in (instruction, _text({"input": given}, "input")) if text)
+    past = _history(row)
+    kept = {"instruction": instruction, "input": given, "output": output}
+    return {**row, **kept, "conversations": [*past, *_said(asked, output)]}
+
+
+def _history(row: Row) -> list[Row]:
+    """What was said before, as turns."""
     past: list[Row] = []
     history = row.get("history") or []
     if not isinstance(history, list):
@@ -167,8 +174,7 @@ def _alpaca(row: Row) -> Row:
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
             raise bad_json(f"history holds {str(pair)[:80]!r}", "pairs of question and answer")
         past += _said(*pair)
-    kept = {"instruction": instruction, "input": given, "output": output}
-    return {**row, **kept, "conversations": [*past, *_said(asked, output)]}
+    return past
 
 
 def _video_chatgpt(row: Row) -> Row:
@@ -233,9 +239,12 @@ def _question(row: Row) -> Row:
         seen = f"{listed} are no part of the question"
         hint = f"write them into the text of {asked}, or --ignore {listed} where they are there"
         raise bad_json(seen, "a question that names what may be answered", hint)
+    if isinstance(value, int) and not isinstance(value, bool):  # "How many?"
+        value = str(value)
     if not isinstance(value, str):
         raise bad_json(f"{answer} is {str(value)[:80]!r}", "one answer", f"choose: --rename COLUMN={answer}")
-    return {**_without(row, asked, answer), "conversations": _said(_text(row, asked), value)}
+    talk = [*_history(row), *_said(_text(row, asked), value)]
+    return {**_without(row, asked, answer, "history"), "conversations": talk}
 
 
 def _without(row: Row, *keys: str) -> Row:

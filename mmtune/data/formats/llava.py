@@ -168,11 +168,15 @@ class Llava(Format):
         self, record: Record, facts: dict[str, Any], names: dict[Kind, list[Named]], places: Counter[str]
     ) -> dict[Kind, list[MediaRef]]:
         """Media of the record by kind."""
+        inside = set(names)
         for field, kind in FIELDS.items():
             value = facts.get(field)
-            if _json.absent(value) or kind in names:
+            if _json.absent(value) or kind in inside:
                 continue
             listed = [self._entry(one, field, record.id) for one in (value if isinstance(value, list) else [value])]
+            if listed and names.get(kind, listed) != listed:
+                seen = f"{record.id}: {field} and another field name different media"
+                raise DataError(Reason.placeholder_mismatch, seen, "one field for each kind of media")
             if listed:
                 names[kind] = listed
         found: dict[Kind, list[MediaRef]] = {}

@@ -294,3 +294,26 @@ def test_columns_called_as_their_files_and_manifests_of_sounds(tmp_path, media):
     sources.said(rows, tmp_path, media=[media])
     one, two = sources.samples(tmp_path / "out", "caption")
     assert one.media[0].kind == "image" and (two.media[0].start, round(two.media[0].end, 3)) == (0.02, 0.07)
+
+
+def test_what_was_said_before_a_question_and_answers_in_numbers(tmp_path, media):
+    """The history of ms-swift was left out."""
+    rows = [
+        {"query": "<image>q2", "response": "a2", "history": [["q1", "a1"]], "images": ["a/1.png"], "system": "s"},
+        {"question": "How many?", "answer": 5, "image": "a/1.png"},
+        {"query": "q", "response": "a", "history": "x"},
+    ]
+    _, refused = sources.said(rows, tmp_path, media=[media])
+    one, two = sources.samples(tmp_path / "out")
+    assert [turn.text for turn in one.turns] == ["s", "q1", "a1", "q2", "a2"]
+    assert two.turns[1].text == "5" and [line["record"] for line in refused] == [3]
+
+
+def test_two_fields_that_name_different_media(tmp_path, media):
+    """The second was left out, where no places told."""
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"image": "a/1.png", "images": ["C.JPG"], "conversations": turns},
+            {"image": "a/1.png", "images": ["a/1.png"], "conversations": turns}]  # fmt: skip
+    _, refused = sources.said(rows, tmp_path, media=[media])
+    assert [(line["record"], line["reason"]) for line in refused] == [(1, "placeholder_mismatch")]
+    assert [len(one.media) for one in sources.samples(tmp_path / "out")] == [1]
