@@ -49,7 +49,9 @@ class Note(StrEnum):
     """What was unusual about an item that was used all the same: the closed list that a ledger counts."""
 
     odd_metadata = "odd_metadata"
-    """A library warned of side data that are not read."""
+    """A library warned of side data that are not read, or there were such as make no sense."""
+    end_missing = "end_missing"
+    """A picture without the mark at its end; its pixels are all there."""
     open_length = "open_length"
     """A sound whose header does not know its length, as of a recorder that writes into a pipe."""
     junk_skipped = "junk_skipped"

@@ -41,7 +41,7 @@ class Limits(Config):
     wall_seconds: Real = 120.0
     """Time spent on decoding one item."""
     memory: Whole = 1 << 30
-    """Bytes by which the process may grow while a film or sound is read and decoded, beside what comes of it."""
+    """Bytes by which the process may grow while a picture, film or sound is read, beside what comes of it."""
     audio_seconds: Real = 3600.0
     """Length of a sound, when all of it is asked for."""
     audio_values: Whole = 200_000_000

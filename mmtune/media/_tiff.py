@@ -1,19 +1,30 @@
-"""How many strips a TIFF's directory claims, looked at before the library makes a Python number of each."""
+"""A TIFF with the first directory alone, and in it what says how pixels are read.
+
+Other tags, however many bytes they claim, further pictures and directories that lead to each other are taken out before
+the library sees the file. How many strips there are, and how long the rest is, is looked at.
+"""
 
 from __future__ import annotations
 
 from mmtune.errors import MediaError, Reason
 
-_STRIPS = frozenset({258, 273, 277, 279, 324, 325, 339})
-"""Tags whose values the library reads one by one: bits, offsets and sizes of strips and tiles, sample formats."""
-_MOST = 1 << 20
-"""Most values of one of them; a picture has as many strips as rows at most."""
+_READ = frozenset(
+    {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338}
+    | {339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532}
+)
+"""Sizes, strips and tiles, kinds of samples, ways of packing, colours, orientation."""
+_SMALL = {282: 16, 283: 16, 296: 16, 700: 1 << 16}
+"""Resolution, of which what is odd is noted, and XMP, which may tell orientation: values up to which they are kept."""
+_MOST = 1 << 18
+"""Most values of one that is read. A picture has as many strips as rows at most."""
+_ENTRIES = 1 << 16
+"""Most tags of a directory."""
 
 
-def check(data: bytes, origin: str) -> None:
-    """Refuse a directory with millions of strips. Tags that nobody reads are not looked at.
+def trim(data: bytes, origin: str) -> bytes:
+    """The file without what nobody reads; as it is where its first directory is not there. The library judges it then.
 
-    Raises MediaError: unreadable_image.
+    Raises MediaError: unreadable_image, where what is read has millions of values.
     """
     order = "little" if data[:2] == b"II" else "big"
     big = data[2:4] in (b"+\x00", b"\x00+")
@@ -22,14 +33,21 @@ def check(data: bytes, origin: str) -> None:
         return int.from_bytes(data[at : at + size], order)  # type: ignore[arg-type]
 
     start = number(8, 8) if big else number(4, 4)
-    entry, wide = (20, 8) if big else (12, 4)
-    first = start + (8 if big else 2)
-    entries = min(number(start, 8 if big else 2), max(0, len(data) - first) // entry)
-    for place in range(entries):
-        at = first + place * entry
+    entry, wide, few = (20, 8, 8) if big else (12, 4, 2)
+    entries = number(start, few)
+    end = start + few + entries * entry
+    if entries > _ENTRIES or end > len(data):
+        return data
+    kept = []
+    for at in range(start + few, end, entry):
         tag, count = number(at, 2), number(at + 4, wide)
-        if tag in _STRIPS and count > _MOST:
+        if tag in _READ and count > _MOST:
             raise MediaError(
                 Reason.unreadable_image, f"{origin}: tag {tag} with {count} values", f"at most {_MOST} of them",
                 "store the picture again",
             )  # fmt: skip
+        if tag in _READ or count <= _SMALL.get(tag, -1):
+            kept.append(data[at : at + entry])
+    directory = len(kept).to_bytes(few, order) + b"".join(kept)  # type: ignore[arg-type]
+    room = few + entries * entry + wide  # behind it nothing, where the offset of the next one was
+    return b"".join([data[:start], directory.ljust(room, b"\x00"), data[end + wide :]])

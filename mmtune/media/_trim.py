@@ -10,10 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mmtune.errors import MediaError, Note, Reason
 from mmtune.media import _exif
 
-_KEPT = {0xE0, 0xEE}
-"""Application segments that decide how pixels are read: JFIF, and Adobe's note on colour."""
+_KEPT = {0xE0: b"JFIF\x00", 0xEE: b"Adobe"}
+"""Application segments that decide how pixels are read: JFIF, and Adobe's note on colour; the first of each."""
+_MOST = 100_000
+"""Most segments or chunks of a file: each takes a library time and memory, and there is no use for so many."""
+_TRANSPARENT = {0: range(2, 7), 2: range(6, 9), 3: range(257)}
+"""Bytes of what is transparent, by the PNG's type of colour: grey, RGB, palette. Others have opacity of their own."""
 _MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _XMP = b"http://ns.adobe.com/xap/1.0/\x00"
 
@@ -27,14 +32,20 @@ class Trimmed:
     """Orientation, 1 to 8."""
     scans: int = 1
     """JPEG: passes over the picture that decoding takes."""
+    notes: tuple[Note, ...] = ()
 
 
-def jpeg(data: bytes) -> Trimmed:
-    """Without application segments and comments."""
+def plain(data: bytes, origin: str) -> Trimmed:
+    """Of another format: as it is."""
+    return Trimmed(data)
+
+
+def jpeg(data: bytes, origin: str) -> Trimmed:
+    """Without application segments and comments. Raises MediaError: there are too many."""
     kept, exif, xmp, parts, at, whole = [data[:2]], b"", b"", 0, 2, False
-    progressive = False
+    progressive, waiting, segments = False, dict(_KEPT), 0
     while at + 4 <= len(data) and data[at] == 0xFF:
-        mark = data[at + 1]
+        mark, segments = data[at + 1], _count(segments, origin)
         if mark in (0xFF, 0x01, 0xD8):  # fill bytes, and marks without a length
             at += 1 if mark == 0xFF else 2
             continue
@@ -53,20 +64,29 @@ def jpeg(data: bytes) -> Trimmed:
                 exif = data[body : at + 2 + length]
             elif not xmp and data.startswith(_XMP, body):
                 xmp = data[body : at + 2 + length]
-        if not (0xE0 <= mark <= 0xEF or mark == 0xFE) or mark in _KEPT:
+        side = 0xE0 <= mark <= 0xEF or mark == 0xFE
+        if not side or (mark in waiting and data.startswith(waiting[mark], body) and waiting.pop(mark)):
             kept.append(data[at : at + 2 + length])
         at += 2 + length
     turned = _exif.orientation(exif, xmp)
     if not whole:
         return Trimmed(data, turned)
-    return Trimmed(b"".join([*kept, data[at:]]), turned, _scans(data, at) if progressive else 1)
+    return Trimmed(b"".join([*kept, data[at:]]), turned, _scans(data, at, origin) if progressive else 1)
 
 
-def _scans(data: bytes, at: int) -> int:
+def _count(segments: int, origin: str) -> int:
+    """One more. Raises MediaError."""
+    if segments >= _MOST:
+        seen = f"{origin}: a picture in more than {segments} pieces"
+        raise MediaError(Reason.unreadable_image, seen, f"at most {_MOST}", "store the picture again")
+    return segments + 1
+
+
+def _scans(data: bytes, at: int, origin: str) -> int:
     """Start-of-scan marks from `at` up to the end of the picture."""
-    scans = 0
+    scans = marks = 0
     while match := _MARK.search(data, at):
-        mark, at = data[match.start() + 1], match.end()
+        mark, at, marks = data[match.start() + 1], match.end(), _count(marks, origin)
         if mark == 0xD9:
             break
         if mark == 0xDA:
@@ -76,17 +96,20 @@ def _scans(data: bytes, at: int) -> int:
     return max(1, scans)
 
 
-def png(data: bytes) -> Trimmed:
-    """Without chunks that a reader may leave out, but for transparency."""
-    kept, at, exif, xmp = [data[:8]], 8, b"", b""
-    name = b""
+def png(data: bytes, origin: str) -> Trimmed:
+    """Without chunks that a reader may leave out, but for transparency that makes sense. Raises MediaError: there are
+    too many."""
+    kept, at, exif, xmp, odd, chunks = [data[:8]], 8, b"", b"", False, 0
+    name, lengths = b"", _TRANSPARENT.get(data[25], range(0)) if len(data) > 25 else range(0)
     while at + 8 <= len(data) and name != b"IEND":
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 12 + length
+        end, chunks = at + 12 + length, _count(chunks, origin)
         if not name.isalpha():
             kept.append(data[at:])
             break
-        if name[:1].isupper() or name == b"tRNS":
+        if name == b"tRNS" and length not in lengths:
+            odd = True
+        elif name[:1].isupper() or name == b"tRNS":
             kept.append(data[at:end])
         elif not exif and name == b"eXIf":
             exif = data[at + 8 : end - 4]
@@ -96,4 +119,6 @@ def png(data: bytes) -> Trimmed:
         elif not xmp and name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\x00", at + 8):
             xmp = data[at + 8 : end - 4]
         at = end
-    return Trimmed(b"".join(kept), _exif.orientation(exif, xmp))
+    cut = at > len(data) or (name != b"IEND" and at + 8 > len(data))
+    notes = ((Note.odd_metadata,) if odd else ()) + ((Note.end_missing,) if cut else ())
+    return Trimmed(b"".join(kept), _exif.orientation(exif, xmp), notes=notes)

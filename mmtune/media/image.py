@@ -9,7 +9,6 @@ Values of more than 8 bits are scaled by the range of their type; a library defa
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import warnings
@@ -20,6 +19,7 @@ from PIL import Image, ImageFile
 
 from mmtune.errors import MediaError, Note, Reason
 from mmtune.media import _exif, _tiff, _trim
+from mmtune.media._watch import Watch, Watched
 from mmtune.media.base import Limits, Sampling, refusing
 from mmtune.types import Media
 
@@ -31,6 +31,8 @@ _TURNS = {
 """Orientation to what makes it upright."""
 _STRIP = 1 << 20
 """Pixels converted at a time."""
+_UNPACKED = 16
+"""Most bytes that a pixel takes while it is unpacked, its kind of picture being what it may."""
 _guard = threading.Lock()
 """Filters of warnings are global to the process, so only one thread may change them at a time."""
 
@@ -58,26 +60,30 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.image_pixels
         try:
-            pixels = _pixels(data, name, sampling, limits, origin)
+            pixels, notes = _pixels(data, name, sampling, limits, origin)
         finally:
             Image.MAX_IMAGE_PIXELS = usual
-    notes = (Note.odd_metadata,) if warned else ()
+    notes = tuple(dict.fromkeys(((Note.odd_metadata,) if warned else ()) + notes))
     return Media("image", torch.from_numpy(pixels)[None], origin=origin, notes=notes)
 
 
-def _pixels(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str) -> np.ndarray:
-    """uint8 [3,height,width]"""
+def _pixels(
+    data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str
+) -> tuple[np.ndarray, tuple[Note, ...]]:
+    """uint8 [3,height,width], and what was unusual."""
     if name == "webp" and (size := _webp_size(data)) is not None:  # opening one takes memory for the whole canvas
         _check_size(*size, limits, origin)
     if name == "tiff":
-        _tiff.check(data, origin)
-    trim = {"jpeg": _trim.jpeg, "png": _trim.png}.get(name, _trim.Trimmed)(data)
+        data = _tiff.trim(data, origin)
+    trim = {"jpeg": _trim.jpeg, "png": _trim.png}.get(name, _trim.plain)(data, origin)
+    watch = Watch(limits, Reason.unreadable_image, origin)
     try:
-        image: Image.Image = Image.open(io.BytesIO(trim.data), formats=[name.upper()])
+        image: Image.Image = Image.open(Watched(trim.data, watch), formats=[name.upper()])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(origin, str(error), limits) from error
     with image:
         _check_size(*image.size, limits, origin)
+        watch.keep(_UNPACKED * image.width * image.height)
         if image.width * image.height * trim.scans > limits.scan_pixels:
             raise limits.refusal(
                 "scan_pixels", Reason.too_many_pixels, f"{origin}: {image.width} x {image.height} pixels in "
@@ -91,7 +97,10 @@ def _pixels(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: 
             turned = _exif.orientation(image.info.get("exif") or b"", image.info.get("xmp") or b"")
         if turned in _TURNS:
             image = image.transpose(_TURNS[turned])
-        return _rgb(image, origin)
+        if name == "png" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
+            key = image.info["transparency"]  # of 16 bits, of which the library keeps the upper half
+            image.info["transparency"] = tuple(value >> 8 for value in key)
+        return _rgb(image, origin), trim.notes
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -121,12 +130,15 @@ def _rgb(image: Image.Image, origin: str) -> np.ndarray:
     out = np.empty((3, image.height, image.width), np.uint8)
     wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
     top = _range(image, origin) if wide else 0.0
+    clear = image.info.get("transparency") if image.mode.startswith("I;16") else None
     rows = max(1, _STRIP // image.width)
     for low in range(0, image.height, rows):
         high = min(image.height, low + rows)
         strip = image if rows >= image.height else image.crop((0, low, image.width, high))
         if wide:
-            out[:, low:high] = np.round(np.asarray(strip).astype(np.float64) * (255.0 / top)).astype(np.uint8)
+            values = np.asarray(strip)
+            grey = np.round(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+            out[:, low:high] = grey if clear is None else np.where(values == clear, 255, grey)
         else:
             out[:, low:high] = np.asarray(_opaque(strip)).transpose(2, 0, 1)
     return out
