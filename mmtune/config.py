@@ -300,7 +300,7 @@ def locate(name: str | Path, kind: registry.Shelf = "recipes", beside: Path | No
         raise ConfigError(f"there is no file {text}", "a YAML file", f"a name instead: mmtune list {kind}")
     known = registry.shipped(kind)
     if text not in known:
-        hint = f"or the path that is there: ./{text}" if text and Path(text).exists() else "or give a path"
+        hint = f"or the path that is there: ./{text}" if text and Path(text).exists() else "the path of a YAML file"
         listed = registry.suggest(text, known, kind)
         raise ConfigError(f"no {kind.removesuffix('s')} is called {text!r}", f"one of {listed}", hint)
     return known[text]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.reader import Reader
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 EVERY = 10.0
 """Seconds between lines that say how far it is, where there is no terminal."""
+LARGE = 16_000_000
+"""Bytes of a file that is named before it is read."""
 
 
 def run(source: str, out: str, options: Options, workers: int, resume: bool, overwrite: bool) -> None:
@@ -30,6 +33,8 @@ def run(source: str, out: str, options: Options, workers: int, resume: bool, ove
 
     errors = Reader("stderr")
     start = time.monotonic()
+    if (size := _size(source)) >= LARGE:  # COCO's two lists are joined before the first record is there
+        errors.say(f"reading {source} ({size / 1e6:.0f} MB)")
     try:
         with _progress(errors) as progress:
             report = convert(source, out, options, workers, resume, overwrite, errors.say, progress)
@@ -38,6 +43,12 @@ def run(source: str, out: str, options: Options, workers: int, resume: bool, ove
         raise
     print("\n".join(summary(report, out)))
     errors.say(f"{time.monotonic() - start:.1f} s")
+
+
+def _size(source: str) -> int:
+    """Bytes of a file on this machine; 0 for others."""
+    path = Path(source).expanduser()
+    return path.stat().st_size if path.is_file() else 0
 
 
 def summary(report: Report, out: str) -> list[str]:

@@ -136,8 +136,11 @@ class Engine:
                 return self.processor.example(sample, answer=True), sample, left_out
             except DataError as error:
                 asked = [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
-                if error.reason != Reason.too_long or len(asked) < 2:
+                if error.reason != Reason.too_long:
                     raise
+                if len(asked) < 2:
+                    seen = f"the question alone, with its media, has {error.seen.rpartition(': ')[2]}"
+                    raise DataError(error.reason, seen, error.expected, "a shorter question, or less media") from error
             sample = replace(sample, turns=sample.turns[: asked[0]] + sample.turns[asked[1] :])
             left_out += 1
 

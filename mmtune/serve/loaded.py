@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmtune import registry
+from mmtune.errors import UsageError
 from mmtune.serve import plan as plans
 from mmtune.serve.answer import Answer
 from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel, Spec, brief
 from mmtune.serve.settings import Settings
 from mmtune.serve.terminal import say
+from mmtune.types import KINDS
 
 if TYPE_CHECKING:
     from mmtune.llm.base import Tokenizer
@@ -66,9 +68,24 @@ class Loaded:
         """
         return _conversation(self.plan, self._engine, system, settings, experts)
 
-    def ask(self, text: str, **media: Any) -> Answer:
-        """One question in a conversation of its own, with image=, video=, audio= and points= of `Conversation.ask`."""
-        return self.chat().ask(text, **media)
+    def ask(self, text: str, **more: Any) -> Answer:
+        """One question in a conversation of its own.
+
+        Args:
+            more: image=, video=, audio= and points= of `Conversation.ask`; max_tokens=, temperature= and seed= of
+                `Settings`.
+
+        Raises:
+            UsageError: an argument of another name, and what `Conversation.ask` and `Settings.change` refuse.
+        """
+        talk = self.chat()
+        media = {name: more.pop(name) for name in KINDS if name in more}
+        for name, value in more.items():
+            if name not in vars(talk.settings):
+                known = ", ".join(f"{one}=" for one in (*KINDS, *vars(talk.settings)))
+                raise UsageError(f"ask({name}=...)", known, "chat(system=..., experts=...) for a conversation")
+            talk.settings.change(name, value)
+        return talk.ask(text, **media)
 
     def __repr__(self) -> str:
         return f"<Loaded {self.folder}: model, processor, tokenizer, recipe, plan, chat(), ask()>"

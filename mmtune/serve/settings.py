@@ -29,7 +29,7 @@ class Settings:
             UsageError: the value is out of range; the setting stays as it is.
         """
         lowest = 1 if name == "max_tokens" else 0
-        if not lowest <= value < 2**63:  # refuses NaN too
+        if not isinstance(value, (int, float)) or not lowest <= value < 2**63:  # refuses NaN too
             raise UsageError(seen=f"{name} {value}", expected=f"at least {lowest}")
         setattr(self, name, value)
 

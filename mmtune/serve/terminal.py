@@ -40,6 +40,8 @@ class Reader:
         readline.set_completer_delims(" \t\n")
         readline.set_completer(self._candidate)
         readline.parse_and_bind("tab: complete")
+        # several lines that are pasted are one question; Python turns this off
+        readline.parse_and_bind("set enable-bracketed-paste on")
         if self._file and self._file.is_file():
             try:
                 readline.read_history_file(self._file)

@@ -105,7 +105,9 @@ def _encoded(kind: Kind, value: Any) -> MediaRef:
 
 
 def _frames(value: Any) -> Any:
-    """Frames, with those that are paths or bytes of pictures decoded; an array as it is."""
+    """Frames, with those that are paths or bytes of pictures decoded; one picture is one frame; an array as it is."""
+    if _is_pil(value) or (_rank(value) == 3 and value.shape[-1] in (3, 4)):  # no film is three pixels wide
+        return [value]
     if not isinstance(value, Sequence):
         return value
     from mmtune import media

@@ -57,6 +57,8 @@ def _changed(
         return config.load(Recipe, recipe, overrides) if overrides else recipe
     if isinstance(recipe, Recipe) and not overrides:
         return recipe
+    if not isinstance(recipe, (Recipe, Mapping)):
+        raise ConfigError(f"a recipe that is a {type(recipe).__name__}", "its name, its path, or a mapping", '"pocket"')
     tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
     for text in overrides:
         tree = config.override(tree, text)

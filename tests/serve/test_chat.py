@@ -208,6 +208,17 @@ def terminal():
         one.close()
 
 
+def test_lines_that_are_pasted_are_one_question(terminal) -> None:
+    """A terminal that knows of it puts marks around what is pasted."""
+    t = terminal({})
+    t.wait(">>> ")
+    t.type("\x1b[200~first line\nsecond line\x1b[201~\n")
+    t.wait("a red circle\n")
+    t.wait(">>> ")
+    t.type("/show\n")
+    t.wait("user: first line\nsecond line\nassistant: a red circle\n")
+
+
 def test_a_conversation_at_a_terminal(terminal, picture: str, tmp_path: Path) -> None:
     t = terminal({})
     t.wait("a fake model for tests")

@@ -138,7 +138,7 @@ def test_the_oldest_exchanges_go_when_it_gets_too_long(parts) -> None:
 
 def test_a_question_that_cannot_fit_is_refused(parts) -> None:
     engine = Engine(Path("run"), *parts(length=20))
-    with pytest.raises(DataError, match="at most 20"):
+    with pytest.raises(DataError, match=r"alone, with its media, has \d+ tokens\nexpected: at most 20\ntry: "):
         engine.prompt(_ask("what " * 50))
 
 

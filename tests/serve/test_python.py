@@ -12,7 +12,7 @@ import pytest
 
 import mmtune
 from mmtune.data.world.make import make_shards
-from mmtune.errors import ConfigError
+from mmtune.errors import ConfigError, UsageError
 from mmtune.recipe import Recipe
 from mmtune.serve.loaded import Loaded
 from tests.serve.test_run import picture, run  # noqa: F401 - fixtures
@@ -32,6 +32,19 @@ def test_a_loaded_run_has_names_and_answers(run: Path, picture: str) -> None:  #
     assert "be brief" in loaded.chat(system="be brief").rendered()
 
 
+def test_a_question_takes_settings_by_name(run: Path, picture: str) -> None:  # noqa: F811
+    loaded = mmtune.load(run, device="cpu")
+    assert loaded.ask("what is this", image=picture, max_tokens=1, temperature=0.5, seed=3).answer_tokens == 1
+    for wrong, told in (
+        ({"picture": picture}, r"ask\(picture=\.\.\.\)\nexpected: image=, video=, .*max_tokens="),
+        ({"max_new_tokens": 3}, r"ask\(max_new_tokens="),
+        ({"max_tokens": 0}, "max_tokens 0\nexpected: at least 1"),
+        ({"temperature": "hot"}, "temperature hot"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            loaded.ask("what is this", **wrong)
+
+
 @pytest.mark.parametrize(
     "overrides", [{"schedule.steps": 77, "run.out": Path("x")}, ["schedule.steps=77", "run.out=x"]], ids=["map", "list"]
 )
@@ -48,6 +61,8 @@ def test_train_takes_changes_to_a_recipe(monkeypatch: pytest.MonkeyPatch, overri
     for wrong in ({"schedule.stepps": 7}, "schedule.steps=7"):
         with pytest.raises(ConfigError):
             mmtune.train("pocket", overrides=wrong)
+    with pytest.raises(ConfigError, match="a recipe that is a NoneType"):
+        mmtune.train(None)
 
 
 def test_the_page_runs_as_it_is_written(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_the_rate_of_frames_is_kept() -> None:
     assert times is not None and np.allclose(times.numpy(), [0, 0.1, 0.2, 0.3, 0.4], atol=2e-3)
 
 
+def test_one_picture_is_a_video_of_one_frame() -> None:
+    for one in (FRAMES[0], Image.fromarray(FRAMES[0]), torch.from_numpy(FRAMES[0]), (FRAMES[0], 25)):
+        assert np.array_equal(decoded(reference_to("video", one)), FRAMES[:1].repeat(5, 0))
+
+
 def test_frames_may_be_files_and_several_videos_may_be_named(tmp_path: Path) -> None:
     paths = []
     for number, frame in enumerate(FRAMES):

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmtune import cli
+from mmtune.commands import convert
 from mmtune.commands.convert import summary
 from mmtune.data.convert import write
 from mmtune.data.shards import Corpus
@@ -186,6 +187,13 @@ def test_the_command(tmp_path, media):
     assert done.exit_code != 0 and len(sources.lines(tmp_path / "none")) == 1
     file.write_text("video,caption\nv_1.mp4,Back\n")  # mended: the same command works, with no word more
     assert CliRunner().invoke(cli.app, [*words[:-1], str(tmp_path / "none")]).exit_code == 0
+
+
+def test_a_large_file_is_named_before_it_is_read(tmp_path, media, listed, monkeypatch):
+    for bound, told in ((1, True), (10**9, False)):
+        monkeypatch.setattr(convert, "LARGE", bound)
+        words = ["data", "convert", str(listed), "--media", str(media), "--out", str(tmp_path / f"out{bound}")]
+        assert CliRunner().invoke(cli.app, words).stderr.startswith("reading ") == told
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
