@@ -61,7 +61,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a recipe for your own data: asks for what the options do not say, and looks at data and parts."""
-    words = {"data": data, "llm": llm, "encoder": encoder, "method": method, "out": out}
+    words = {"data": data, "llm": llm, "encoder": encoder, "method": method, "out": out, "prompt": prompt}
     given = _asked(words) if _is_terminal() else _all_given(words)
 
     from mmtune.commands import init as command
@@ -74,7 +74,7 @@ def init(
             method=given["method"],
             out=Path(given["out"]),
             connector=connector,
-            prompt=prompt,
+            prompt=given["prompt"],
             epochs=epochs,
             hold_out=hold_out,
             kinds=tuple(filter(None, (kinds or "").split(","))),
@@ -85,7 +85,7 @@ def init(
 def _all_given(words: dict) -> dict:
     usual = {"encoder": ["pocket"] if words["llm"] == "pocket" else [], "out": "recipe.yaml", "method": "connector"}
     given = {name: value or usual.get(name) for name, value in words.items()}
-    if missing := [f"--{name}" for name, value in given.items() if value in (None, "")]:
+    if missing := [f"--{name}" for name, value in given.items() if value in (None, "") and name != "prompt"]:
         raise UsageError(
             f"mmtune init without {', '.join(missing)}, and no terminal to ask at",
             "mmtune init --data PATTERN --llm NAME [--encoder NAME] [--method METHOD] [--out FILE]",
@@ -105,16 +105,29 @@ def _asked(words: dict) -> dict:
         given["data"] = _ask(text, lambda answer: command.check_data(answer.split())).split()
     if not given["llm"]:
         given["llm"] = typer.prompt("Language model: pocket, a folder, or a repository on the hub", default="pocket")
+    if not given["prompt"]:
+        given["prompt"] = _prompt(given["llm"])
     if not given["encoder"]:
-        usual = "pocket" if given["llm"] == "pocket" else None
-        given["encoder"] = typer.prompt(
-            "Encoder of the media: pocket, a folder, or a repository; several with blanks between", default=usual
-        ).split()
+        text = "Encoder of the media: pocket, a folder, or a repository; several with blanks between, or none"
+        usual = "pocket" if given["llm"] == "pocket" else ""
+        given["encoder"] = _ask(text, lambda answer: command.check_encoders(answer.split()), usual).split()
     if not given["method"]:
         given["method"] = _ask("What trains: connector, lora, full or adapter_v2", command.check_method, "connector")
     if not given["out"]:
         given["out"] = _ask("File to write", lambda answer: command.check_out(Path(answer)), "recipe.yaml")
     return given
+
+
+def _prompt(llm: str) -> str | None:
+    """The name of a prompt where the files of the language model do not tell theirs."""
+    from mmtune.commands import init as command
+
+    try:
+        command.check_prompt(llm, None)
+    except MmtuneError as error:
+        print(f"{error.seen}\n{error.hint}", file=sys.stderr)
+        return _ask("How conversations are written for it", lambda answer: command.check_prompt(llm, answer))
+    return None
 
 
 def _ask(text: str, check: Callable[[str], None], usual: str | None = None) -> str:

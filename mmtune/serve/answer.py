@@ -77,6 +77,10 @@ class Answer:
     def __repr__(self) -> str:
         return f"<Answer {self._facts.text!r}, {self._facts.finish}>"
 
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        """How a notebook shows the last value of a cell: whoever looks at an answer there wants what it says."""
+        printer.text(str(self))
+
     def whole(self) -> str:
         """The text when it has ended."""
         self._read = self._read or not self._begun

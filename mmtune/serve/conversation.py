@@ -67,6 +67,9 @@ class Conversation:
         self._asked: list[_Asked] = []
         self._open: Answer | None = None  # the last one, which nobody may have listened to
 
+    def __repr__(self) -> str:
+        return f"<Conversation of {sum(turn.role == 'user' for turn in self._turns)} questions: ask(), attach(), turns>"
+
     @property
     def turns(self) -> list[Turn]:
         """The history, questions and answers by turns; an answer that was asked for and not yet read is in it."""

@@ -231,8 +231,11 @@ def test_a_wrong_answer_is_asked_for_again(here: Path, monkeypatch: pytest.Monke
     tars.shards(here / "shards", count=1, size=3)
     (here / "there.yaml").write_text("mine")
     monkeypatch.setattr(begin, "_is_terminal", lambda: True)
-    called("init", answers="nowhere/*.tar\nshards/*.tar\n\n\nlorra\nlora\nthere.yaml\nmine\nmine.yaml\n")
-    assert config.load(Recipe, "./mine.yaml").model.tuners[0].method == "lora"
+    llms.folder(here / "llama")
+    answers = ("nowhere/*.tar", "shards/*.tar", "./llama", "vicunna", "plain", "some/tower", "pocket", "lorra", "lora")
+    called("init", answers="\n".join((*answers, "there.yaml", "mine", "mine.yaml", "")))
+    recipe = config.load(Recipe, "./mine.yaml")
+    assert recipe.model.tuners[0].method == "lora" and recipe.chat.prompt == "plain"
 
 
 @pytest.mark.parametrize(

@@ -240,3 +240,15 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     assert vars(settings) == before
     with pytest.raises(UsageError, match=name):
         Settings(**{name: value})
+
+
+def test_a_notebook_shows_what_an_answer_says() -> None:
+    class Printer:
+        def text(self, text: str) -> None:
+            self.shown = text
+
+    talk, printer = Conversation(FakeEngine()), Printer()
+    answer = talk.ask("what?")
+    assert repr(answer) == "<Answer '', waiting>", "looked at by a debugger, nothing is computed"
+    answer._repr_pretty_(printer, False)
+    assert printer.shown == answer.text == "a red circle" and "of 1 questions" in repr(talk)

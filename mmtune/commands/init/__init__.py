@@ -1,5 +1,5 @@
 """`mmtune init`: a whole recipe from a few answers, looked at together with its data before it is written."""
 
-from mmtune.commands.init.run import Answers, check_data, check_method, check_out, run
+from mmtune.commands.init.run import Answers, check_data, check_encoders, check_method, check_out, check_prompt, run
 
-__all__ = ["Answers", "check_data", "check_method", "check_out", "run"]
+__all__ = ["Answers", "check_data", "check_encoders", "check_method", "check_out", "check_prompt", "run"]

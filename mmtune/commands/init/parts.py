@@ -67,9 +67,9 @@ def branches(names: Sequence[str], kinds: Sequence[Kind], connector: str | None)
     for name in names:
         made = _pocket() if name == POCKET else {}
         if name != POCKET:
-            entry, weights = _entry(name)
-            takes = registry.find("encoders", entry).kinds
-            encoder = {"name": entry, "weights": weights}
+            encoder_entry, weights = entry(name)
+            takes = registry.find("encoders", encoder_entry).kinds
+            encoder = {"name": encoder_entry, "weights": weights}
             if "image" in takes:
                 encoder["layer"] = -2
             if "video" in takes and "video" in kinds:
@@ -121,14 +121,14 @@ def _usual(takes: Sequence[Kind], kinds: Sequence[Kind]) -> Tree:
     return {"name": "mlp"}
 
 
-def _entry(name: str) -> tuple[str, str]:
+def entry(name: str) -> tuple[str, str]:
     """(entry of the room encoders, weights). What is not said is found by what can read the files."""
     head, rest = entry_and_weights(name)
     if head:
         return head, rest
-    for entry in ("clip", "hf_vision", "hf_audio"):
-        if _reads(entry, name):
-            return entry, name
+    for reader in ("clip", "hf_vision", "hf_audio"):
+        if _reads(reader, name):
+            return reader, name
     raise UsageError(
         f"the encoder {name}: " + ("no entry reads it" if is_path(name) else "it is not on this machine"),
         "pocket, or ENTRY:WEIGHTS with an entry that is named by `mmtune list encoders`",

@@ -85,6 +85,21 @@ def check_out(out: Path) -> None:
         raise UsageError(f"{out} is there already", "the name of a new file", "another --out, or remove it")
 
 
+def check_prompt(llm: str, prompt: str | None) -> None:
+    """Raises UsageError for a prompt that there is not; none is the one that the language model's files tell."""
+    if prompt is None:
+        parts.prompt(llm)
+    elif prompt not in registry.shipped("prompts"):
+        raise UsageError(f"--prompt {prompt}", registry.suggest(prompt, registry.shipped("prompts"), "prompts"))
+
+
+def check_encoders(names: Sequence[str]) -> None:
+    """Raises UsageError for an encoder that no entry reads."""
+    for name in names:
+        if name != parts.POCKET:
+            parts.entry(name)
+
+
 def check_data(patterns: Sequence[str]) -> None:
     """Raises DataError and UsageError for shards that are not there; cards and addresses are looked at later."""
     from mmtune.data.patterns import expand
