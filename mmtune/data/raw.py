@@ -28,6 +28,8 @@ def refusal(path: Path) -> UsageError | None:
     try:
         what = sources.find(str(path), Options()).what
     except UsageError as error:
+        if path.is_dir() and error.hint and not error.hint.startswith("--"):  # media, and what their records lack
+            return error
         if not error.hint.startswith("--split"):
             return None
         what, words = "a data set with several splits", f" {error.hint}"

@@ -47,6 +47,13 @@ def test_the_command_that_is_named_makes_shards(here, given, what):
     assert len(expand(then.strip("[]"))) == 1
 
 
+def test_a_folder_of_media_alone_is_told_what_it_lacks(here):
+    (here / "set" / "a" / "1.txt").unlink()
+    with pytest.raises(UsageError, match="nothing that says what is in them") as caught:
+        expand("set")
+    assert "write a table.csv into it" in caught.value.hint
+
+
 def test_parquet_and_splits(here):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for split in ("train", "test"):
