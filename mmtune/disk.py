@@ -135,6 +135,12 @@ def write_file(path: Path, text: str) -> None:
     _replace(path, [text.encode()])
 
 
+def clear_drafts(folder: Path) -> None:
+    """Delete what killed writes left half done in a folder. For the one process that may write there."""
+    for draft in folder.glob(".*.draft-*"):
+        draft.unlink(missing_ok=True)
+
+
 def _replace(path: Path, chunks: Iterable[bytes]) -> None:
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     try:

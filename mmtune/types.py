@@ -11,7 +11,7 @@ look at ranks, sizes and dtypes only, never at values, so they cost nothing on a
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -93,7 +93,7 @@ class MediaRef:
             raise ShapeError(f"{what}: {self.kind}", "a video or a sound; only these have a start and an end")
         for value in (self.start, self.end):
             plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (plain and math.isfinite(value) and value >= 0):
+            if value is not None and not (plain and 0 <= value <= sys.float_info.max):
                 raise ShapeError(what, "start and end in seconds, 0 or more")
         if self.end is not None and self.end <= (self.start or 0):
             raise ShapeError(what, "an end behind the start")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mmtune import config as configs
-from mmtune import registry
+from mmtune import disk, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal, store, tensors
 from mmtune.data.loader import Loader
@@ -230,6 +230,7 @@ class Keeper:
         folder, state, error = self.out / "state", None, None
         if self.runtime.main:
             try:
+                disk.clear_drafts(self.out)
                 states.recover(folder)
                 if (self.out / "weights").parent.is_dir():
                     seal.recover(self.out / "weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_media_that_changed_or_are_gone_are_left_out_by_name(tmp_path: Path) -> 
     (tmp_path / "a.png").unlink()
     os.mkfifo(tmp_path / "a.png")  # is not waited for
     assert "is not at" in Conversation(FakeEngine()).restore(transcript.read(tmp_path / "talk.json"))[0]
+
+
+@pytest.mark.parametrize("start", [10**400, -1, float("nan"), True])
+def test_a_range_of_time_that_is_none_leaves_its_medium_out(tmp_path: Path, start: float) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"clip")
+    digest = hashlib.sha256(b"clip").hexdigest()
+    part = {"kind": "video", "origin": "clip.mp4", "path": str(clip), "sha256": digest, "start": start, "end": None}
+    (tmp_path / "talk.json").write_text(json.dumps({"turns": [], "waiting": [part]}))
+    _, waiting, notes = transcript.read(tmp_path / "talk.json").restored()
+    assert waiting == [] and len(notes) == 1 and "clip.mp4 from" in notes[0]
 
 
 def test_media_that_the_run_does_not_take_are_left_out(tmp_path: Path) -> None:
