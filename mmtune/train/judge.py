@@ -97,6 +97,11 @@ class Judge:
         self._say(f"validation after step {step}: {said(values)}{'; the best so far' if better else ''}")
         return better
 
+    def check(self) -> None:
+        """Raise DataError for held-out data of which nothing can be used, before the first step."""
+        if self._validator is not None:
+            self._validator.check()
+
     def taste(self) -> None:
         """Validate on a few samples, to see that it works."""
         if self._validator is not None:

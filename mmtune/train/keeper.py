@@ -230,7 +230,8 @@ class Keeper:
         folder, state, error = self.out / "state", None, None
         if self.runtime.main:
             try:
-                disk.clear_drafts(self.out)
+                for part in (self.out, self.out / "best"):
+                    disk.clear_drafts(part)
                 states.recover(folder)
                 if (self.out / "weights").parent.is_dir():
                     seal.recover(self.out / "weights")

@@ -214,6 +214,7 @@ class _Run:
             self.keeper.mend(self._progress())
             self.voice.line(f"{self.out} is finished: {self.step} steps. Nothing to do.")
             return Result(self.out, self.step, True, 0, None)
+        self.judge.check()
         if self.runtime.main and self.step == 0:
             store.start_run(self.out, self.recipe, self.base)
         self._warm()

@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,19 @@ class Validator:
         pad = model.llm.tokenizer.pad
         self._loader = Loader(streams, plan, workers=recipe.run.workers, pad=pad) if streams else None
         self.task = task_of(recipe) if recipe.eval.data else None
+
+    def check(self) -> None:
+        """Look for a sample of each held-out stream that can be used, before a run works for hours towards its first
+        validation. Raises DataError where there is none."""
+        for stream in self.streams:
+            skipped, positions = list[dict[str, Any]](), range(min(self._section.limit, len(stream.corpus)))
+            with closing(prepared(self._loader, stream.name, positions)) as samples:
+                for found in samples:
+                    if not isinstance(found, Skip):
+                        break
+                    skipped.append(asdict(found))
+                else:
+                    raise _unusable(stream.name, skipped)
 
     def run(
         self, step: int, stopped: Callable[[], bool] = lambda: False, limit: int | None = None
@@ -159,13 +172,7 @@ class Validator:
         tally.samples = int(samples)
         tally.skipped = _shared(runtime, tally.skipped)
         if not tally.samples:
-            first = tally.skipped[0]
-            raise DataError(
-                Reason(first["reason"]),
-                f"not one of {len(tally.skipped)} held-out samples of {name} can be used; {first['detail']}",
-                "held-out data that can be used",
-                "mmtune data check PATTERN --recipe RECIPE says what is wrong",
-            )
+            raise _unusable(name, tally.skipped)
         return tally
 
     def _batches(self, stream: Stream, most: int, skipped: list[dict[str, Any]]) -> Iterator[Batch]:
@@ -204,6 +211,16 @@ def task_of(recipe: Recipe) -> Task | None:
     """The task that a recipe names."""
     section = recipe.eval.task
     return None if section is None else registry.find("eval/tasks", section.name)(section)
+
+
+def _unusable(name: str, skipped: Sequence[Mapping[str, Any]]) -> DataError:
+    first = skipped[0]
+    return DataError(
+        Reason(first["reason"]),
+        f"not one of {len(skipped)} held-out samples of {name} can be used; {first['detail']}",
+        "held-out data that can be used",
+        "mmtune data check PATTERN --recipe RECIPE says what is wrong",
+    )
 
 
 def _mean(tallies: Sequence[_Tally]) -> float:

@@ -136,11 +136,13 @@ def test_a_recipe_that_cannot_be_read_is_written_again(recipe, tmp_path, capsys,
     train(changed(recipe, "schedule.steps=2", "run.keep=3"), out, progress="off")
     before = (out / file).read_bytes()
     (out / file).unlink() if damage == "gone" else (out / file).write_text("[")
-    (out / f".{file}.draft-1").write_text("half")  # as a kill leaves it
+    (out / "best").mkdir()
+    for left in (out, out / "best"):
+        (left / f".{file}.draft-1").write_text("half")  # as a kill leaves it
     again = train(changed(recipe, "schedule.steps=2", "run.keep=3"), out, resume=True, progress="lines")
     assert again.finished and (out / file).read_bytes() == before
     assert "it is written again" in capsys.readouterr().out
-    assert not list(out.glob(".*.draft-*")), "nothing half done stays"
+    assert not list(out.rglob(".*.draft-*")), "nothing half done stays"
 
 
 def test_a_last_save_that_fails_is_no_finished_run(recipe, tmp_path, monkeypatch, capsys):

@@ -216,6 +216,9 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(tree, tmp_path):
     nothing = {"val": {"data": [str(tmp_path / "bad.tar")], "like": "pictures"}}
     with pytest.raises(DataError, match="not one of 1 held-out samples of val can be used"):
         loop.train(recipe(tree, eval={"streams": nothing}), None, dry_run=True, progress="off")
+    with pytest.raises(DataError, match="not one of 1 held-out samples of val can be used"):
+        loop.train(recipe(tree, eval={"streams": nothing}), tmp_path / "run", progress="off")
+    assert not (tmp_path / "run/metrics.jsonl").exists(), "no step was taken towards it"
 
 
 def test_said(tree, tmp_path, capsys):
