@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmtune import places
 from mmtune.errors import MmtuneError, ModelError
+from mmtune.llm.base import LLM
 
 TENSORS = 10_000
 """Most tensors made while one part is built: on the meta device, too, each takes kilobytes and time. The largest
@@ -75,6 +76,12 @@ class Room:
         tokens = getattr(part, "tokens_per_frame", 0) * getattr(part, "width", 0)
         self._fits(f"one item of {name}", FLOAT * frames * max(item, tokens))
         # a file has a byte at least for each number
+        if isinstance(part, LLM) and 0 < stored < numbers:
+            raise ModelError(
+                f"{name}: {numbers:,} numbers by its config.json, beside {stored:,} bytes of weights",
+                "weights for all of it",
+                "check that config.json and the weights belong together",
+            )
         self.take(name, FLOAT * max(0, numbers - stored), f", beside {stored / 1e9:.3g} GB of weights" * bool(stored))
 
     def take(self, name: str, size: int, beside: str = "") -> None:

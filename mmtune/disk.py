@@ -96,11 +96,16 @@ def read_text(path: Path, most: int) -> str:
 
 def open_to_read(path: Path, most: int) -> BinaryIO:
     """A plain file of at most `most` bytes, opened. Raises OSError, and ValueError as `read_text` does."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb")
-    state = os.fstat(file.fileno())
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise ValueError("no plain file") from error
+        raise
+    state = os.fstat(handle)
     if stat.S_ISREG(state.st_mode) and state.st_size <= most:
-        return file
-    file.close()
+        return os.fdopen(handle, "rb")
+    os.close(handle)
     if not stat.S_ISREG(state.st_mode):
         raise ValueError("no plain file")
     raise ValueError(f"{state.st_size:,} bytes, and at most {most:,} are read")

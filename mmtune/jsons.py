@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,18 @@ def told(error: Exception, tree: Mapping[str, Any]) -> str:
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     meant = [name for one in error.args for name in names(tree, one)] if isinstance(error, KeyError) else []
     return line + (f", which is {' and '.join(meant)}" if meant else "")
+
+
+@contextmanager
+def understood(origin: str) -> Iterator[None]:
+    """Make sense of settings within: what a reader stumbles over, because a list stands where a table should or a name
+    is absent, comes as a CheckpointError that says where it was read."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{origin}: {told(error, {})}", "settings as they are published", "compare the file with the published one"
+        ) from error
 
 
 def read(path: Path, most: int = MOST) -> dict[str, Any]:

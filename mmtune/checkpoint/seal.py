@@ -106,7 +106,7 @@ def faults(folder: Path) -> list[str]:
             raise ValueError("not as it was written")
     except FileNotFoundError:
         return [f"{MANIFEST}: missing, the folder was never sealed"]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [f"{MANIFEST}: damaged"]
     found = []
     for name, (digest, size) in known.items():

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
-from mmtune import disk, dtypes, params, places, registry
+from mmtune import disk, dtypes, params, places, registry, weights_file
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
@@ -354,7 +353,7 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
             expected="the files that were sealed when the run was saved",
             hint=f"train on from the last whole state (mmtune train --resume {path}), or copy the folder again",
         )
-    found = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    found = {file.stem: weights_file.read(file) for file in sorted(folder.glob("*.safetensors"))}
     for name, tensors in found.items():
         dtypes.require_finite(tensors, str(folder / f"{name}.safetensors"))
     copy_into(trained_tensors(model, groups), found)
@@ -378,7 +377,7 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int,
         raise CheckpointError(
             seen=f"{folder}: {'; '.join(damage)}", expected="a run folder with weights", hint="check run.start"
         )
-    found = {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+    found = {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in weights_file.read(file).items()}
     bases, _ = _split(model, groups)
     if frozen := sorted(found.keys() & {name for held in bases.values() for name in held}):
         raise CheckpointError(

@@ -6,9 +6,12 @@ left out. What exists is meant as it is written: `set [v2]` is a folder where th
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob, has_magic
 from pathlib import Path
 
@@ -19,6 +22,10 @@ from mmtune.errors import DataError, Reason, UsageError
 
 MOST = 1_000_000
 """Most files of one pattern."""
+FOLDERS = 50_000
+"""Most folders that `**` stands for: a whole disk has more."""
+SECONDS = 30
+"""Most time for them."""
 _OTHERS = (".json", ".jsonl", ".part")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -120,12 +127,28 @@ def _folders(top: Path) -> Iterator[Path]:
     """A folder and those in it at any depth, the near ones first; each once, so links that lead in circles end."""
     seen: set[str] = set()
     level = [top]
+    until = time.monotonic() + SECONDS
     while level:
         new = {real: one for one in reversed(level) if (real := os.path.realpath(one)) not in seen}
         seen |= new.keys()
+        if len(seen) > FOLDERS or time.monotonic() > until:
+            raise UsageError(
+                f"{top}/**: {len(seen):,} folders in {SECONDS + time.monotonic() - until:.0f} s, and more to come",
+                f"at most {FOLDERS:,} folders below `**`, looked through within {SECONDS} s",
+                "begin the pattern nearer to the shards, or name the folders one by one",
+            )
         level = sorted(new.values())
         yield from level
-        level = [one for folder in level for one in _inside(folder) if not one.name.startswith(".") and one.is_dir()]
+        level = list(itertools.islice(_below(level, until), FOLDERS + 1))
+
+
+def _below(level: list[Path], until: float) -> Iterator[Path]:
+    """The folders inside some folders, those that are hidden left out, as long as there is time."""
+    for folder in level:
+        yield from (one for one in _inside(folder) if not one.name.startswith(".") and os.path.isdir(one))
+        if time.monotonic() > until:
+            yield folder  # so that there is a next level, at which this is refused
+            return
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -140,20 +163,33 @@ def _tars(folder: Path) -> list[Path]:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """`a{0..2}b` to a0b, a1b, a2b (zeros in front are kept); `{x,y}` to both. No nesting."""
-    head, left, rest = pattern.partition("{")
-    inside, right, tail = rest.partition("}")
-    if not left or not right:
-        yield pattern
-        return
+    """`a{0..2}b` to a0b, a1b, a2b (zeros in front are kept); `{x,y}` to both. No nesting.
+
+    Raises UsageError: more than `MOST` choices, which are counted before the first is made.
+    """
+    pieces: list[Sequence[str]] = []
+    rest = pattern
+    while True:
+        head, left, more = rest.partition("{")
+        inside, right, tail = more.partition("}")
+        if not left or not right:
+            break
+        pieces += [[head], _choices(inside, pattern)]
+        rest = tail
+    if (count := math.prod(map(len, pieces))) > MOST:
+        raise _too_many(pattern, count)
+    for words in itertools.product(*pieces, [rest]):
+        yield "".join(words)
+
+
+def _choices(inside: str, pattern: str) -> Sequence[str]:
     span = _RANGE.fullmatch(inside)
-    if span:
-        first, last, width = int(span[1]), int(span[2]), len(span[1])
-        if last - first > MOST:
-            raise UsageError(seen=f"{pattern}: {last - first + 1} files", expected=f"at most {MOST}")
-        choices: Iterable[str] = (f"{number:0{width}d}" for number in range(first, last + 1))
-    else:
-        choices = inside.split(",")
-    for choice in choices:
-        for rest in braces(tail):
-            yield f"{head}{choice}{rest}"
+    if not span:
+        return inside.split(",")
+    if max(len(span[1]), len(span[2])) > 18 or (count := int(span[2]) - int(span[1]) + 1) > MOST:
+        raise _too_many(pattern, count if len(span[2]) <= 18 else MOST + 1)
+    return [f"{number:0{len(span[1])}d}" for number in range(int(span[1]), int(span[2]) + 1)]
+
+
+def _too_many(pattern: str, count: int) -> UsageError:
+    return UsageError(f"{pattern[:200]}: {count:,} files by its braces", f"at most {MOST:,}", "name a folder")

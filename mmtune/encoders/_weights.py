@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmtune import dtypes
+from mmtune import dtypes, weights_file
 from mmtune.encoders.base import weights_path
 from mmtune.errors import CheckpointError
 from mmtune.places import resolve
@@ -50,9 +50,6 @@ def read_tensors(path: Path, preferred: tuple[str, ...] = ()) -> dict[str, Tenso
 
     Raises CheckpointError when there is none or one is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if path.is_dir():
         chosen = [path / name for name in preferred if (path / name).is_file()][:1]
         files = chosen or sorted(path.glob("*.safetensors"))
@@ -66,10 +63,7 @@ def read_tensors(path: Path, preferred: tuple[str, ...] = ()) -> dict[str, Tenso
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: {error}", "an intact safetensors file", "fetch it again") from error
+        tensors |= weights_file.read(file)
     return tensors
 
 

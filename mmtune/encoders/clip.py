@@ -65,9 +65,10 @@ class Clip(ImageEncoder):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.structure, preprocess = _read_structure(config)
-        self.pixels = _pixels(self.structure, preprocess).overridden(config)
-        self.visual = self.seeded(self._build)
+        with jsons.understood(f"{config.model or config.weights}: {CONFIG}"):
+            self.structure, preprocess = _read_structure(config)
+            self.pixels = _pixels(self.structure, preprocess).overridden(config)
+            self.visual = self.seeded(self._build)
         self.measure(self._build)
 
     def _build(self) -> nn.Module:

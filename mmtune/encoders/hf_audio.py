@@ -12,6 +12,7 @@ Keys: `tower.*`, the library's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -43,6 +44,8 @@ from mmtune.media import Sampling
 from mmtune.media._resample import resample
 from mmtune.types import Kind, Media
 
+MOST = 2_000_000
+"""Largest number of a feature extractor's settings; Whisper counts 480,000 samples."""
 LEAST = 0.025
 """Seconds: the window of a filter bank, and the shortest sound."""
 SLACK = 0.05
@@ -112,9 +115,12 @@ class HfAudio(TowerEncoder):
         self._settings = _audio_config(folder)
         self._family = FAMILIES[self._settings.model_type]
         heard = _preprocessing(folder)
-        self.listen = self._family.listen.from_dict(heard)
-        self.rate = int(self.listen.sampling_rate)
-        window = _window(self._settings, self.listen)
+        with jsons.understood(f"{folder}: preprocessing of sounds"):
+            if max(_numbers(heard), default=0) > MOST:
+                raise ValueError(f"a number above {MOST:,}")
+            self.listen = self._family.listen.from_dict(heard)
+            self.rate = int(self.listen.sampling_rate)
+            window = _window(self._settings, self.listen)
         if config.seconds is not None and not LEAST < config.seconds <= window:
             raise ConfigError(
                 f"encoder `hf_audio` with `seconds: {config.seconds:g}`",
@@ -260,6 +266,12 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     if not (folder / "preprocessor_config.json").is_file() and (folder / "processor_config.json").is_file():
         return dict(jsons.read(folder / "processor_config.json").get("feature_extractor", {}))
     return jsons.read(folder / "preprocessor_config.json")
+
+
+def _numbers(tree: Any) -> Iterator[float]:
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for value in values:
+        yield from [abs(value)] if isinstance(value, int | float) else _numbers(value)
 
 
 def _window(settings: PreTrainedConfig, listen: Any) -> float:

@@ -9,6 +9,7 @@ Keys: `tower.*`, those of the library's vision model without the leading `vision
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ class HfVision(ImageEncoder):
         settings, pixels = _trees(text, config.revision)
         self._settings = _vision_config(settings, text)
         self.structure = {"model_type": self._settings.model_type, **self._settings.to_diff_dict()}
-        self.pixels = _pixels(pixels, self._settings).overridden(config)
+        with jsons.understood(f"{text}: preprocessor_config.json"):
+            self.pixels = _pixels(pixels, self._settings).overridden(config)
         try:
             self.tower = self.seeded(self._build)
             self.measure(self._build)
@@ -154,7 +156,7 @@ def _trees(text: str, revision: str | None) -> tuple[dict[str, Any], dict[str, A
     folder = locate(text, revision, ("config.json", "preprocessor_config.json"))
     file = folder / "preprocessor_config.json"
     settings = jsons.settings(folder if folder.suffix == ".json" else folder / "config.json")
-    return settings, jsons.read(file) if file.is_file() else {}
+    return settings, jsons.read(file) if os.path.lexists(file) else {}
 
 
 def _vision_config(tree: dict[str, Any], origin: str) -> PreTrainedConfig:

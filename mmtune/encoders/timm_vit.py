@@ -80,15 +80,18 @@ class TimmVit(ImageEncoder):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._architecture, self._args, self._published = _read_structure(config)
+        with jsons.understood(f"{config.weights}: {CONFIG}"):
+            self._architecture, self._args, self._published = _read_structure(config)
         bare = self._architecture.partition(".")[0]
         self.structure = {"architecture": bare, "args": self._args, "classes": config.classes}
         self.tower = self.seeded(lambda: self._build(None))
-        trained = self._published.get("input_size", (0, 0))[1]
+        with jsons.understood(f"{config.weights}: {CONFIG}: input_size"):
+            trained = self._published.get("input_size", (0, 0))[1]
         size = config.size or (trained if _side(self.tower) not in (None, trained) else None) or None
         if size is not None and size != _side(self.tower):
             self.tower = self.seeded(lambda: self._build(size))
-        self.pixels = _pixels(self.tower, self._published).overridden(config)
+        with jsons.understood(f"{config.weights}: {CONFIG}: pretrained_cfg"):
+            self.pixels = _pixels(self.tower, self._published).overridden(config)
         self.measure(lambda: self._build(size))
 
     def _build(self, size: int | None) -> nn.Module:

@@ -6,6 +6,7 @@ base, an attention that is fetched from a hub. Nothing of that is followed here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,23 @@ MOST: dict[str, int] = {
     "num_experts": 1 << 16,
 }
 """Sizes by which memory is taken before a weight is read, and the most that each may be."""
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
+"""Endings of files that the library opens; a pipe of such a name would keep it waiting."""
 INDEX = "model.safetensors.index.json"
 
 
 def check(folder: Path) -> dict[str, Any]:
     """The settings in config.json. Raises CheckpointError for those that lead outside of the folder, or to a model of
     absurd size."""
+    odd = sorted(path.name for path in folder.iterdir() if path.suffix in READ and not path.is_file())
+    if odd:
+        raise CheckpointError(
+            f"{folder}: {', '.join(odd[:8])}: no plain file", "files, which can be read to their end", "copy it again"
+        )
     plan = jsons.read(folder / "config.json")
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if os.path.lexists(folder / name):
+            jsons.read(folder / name)
     jsons.sizes(plan, f"{folder / 'config.json'}")
     for tree in (plan, plan.get("text_config")):
         if isinstance(tree, dict):

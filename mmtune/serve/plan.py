@@ -101,7 +101,7 @@ class Plan:
         try:
             tree = config.read(run / "recipe.yaml")
             branches, chat = tree["model"]["branches"], tree["chat"]
-            kinds = [kind for branch in branches.values() for kind in branch["kinds"]]
+            kinds = list(dict.fromkeys(kind for branch in branches.values() for kind in branch["kinds"]))
             settings = str(chat["notice"] or ""), int(chat["max_tokens"]), float(chat["temperature"])
             # runs of before there were any have none
             experts, limits = [dict(expert) for expert in chat.get("experts", ())], Limits(**tree.get("limits", {}))

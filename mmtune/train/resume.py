@@ -22,10 +22,9 @@ from typing import Annotated, Any
 import numpy
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtune import disk, dtypes
+from mmtune import disk, dtypes, weights_file
 from mmtune.checkpoint import seal, tensors
 from mmtune.errors import CheckpointError
 
@@ -228,8 +227,8 @@ def _read(path: Path) -> State:
     step, groups = info.pop("step"), info.pop("groups")
     if path.name != f"step-{step:08d}" or any("/" in group for group in groups):
         raise ValueError(f"run.json says step {step}, groups {groups}"[:200])
-    optimizers = {group: load_file(path / f"optimizer.{group}.safetensors") for group in groups}
-    weights = load_file(path / "weights.safetensors")
+    optimizers = {group: weights_file.read(path / f"optimizer.{group}.safetensors") for group in groups}
+    weights = weights_file.read(path / "weights.safetensors")
     dtypes.require_finite(weights, str(path / "weights.safetensors"))
     return State(step, weights, optimizers, info)
 

@@ -176,7 +176,9 @@ def test_what_a_run_folder_names_is_not_contacted_unasked(tree, cache, tmp_path)
         assert site.asked
 
 
-@pytest.mark.parametrize("leads_to", ["http://0.0.0.0:{port}/part-0000.tar", "file:///etc/hostname", "ftp://127.0.0.1/a"])
+@pytest.mark.parametrize(
+    "leads_to", ["http://0.0.0.0:{port}/part-0000.tar", "file:///etc/hostname", "ftp://127.0.0.1/a"]
+)
 def test_a_redirect_obeys_the_rules_of_the_address_it_comes_from(cache, tmp_path, leads_to):
     (tmp_path / "part-0000.tar").write_bytes(b"secret of the inner network")
     with Site(tmp_path) as inner, Site(tmp_path, leads_to=leads_to.format(port=inner.server_port)) as site:

@@ -6,14 +6,15 @@ import http.server
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from mmtune.data import _stored, remote
+from mmtune.data import _stored, patterns, remote
 from mmtune.data import index as indexes
 from mmtune.data.remote import Cache, Remote
 from mmtune.data.shards import Corpus
-from mmtune.errors import DataError, MmtuneError
+from mmtune.errors import DataError, MmtuneError, UsageError
 from tests.data import tars
 
 
@@ -105,3 +106,31 @@ def test_an_index_elsewhere_that_does_not_end(tmp_path, monkeypatch):
         site.shutdown()
     assert Endless.sent < 64 << 20, "what lies in buffers, and no more"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ----------------------------------------------------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a" + "{a,b}" * 40 + ".tar", "{0..99999999}", "{0..999999}{a,b}", f"{{0..{9**99}}}"]
+)
+def test_braces_are_counted_before_the_first_choice_is_made(pattern: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="files by its braces"):
+        next(patterns.braces(pattern))
+    assert time.monotonic() - began < 5
+
+
+def test_a_pattern_that_begins_too_far_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `/**/*.tar` does."""
+    for number in range(30):
+        (tmp_path / f"{number // 5}/{number}").mkdir(parents=True)
+    (tmp_path / "0/0/a.tar").write_bytes(b"")
+    assert patterns.expand(str(tmp_path / "**/*.tar"))
+    monkeypatch.setattr(patterns, "FOLDERS", 20)
+    with pytest.raises(UsageError, match="folders below"):
+        patterns.expand(str(tmp_path / "**/*.tar"))
+    monkeypatch.setattr(patterns, "FOLDERS", 1000)
+    monkeypatch.setattr(patterns, "SECONDS", -1)
+    with pytest.raises(UsageError, match="looked through within"):
+        patterns.expand(str(tmp_path / "**/*.tar"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmtune import jsons
+from mmtune import jsons, weights_file
 from mmtune.checkpoint.foreign import _unpickle
 from mmtune.errors import CheckpointError
 
@@ -34,8 +34,9 @@ BYTES_PER_SECOND = 10_000_000
 
 def read_tensors(path: Path, inside: Sequence[str], pattern: str | None, scratch: Path | None) -> dict[str, Tensor]:
     """All tensors of a file or folder; see `Source.tensors`."""
-    if not path.exists():
-        raise CheckpointError(f"there is no {path}", "a file or a folder", "check the path")
+    if not path.is_file() and not path.is_dir():
+        what = "is no plain file" if os.path.lexists(path) else "is not there"
+        raise CheckpointError(f"{path} {what}", "a file or a folder", "check the path")
     files, index = ([path], None) if path.is_file() else _choose(path, pattern)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -98,17 +99,11 @@ def _shards(folder: Path, name: str) -> tuple[list[Path], set[str]]:
 
 def read_file(path: Path, inside: Sequence[str] = (), scratch: Path | None = None) -> dict[str, Tensor]:
     """All tensors of one file. Raises CheckpointError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if path.suffix in PICKLED:
         path = convert(path, inside, scratch)
     elif path.suffix != ".safetensors":
         raise CheckpointError(f"{path}", f"a file that ends in .safetensors, {', '.join(PICKLED)}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}", "an intact safetensors file", "copy it again") from error
+    return weights_file.read(path)
 
 
 def convert(path: Path, inside: Sequence[str], scratch: Path | None, seconds: float | None = None) -> Path:

@@ -13,6 +13,7 @@ stored in `weights/`, or `PART:NAME` (`llm:model.norm.weight`), which go to the 
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,18 +80,25 @@ class Source:
         return self._memory is None and self.path.is_dir()
 
     def has(self, name: str) -> bool:
-        """Whether a folder holds a file of this name."""
-        return name in self._memory[1] if self._memory else (self.path / name).is_file()
+        """Whether a folder holds something of this name; what is no plain file is refused when it is read."""
+        return name in self._memory[1] if self._memory else os.path.lexists(self.path / name)
 
     def file(self, name: str) -> Path:
         """A file of a folder. Raises CheckpointError when it is not there."""
-        if self._memory is None and self.has(name):
+        if self._memory is None and (self.path / name).is_file():
             return self.path / name
+        if self._memory is None and self.has(name):
+            raise CheckpointError(f"{self.path / name} is no plain file", "a file", "copy the folder again")
         raise CheckpointError(f"{self} has no {name}", "the whole folder as it was published", "copy it again")
 
     def copy(self, name: str) -> Any:
         """A file as `Part.files` takes it: its path, or in memory its content. Raises CheckpointError."""
-        return self._memory[1][name] if self._memory and self.has(name) else self.file(name)
+        if self._memory and self.has(name):
+            return self._memory[1][name]
+        path = self.file(name)
+        if (size := path.stat().st_size) > jsons.MOST:
+            raise CheckpointError(f"{path}: {size:,} bytes", f"at most {jsons.MOST:,} beside weights", "copy it again")
+        return path
 
     def json(self, name: str = "config.json") -> dict[str, Any]:
         """A JSON object, its sizes as `jsons.sizes` has them. Raises CheckpointError."""

@@ -1,0 +1,30 @@
+"""Files of weights from anywhere, read whole or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from mmtune.errors import CheckpointError
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises CheckpointError: no plain file (a pipe would wait for a writer), a header that lies about what follows, or a
+    type of number that PyTorch does not have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if not path.is_file():
+            raise ValueError("no plain file")
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "an intact safetensors file",
+            "copy it again",
+        ) from error
