@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import av
@@ -87,6 +88,14 @@ def walls(demuxers: str) -> dict[str, str]:
     return {"format_whitelist": demuxers, "protocol_whitelist": ""}
 
 
+@cache
+def _probing() -> str:
+    """Decoders that may be tried while a file is opened. AV1 is not: one packet of it can hold thousands of pictures,
+    which are counted only when the packets are there."""
+    sounds = {name for name in av.codecs_available if name.startswith("pcm_")} | AUDIO_CODECS
+    return ",".join(sorted((VIDEO_CODECS | sounds) - {"av1", "libdav1d"}))
+
+
 @contextmanager
 def opened(data: bytes, name: str | None, watch: Watch) -> Iterator[InputContainer]:
     """Open encoded bytes of format `name`; None lets the library choose among the allowed demuxers.
@@ -99,7 +108,7 @@ def opened(data: bytes, name: str | None, watch: Watch) -> Iterator[InputContain
         container = av.open(
             Watched(data, watch),
             format=allowed.split(",")[0] if name else None,
-            container_options=walls(allowed) | {"max_streams": str(_STREAMS)},
+            container_options=walls(allowed) | {"max_streams": str(_STREAMS), "codec_whitelist": _probing()},
             metadata_errors="replace",
             timeout=watch.seconds or None,
         )

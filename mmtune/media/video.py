@@ -26,7 +26,7 @@ import av
 import torch
 
 from mmtune.errors import MediaError, Note, Reason
-from mmtune.media import _backends, _boxes, _frames, _plan, _tags
+from mmtune.media import _backends, _boxes, _crowd, _frames, _plan, _tags
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
 from mmtune.media._packets import Packets
@@ -164,6 +164,14 @@ class _Clip:
         if frames > self.limits.decoded_frames:
             self.exceed("decoded_frames", f"{frames} frames to decode, from the entry points before those chosen")
 
+    def check_packet(self, packet: Any) -> None:
+        """Refuse a packet that is so much work that the clock could not be looked at in time."""
+        context, data = self.stream.codec_context, bytes(packet)
+        if (count := _crowd.pictures(data, context.name, context.extradata)) > _crowd.MOST:
+            self.refuse(f"{count} or more pictures in one packet", f"at most {_crowd.MOST}", Reason.video_limits)
+        if (passes := _crowd.scans(data, context.name)) * context.width * context.height > self.limits.scan_pixels:
+            self.exceed("scan_pixels", f"{context.width} x {context.height} pixels in {passes} scans")
+
     def _whole(self, container: Any, stream: Any) -> Iterator[Any]:
         """The whole packets of a stream in decoding order."""
         for count, packet in enumerate(container.demux(stream)):
@@ -287,6 +295,8 @@ def _decode(clip: _Clip, packets: Iterable[Any], take: Any) -> None:
     for count, packet in enumerate(chain(packets, [None])):
         clip.check_decoded(count)
         clip.watch.tick(3 * context.width * context.height)
+        if packet is not None:
+            clip.check_packet(packet)
         try:
             frames = context.decode(packet)
         except (av.error.InvalidDataError, av.error.ArgumentError):  # the latter: a frame beyond the limit
