@@ -32,6 +32,10 @@ _SCALES = {"u8": (128.0, 128.0), "s16": (0.0, 2.0**15), "s32": (0.0, 2.0**31), "
 _STAMPED = frozenset({"mp4", "m4a", "matroska", "ogg"})
 """Formats whose timestamps are written in the file. Those of the others are counted by the library, gaps or not."""
 
+_FRAME = 1 << 20
+"""Most samples of a frame in each channel. An encoder puts up to 65,535 into one; headers may claim sixteen million,
+which take a decoder as much memory as hours of sound do."""
+
 _PREROLL = 1.0
 """Seconds of sound decoded in front of a clip: every codec in use has come to its right values by then."""
 
@@ -138,6 +142,8 @@ def _fill(track: Track, container: Any, stream: Any, clock: _Clock, limits: Limi
     failed = packets = 0
     context = stream.codec_context
     context.thread_count = 1
+    if not context.name.startswith("pcm_"):  # which has a value for each byte of a packet or less
+        context.options = {**context.options, "max_samples": str(_FRAME)}
     early = -1.0 if track.begin is None else track.begin / track.rate - _PREROLL
     try:
         for packet in container.demux(stream):
@@ -249,7 +255,7 @@ def _block(frame: Any, track: Track, origin: str) -> np.ndarray:
     kind = frame.format.name.removesuffix("p")
     if kind in _SCALES:
         middle, scale = _SCALES[kind]
-        values = (values.astype(np.float64) - middle) / scale if kind != "s16" else values * np.float32(1 / scale)
+        values = (values.astype(np.float32) - np.float32(middle)) * np.float32(1 / scale)  # exact: a power of two
     return values.astype(np.float32, copy=False)
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mmtune.errors import MediaError
-from mmtune.media import Limits
+from mmtune.media import Limits, audio
 from tests.media import make, matroska
 from tests.media.peaks import load, peaks
 from tests.media.test_bombs import box, full, replaced
@@ -117,3 +117,14 @@ def test_what_is_kept_of_an_item_is_no_fault_of_it():
     assert make.get("audio", make.sound("flac", "flac", 48000, 200.0, "s16"), limits).data.shape[1] == 3_200_000
     film = make.video(30, 640, 480, options={"preset": "ultrafast"})
     assert make.get("video", film, limits, frames=120).data.shape[0] == 120
+
+
+@pytest.mark.parametrize("codec", ["flac", "alac"])
+def test_a_frame_of_sound_has_a_most_of_samples(codec, monkeypatch):
+    data = make.sound(codec, "flac" if codec == "flac" else "mp4", 16000, 2.0, "s16" if codec == "flac" else "s16p")
+    assert make.get("audio", data).data.shape == (1, 32_000)
+    monkeypatch.setattr(audio, "_FRAME", 1000)
+    with pytest.raises(MediaError) as error:
+        make.get("audio", data)
+    assert error.value.reason == "unreadable_audio"
+    assert make.get("audio", make.wav(make.sine(16000, 2.0))).data.shape == (1, 32_000)
