@@ -96,6 +96,22 @@ def _scans(data: bytes, at: int, origin: str) -> int:
     return max(1, scans)
 
 
+def gif(data: bytes, origin: str) -> Trimmed:
+    """Without remarks and the like in front of the first picture. Raises MediaError: there are too many."""
+    flags = data[10] if len(data) > 10 else 0
+    start = at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    control, parts = b"", 0
+    while data[at : at + 1] == b"!":
+        end = at + 2
+        while end < len(data) and data[end]:
+            end, parts = end + 1 + data[end], _count(parts, origin)
+        end, parts = end + 1, _count(parts, origin)
+        if data[at + 1 : at + 2] == b"\xf9":  # how the picture is shown
+            control = data[at:end]
+        at = end
+    return Trimmed(b"".join([data[:start], control, data[at:]]))
+
+
 def png(data: bytes, origin: str) -> Trimmed:
     """Without chunks that a reader may leave out, but for transparency that makes sense. Raises MediaError: there are
     too many."""

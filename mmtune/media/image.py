@@ -75,7 +75,7 @@ def _pixels(
         _check_size(*size, limits, origin)
     if name == "tiff":
         data = _tiff.trim(data, origin)
-    trim = {"jpeg": _trim.jpeg, "png": _trim.png}.get(name, _trim.plain)(data, origin)
+    trim = {"jpeg": _trim.jpeg, "png": _trim.png, "gif": _trim.gif}.get(name, _trim.plain)(data, origin)
     watch = Watch(limits, Reason.unreadable_image, origin)
     try:
         image: Image.Image = Image.open(Watched(trim.data, watch), formats=[name.upper()])

@@ -78,13 +78,17 @@ def segment(mark: int, body: bytes) -> bytes:
     return b"\xff" + bytes([mark]) + struct.pack(">H", len(body) + 2) + body
 
 
-JPEG, PNG = (make.image(PICTURE, form) for form in ("JPEG", "PNG"))
+JPEG, PNG, GIF = (make.image(PICTURE, form) for form in ("JPEG", "PNG", "GIF"))
+BODY = 13 + 3 * 256
+"""Where the blocks of GIF begin."""
 PIECES = {
     "notes on colour": JPEG[:2] + segment(0xEE, b"Adobe\0\x64\0\0\0\0\1") * 400_000 + JPEG[2:],
     "tables of nothing": JPEG[:2] + segment(0xC4, b"") * 900_000 + JPEG[2:],
     "remarks": JPEG[:2] + segment(0xFE, b"") * 900_000 + JPEG[2:],
     "chunks of nothing": PNG[:33] + chunk(b"IDAT", b"") * 400_000 + PNG[33:],
     "fill": JPEG[:2] + b"\xff" * 900_000 + JPEG[2:],
+    "remarks of a GIF": GIF[:BODY] + b"!\xfe\x01a\0" * 400_000 + GIF[BODY:],
+    "a long remark of a GIF": GIF[:BODY] + b"!\xfe" + b"\x01a" * 400_000 + b"\0" + GIF[BODY:],
     "frames": PNG[:33] + chunk(b"fcTL", b"") * 400_000 + PNG[33:],
 }
 
@@ -96,6 +100,15 @@ def test_a_picture_in_millions_of_pieces_is_refused(data):
         make.get("image", data)
     assert error.value.reason == Reason.unreadable_image and time.process_time() - begin < 1.5
     assert make.get("image", JPEG[:2] + segment(0xFE, b"") * 5000 + JPEG[2:]).data.shape == (1, 3, 30, 40)
+
+
+def test_remarks_of_a_gif_are_left_out():
+    assert GIF[10] == 0x87
+    data = GIF[:BODY] + b"!\xfe\x01a\0!\x99\x02ab\0!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0" * 100 + GIF[BODY:]
+    assert np.array_equal(shown(data), shown(GIF))
+    clear = make.image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "GIF")
+    at = clear.index(b"!\xf9")
+    assert (shown(clear[:at] + b"!\xfe\x01a\0" * 100 + clear[at:]) == 255).all()
 
 
 def runs(count: int) -> bytes:
