@@ -24,6 +24,7 @@ STARTS = {
     "mmtune/children.py": "isolated Python",
     "mmtune/checkpoint/store.py": "git, asked for the revision of this program",
     "mmtune/checkpoint/foreign/_files.py": "isolated Python, for pickled files",
+    "mmtune/data/convert/rows.py": "isolated Python, for columns of parquet and Arrow",
     "mmtune/data/pool.py": "forks, which import nothing anew",
     "mmtune/data/world/make.py": "spawned workers, isolated",
 }
@@ -35,6 +36,7 @@ IMPORTS = {
     "mmtune/media/_backends.py": "decoders, by names that are written there",
     "mmtune/llm/hf.py": "a module of transformers, by a name that is written there",
     "mmtune/commands/env.py": "packages that are written there",
+    "mmtune/data/convert/rows.py": "pyarrow, which is looked for and not imported",
     "mmtune/guard.py": "the module of mmtune that a child runs",
     "mmtune/serve/plan.py": "files of the room of media, by kinds that are written in the types",
     "mmtune/train/trackers.py": "wandb",
