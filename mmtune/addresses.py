@@ -13,6 +13,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 _ADDRESS = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,20}://)(?P<rest>[^\s\"'<>]*)")
+_NEARLY = re.compile(
+    r"(?P<scheme>\b(?:https?|ftps?|s3|gs|gcs|abfss?|az|hf):[/\\]{1,3}(?![/\\]))(?P<rest>[^\s\"'<>]*)", re.IGNORECASE
+)
+"""An address with a slash too few or too many, as somebody may type one."""
+_COMMAND = re.compile(r"\bpipe:(?=\S)[^\n]*")
+"""What WebDataset takes for a source: a command line, with keys in it as often as not."""
 
 
 def is_address(text: str) -> bool:
@@ -32,7 +38,7 @@ def without_secrets(tree: Any) -> Any:
     User and password, query and fragment go; text that holds no address comes back as it is.
     """
     if isinstance(tree, str):
-        return _ADDRESS.sub(_bare, tree) if "://" in tree else tree
+        return _ADDRESS.sub(_bare, _COMMAND.sub("pipe:...", _NEARLY.sub(_bare, tree))) if ":" in tree else tree
     if isinstance(tree, Mapping):
         return {without_secrets(key): without_secrets(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -54,7 +60,7 @@ def redact(text: str, address: str) -> str:
 
 
 def _bare(found: re.Match[str]) -> str:
-    kept = re.split(r"[?#]", found["rest"], maxsplit=1)[0]
+    kept = re.split(r"[?#;]", found["rest"], maxsplit=1)[0]
     user = _user(kept)
     return found["scheme"] + (kept[len(user) + 1 :] if user else kept)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmtune import config, registry
+from mmtune.addresses import without_secrets
 
 if TYPE_CHECKING:
     from mmtune.recipe import Recipe
@@ -93,10 +94,11 @@ def kind_of(name: str) -> str:
 
 
 def resolved(recipe: str, overrides: list[str]) -> None:
-    """Print a recipe as a run would keep it: base, overrides and defaults written out."""
+    """Print a recipe as a run would keep it: base, overrides and defaults written out, and no secret of an address."""
     from mmtune.recipe import Recipe
 
-    print(config.dump(config.load(Recipe, recipe, overrides)), end="")
+    tree = config.load(Recipe, recipe, overrides).model_dump(mode="json")
+    print(config.dump(without_secrets(tree)), end="")
 
 
 def schema() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import socket
 import threading
 import time
@@ -261,3 +262,30 @@ def test_braces_make_no_address_of_what_is_none(pattern: str, monkeypatch: pytes
     monkeypatch.setattr(remote, "find", lambda name: pytest.fail(f"{name} is taken for an address"))
     with pytest.raises((DataError, UsageError), match="files are missing|a remote source that is not read"):
         patterns.expand([pattern])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pipe:curl -u me:SECRET https://host/a.tar",
+        "pipe:aws s3 cp s3://bucket/a.tar - --key SECRET",
+        "https:/host/a.tar?sig=SECRET",
+        "https:///host/a.tar?sig=SECRET",
+        "http:\\\\me:SECRET@host",
+        "HTTPS://me:SECRET@host/a.tar",
+        "https://host/a.tar;token=SECRET",
+        "https://host/{0..9}.tar?sig=SECRET",
+        "simplecache::https://me:SECRET@host/a.tar",
+    ],
+)
+def test_addresses_that_are_odd_are_no_way_out_for_a_secret(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from mmtune.commands import show
+
+    assert "SECRET" not in without_secrets(text) and "SECRET" not in str(UsageError(f"{text}: no"))
+    show.resolved("pocket", [f"streams.caption.data={json.dumps([text])}"])
+    assert "SECRET" not in capsys.readouterr().out
+
+
+def test_what_is_no_address_stays() -> None:
+    for text in ("C:/a;b.tar", "a pipe: it waits", "a.tar?b", "1:30", "streams: {own: {data: [x]}}"):
+        assert without_secrets(text) == text
