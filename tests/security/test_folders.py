@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,3 +96,24 @@ def test_a_run_that_goes_on_writes_no_features_elsewhere_unasked(tmp_path: Path,
     full(tmp_path / "home" / ".config" / "clip-0")
     command.run(str(run), [], None, True, False)
     assert len(trained) == 3
+
+
+def test_links_in_the_folders_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Each file that training writes below a folder of the run is a link to one of somebody else."""
+    from mmtune import train
+    from tests.train import world
+
+    made = world.recipe(tmp_path, save_every=2)
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    train(made, run, progress="off")
+    outside.mkdir()
+    shutil.rmtree(sorted((run / "state").iterdir())[-1])
+    inner = [path for path in sorted(run.glob("*/*")) if path.is_file()]
+    assert {path.parent.name for path in inner} == {"weights", "tensorboard", "prompts"}
+    for number, path in enumerate(inner):
+        kept = outside / str(number)
+        path.rename(kept)
+        path.symlink_to(kept)
+    before = {path.name: path.read_bytes() for path in outside.iterdir()}
+    assert train(made, run, resume=True, progress="off").finished
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
