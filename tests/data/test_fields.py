@@ -250,11 +250,16 @@ class TestClips:
         assert refused(make("caption"), crop) == Reason.unused_field
 
     def test_milliseconds_and_offsets(self):
-        for fields in ({"start_ms": 1500, "end_ms": 2000}, {"offset": 1.5, "duration": 0.5}):
+        for fields in (
+            {"start_ms": 1500, "end_ms": 2000}, {"offset": 1.5, "duration": 0.5}, {"offset": "1.5", "duration": "0.5"},
+            {"start_ms": "1500", "endMs": "2000"}, {"clip_range_ms": [1500, "2000"]}, {"time_range_sec": [1.5, 2]},
+        ):  # fmt: skip
             for one in (record(talk("<video>", video="0001.mp4", **fields), mp4=MP4), *parts(fields)):
                 assert ranges(make("llava").sample(one)) == [("video", 1.5, 2)]
         one = record(talk("<audio>", audio="0001.wav", offset=0.5, duration=1.0), wav=WAV)
         assert ranges(make("llava").sample(one)) == [("audio", 0.5, 1.5)]
+        clock = record(talk("<video>", video="0001.mp4", start_ms="0:01.5"), mp4=MP4)
+        assert refused(make("llava"), clock) == Reason.bad_range
 
     @pytest.mark.parametrize(
         "fields",

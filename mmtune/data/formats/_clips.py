@@ -23,17 +23,12 @@ from mmtune.types import Kind, MediaRef
 Range = tuple[float | None, float | None]
 
 TIMED: tuple[Kind, ...] = ("video", "audio")
-_END = re.compile(
-    r"(?:(video|audio)s?_?)?(?:(?:clip|segment|trim|time)_?|t_)?(start|begin|end)"
-    r"(?:_?(?:time_?stamp|time|secs?|seconds)|_s|(_?ms|_?milliseconds))?",
-    re.IGNORECASE,
-)
+_UNIT = r"(?:_?(?:time_?stamp|time|secs?|seconds)|_s|(_?ms|_?milliseconds))?"
+_END = re.compile(r"(?:(video|audio)s?_?)?(?:(?:clip|segment|trim|time)_?|t_)?(start|begin|end)" + _UNIT, re.IGNORECASE)
 _BOTH = re.compile(
-    r"(?:(video|audio)s?_?)?(clip|trim|(?:clip|time|video|audio|trim)_?(?:range|span|times))", re.IGNORECASE
+    r"(?:(video|audio)s?_?)?(clip|trim|(?:clip|time|video|audio|trim)_?(?:range|span|times))" + _UNIT, re.IGNORECASE
 )
-_EITHER = re.compile(
-    r"(?:(?:video|audio)s?_?)?(?:segments?|time_?stamps?|spans?|intervals?|windows?)", re.IGNORECASE
-)
+_EITHER = re.compile(r"(?:(?:video|audio)s?_?)?(?:segments?|time_?stamps?|spans?|intervals?|windows?)", re.IGNORECASE)
 """Fields that may hold what is shown, or what is asked for."""
 MOST = 1e7
 """Longest time, seconds: a third of a year."""
@@ -121,16 +116,16 @@ def _values(facts: Mapping[str, Any], prefixes: Sequence[str], where: str) -> tu
             continue
         if (word := _END.fullmatch(name)) and (word[1] or "").lower() in prefixes:
             side = "end" if word[2].lower() == "end" else "start"
-            ends[side][name] = _scaled(value, 0.001) if word[3] else value
+            ends[side][name] = _thousandths(value, f"{where}: {name}") if word[3] else value
         elif (word := _BOTH.fullmatch(name)) and (word[1] or "").lower() in prefixes:
             if (pair := _pair(value, f"{where}: {name}")) is not None:
-                both[name] = pair
+                both[name] = tuple(_thousandths(one, f"{where}: {name}") for one in pair) if word[3] else pair
         elif "" in prefixes and _EITHER.fullmatch(name) and _is_range(value):
             seen = f"{where}: {name} is {str(value)[:80]!r}, which may be what is shown, or an answer"
             hint = f"call it clip_range if it is what is shown, else ignore: [{name}] in the format"
             raise DataError(Reason.bad_range, seen, "a name that says it", hint)
-    offset, duration = facts.get("offset"), facts.get("duration")
-    if "" in prefixes and _is_number(offset) and _is_number(duration):
+    offset, duration = _number(facts.get("offset")), _number(facts.get("duration"))
+    if "" in prefixes and offset is not None and duration is not None:
         both["offset, duration"] = offset, offset + duration
     named = ends["start"] | ends["end"]
     for side in ends.values():
@@ -148,14 +143,20 @@ def _values(facts: Mapping[str, Any], prefixes: Sequence[str], where: str) -> tu
     return next(iter(both.values()), None)
 
 
-def _scaled(value: Any, factor: float) -> Any:
+def _thousandths(value: Any, where: str) -> Any:
+    """Seconds of a number, or of each of a list. Raises DataError bad_range: another text, as a clock has it."""
     if isinstance(value, list):
-        return [_scaled(one, factor) for one in value]
-    return value * factor if _is_number(value) else value
+        return [_thousandths(one, where) for one in value]
+    number = _number(value)
+    return _refuse(value, where) if value is not None and number is None else number and number * 0.001
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float | None:
+    """A finite number, also as text; none for everything else."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,12}(?:[.,]\d{1,9})?\s*", value):
+        return float(value.replace(",", "."))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else None
 
 
 def _is_range(value: Any) -> bool:
@@ -169,7 +170,7 @@ def _is_range(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 2
-        and all(_is_number(one) or (isinstance(one, str) and _CLOCK.fullmatch(one.strip())) for one in value)
+        and all(_number(one) is not None or (isinstance(one, str) and _CLOCK.fullmatch(one.strip())) for one in value)
     )
 
 
