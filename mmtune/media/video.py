@@ -319,9 +319,9 @@ def _peculiar(clip: _Clip) -> str:
         else:
             found.append("")
 
-    (first,) = clip.packets.parts([(0, 31)])
-    for packet in first:
-        _decode(clip, [packet], look)
-        if found:
-            return found[0]
+    for first in clip.packets.parts([(0, 31)]):
+        for packet in first:
+            _decode(clip, [packet], look)
+            if found:
+                return found[0]
     return ""

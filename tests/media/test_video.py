@@ -118,6 +118,13 @@ def test_backends_show_the_same_frames(clips, name, backend):
         assert (ours.data.int() - theirs.data.int()).abs().float().mean() < 2
 
 
+def test_a_film_whose_packets_are_not_kept_is_looked_at_before_a_backend_has_it(clips, monkeypatch):
+    monkeypatch.setattr(_packets, "_FEW", 2)
+    for data, trait in ((clips["h264 mp4"], ""), (make.rotated(clips["h264 mp4"], 0, 1, -1, 0), "a rotated clip")):
+        with video._open(data, "mp4", Limits(), "a film") as clip:
+            assert video._peculiar(clip) == trait
+
+
 @pytest.mark.parametrize("backend", ["torchcodec", "decord"])
 def test_a_backend_is_not_used_where_it_would_show_something_else(clips, backend):
     if backend not in OTHERS:
