@@ -50,4 +50,5 @@ def trim(data: bytes, origin: str) -> bytes:
             kept.append(data[at : at + entry])
     directory = len(kept).to_bytes(few, order) + b"".join(kept)  # type: ignore[arg-type]
     room = few + entries * entry + wide  # behind it nothing, where the offset of the next one was
-    return b"".join([data[:start], directory.ljust(room, b"\x00"), data[end + wide :]])
+    whole = memoryview(data)  # pixels are copied once
+    return b"".join([whole[:start], directory.ljust(room, b"\x00"), whole[end + wide :]])
