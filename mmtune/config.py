@@ -416,7 +416,7 @@ def spec(text: str, what: str, room: str, example: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- validation
 
 
-def validate(cls: type[Model], tree: Any, origin: str = "") -> Model:
+def validate(cls: type[Model], tree: Any, origin: str = "", hint: str = "change what is named above") -> Model:
     """`tree` as an instance of `cls`. Raises one ConfigError that lists every mistake, one per line:
     dotted path, what is wrong, what was seen, and for an unknown key the known ones, nearest first.
     """
@@ -425,7 +425,7 @@ def validate(cls: type[Model], tree: Any, origin: str = "") -> Model:
     except ValidationError as error:
         lines = [_describe(cls, tree, mistake) for mistake in error.errors(include_url=False)]
     head = f"{len(lines)} {'mistake' if len(lines) == 1 else 'mistakes'} in {origin or cls.__name__}:"
-    raise ConfigError("\n".join([head, *(f"  {line}" for line in lines)]), f"a valid {cls.__name__}")
+    raise ConfigError("\n".join([head, *(f"  {line}" for line in lines)]), f"a valid {cls.__name__}", hint)
 
 
 def load(

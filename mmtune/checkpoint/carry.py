@@ -23,6 +23,8 @@ from mmtune.checkpoint.making import Tell
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
 
 ROOM = "checkpoint/foreign"
+_SENSE = "settings that a model can be made of"
+_COMPARE = "compare the JSON files with those that were published"
 
 
 def importer(kind: str, options: Sequence[str] = ()) -> Foreign:
@@ -34,7 +36,8 @@ def importer(kind: str, options: Sequence[str] = ()) -> Foreign:
     tree: dict[str, Any] = {}
     for text in options:
         tree = configs.override(tree, text)
-    return found(configs.validate(found.Config, tree, f"the options of {kind}"))
+    hint = "`mmtune import --list` shows the options with their defaults"
+    return found(configs.validate(found.Config, tree, f"the options of {kind}", hint))
 
 
 def assign(foreign: Foreign, paths: Sequence[str], scratch: Path) -> dict[str, Source]:
@@ -129,13 +132,14 @@ def _making_sense_of(sources: Mapping[str, Source], draft: Path) -> Iterator[Non
     except MmtuneError as error:
         seen = parts.sub(lambda found: str(sources.get(found[1], origin)), error.seen)
         if seen != error.seen:
-            raise CheckpointError(seen, error.expected, error.hint) from error
+            raise CheckpointError(seen, error.expected or _SENSE, error.hint or _COMPARE) from error
+        error.expected, error.hint = error.expected or _SENSE, error.hint or _COMPARE
         raise
     except Exception as error:
         raise CheckpointError(
             f"{origin}: {type(error).__name__}: {' '.join(str(error).split())[:400]}",
-            "settings that a model can be made of",
-            "compare the JSON files with those that were published; MMTUNE_DEBUG=1 shows where this happened",
+            _SENSE,
+            f"{_COMPARE}; MMTUNE_DEBUG=1 shows where this happened",
         ) from error
 
 

@@ -25,7 +25,7 @@ from urllib import error as web_errors
 from urllib import request
 from urllib.parse import urlsplit
 
-from mmtune.addresses import redact, without_secrets
+from mmtune.addresses import bare, redact
 from mmtune.errors import MmtuneError, UsageError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub", "memory": "fsspec"}
@@ -50,13 +50,13 @@ def check(url: str) -> None:
     scheme = url.partition(":")[0]
     if scheme not in SCHEMES or "::" in _NUMBER.sub("", url) or "://" not in url:
         raise UsageError(
-            seen=f"{without_secrets(url)}: a remote source that is not read",
+            seen=f"{bare(url)}: a remote source that is not read",
             expected=f"a path, or one of {', '.join(f'{name}://' for name in SCHEMES)}",
             hint="copy the shards to a disk of this machine, then give their path",
         )
     if scheme == "http" and urlsplit(url).hostname not in LOCAL:
         raise UsageError(
-            seen=f"{without_secrets(url)}: an address without encryption",
+            seen=f"{bare(url)}: an address without encryption",
             expected="https, or http on this machine",
             hint="https://...",
         )
@@ -95,7 +95,7 @@ def fetch(url: str, to: Path, most: int) -> str:
                 left -= len(piece)
                 if left < 0:
                     raise MmtuneError(
-                        seen=f"{without_secrets(url)} sends more than {most:,} bytes",
+                        seen=f"{bare(url)} sends more than {most:,} bytes",
                         expected="what its index says, and no more than the cache may hold",
                         hint="make the index again where the shard lies; MMTUNE_CACHE_GB is the limit of the cache",
                     )
@@ -159,7 +159,7 @@ def _opened(url: str) -> Iterator[Any]:
             yield _Counted(answer, int(length) if length else None)
     except web_errors.HTTPError as error:
         if error.code in (404, 410):
-            raise FileNotFoundError(without_secrets(url)) from error
+            raise FileNotFoundError(bare(url)) from error
         if error.code in (401, 403):
             raise PermissionError(f"{error.code} {error.reason}") from error
         raise
@@ -200,7 +200,7 @@ class _Redirects(request.HTTPRedirectHandler):
             why = "a public host leads into a private network"
         if why:
             raise UsageError(
-                seen=f"{without_secrets(req.full_url)} is redirected to {without_secrets(newurl)}: {why}",
+                seen=f"{bare(req.full_url)} is redirected to {bare(newurl)}: {why}",
                 expected=f"a redirect within {self._scheme}, and none from a public host into a private network",
                 hint="give the address that it leads to, where you trust it",
             )
@@ -250,7 +250,7 @@ def tried(url: str, work: Callable[[], Any], waits: tuple[float, ...] = WAITS) -
     tries = "not allowed" if isinstance(last, PermissionError) else f"{len(waits)} tries over {sum(waits):.0f} s"
     signed = "; a signature that was given with the address is not kept, so give the address again"
     raise MmtuneError(
-        seen=f"{without_secrets(url)} cannot be fetched, {tries}: {redact(why, url)}",
+        seen=f"{bare(url)} cannot be fetched, {tries}: {redact(why, url)}",
         expected="a source that answers",
         hint="check network, address and credentials; a run goes on with --resume"
         + (signed if isinstance(last, PermissionError) else ""),

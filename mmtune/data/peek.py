@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 from mmtune import registry
+from mmtune.addresses import without_secrets
 from mmtune.data import _keys, _tar, index
 from mmtune.data.formats.base import Record
 from mmtune.data.patterns import expand
-from mmtune.errors import DataError
+from mmtune.errors import DataError, UsageError
 from mmtune.types import Kind, MediaRef, Sample
 
 RECORDS = 64
@@ -67,9 +68,11 @@ def look(patterns: Sequence[str]) -> Seen:
 
     Raises:
         DataError: no shards, or nothing in them that any format can read.
-        UsageError: what is named there is no shard.
+        UsageError: what is named there is no shard, or lies elsewhere: nothing is fetched for a look.
     """
-    files = [Path(str(path)) for path in expand(patterns)]
+    files = [path for path in expand(patterns) if isinstance(path, Path)]
+    if not files:
+        raise UsageError(f"{', '.join(without_secrets(patterns))}: shards elsewhere", "shards on this machine")
     chosen = [files[round(n * (len(files) - 1) / max(1, SHARDS - 1))] for n in range(min(SHARDS, len(files)))]
     found = [read(path, -(-RECORDS // len(chosen))) for path in dict.fromkeys(chosen)]
     records = [record for several, _ in found for record in several]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from mmtune.addresses import without_secrets
+from mmtune.addresses import bare
 from mmtune.data import index as indexes
 from mmtune.data.fetch import WAITS, check, fetch, system, tried
 from mmtune.data.index import ShardIndex
@@ -50,7 +50,7 @@ class Remote:
     @property
     def parts(self) -> tuple[str, ...]:
         """Host and folders, without what may be secret in an address."""
-        split = urlsplit(without_secrets(self.url))
+        split = urlsplit(bare(self.url))
         return (split.hostname or "", *(part for part in split.path.split("/") if part))
 
     @property
@@ -58,10 +58,10 @@ class Remote:
         """What stays the same when an address is signed again: all but user, fragment and the parts of a signature."""
         query = parse_qsl(urlsplit(self.url).query, keep_blank_values=True)
         kept = [(name, value) for name, value in query if not _SIGNATURE.fullmatch(name)]
-        return without_secrets(self.url) + (f"?{urlencode(kept)}" if kept else "")
+        return bare(self.url) + (f"?{urlencode(kept)}" if kept else "")
 
     def __str__(self) -> str:
-        return without_secrets(self.url)
+        return bare(self.url)
 
 
 def has_scheme(pattern: str) -> bool:
@@ -82,7 +82,7 @@ def find(pattern: str) -> list[Remote] | None:
     check(pattern)
     scheme = pattern.partition(":")[0]
     web = scheme in ("https", "http")
-    shown = without_secrets(pattern) if web else pattern  # a signature may hold anything
+    shown = bare(pattern) if web else pattern  # a signature may hold anything
     if not shown.endswith("/") and "*" not in shown:
         return [Remote(pattern)]
     if web:

@@ -13,12 +13,12 @@ import threading
 import time
 from pathlib import Path
 from urllib import request
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
 from mmtune import config, places, train
-from mmtune.addresses import host, redact, without_secrets
+from mmtune.addresses import bare, host, redact, without_secrets
 from mmtune.commands import replay as replay_command
 from mmtune.commands import train as train_command
 from mmtune.data import fetch, patterns, remote
@@ -234,7 +234,7 @@ def test_a_byte_now_and_then_does_not_keep_a_download_alive(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ("https://h/{0..3}.tar?X-Sig=abc, and more", "https://h/{0..3}.tar and more"),
+        ("at https://h/{0..3}.tar?X-Sig=abc, and more", "at https://h/{0..3}.tar and more"),
         (f"s3://KEY:{PASSWORD}@bucket/a.tar", "s3://bucket/a.tar"),
         ("https://me@h:8443/a@b.tar#part", "https://h:8443/a@b.tar"),
         ("https://h?sig=1", "https://h"),
@@ -276,6 +276,25 @@ def test_braces_make_no_address_of_what_is_none(pattern: str, monkeypatch: pytes
         "https://host/a.tar;token=SECRET",
         "https://host/{0..9}.tar?sig=SECRET",
         "simplecache::https://me:SECRET@host/a.tar",
+        'https://me:it"is-SECRET@host/a.tar',
+        "https://me:it's-SECRET@host/a.tar",
+        "https://me:it is-<SECRET>@host/a.tar",
+        "s3://KEY:a?SECRET@bucket/a.tar",
+        "https://host/a.tar?sig=a'SECRET'",
+        "https://host/a.tar?sig=<SECRET>",
+        "https%3A%2F%2Fme%3ASECRET%40host%2Fa.tar%3Fsig%3DSECRET",
+        "https%253A%252F%252Fme%253ASECRET%2540host%252Fa.tar",
+        "https://gate/get/https%3A%2F%2Fhost%2Fa.tar%3Fsig%3DSECRET",
+        "https://gate/get/https://me:SECRET@host/a.tar",
+        "https://host/a.tar%3Fsig=SECRET",
+        "//me:SECRET@host/a.tar",
+        "\\\\me:SECRET@host\\a.tar",
+        "me:SECRET@host/a.tar",
+        "host/a.tar?X-Amz-Signature=SECRET",
+        "https:me:SECRET@host/a.tar",
+        "my_https://me:SECRET@host/a.tar",
+        "PIPE:curl -u me:SECRET https://host/a.tar",
+        'pipe:curl -H "Accept: a"\n  -H "Authorization: Bearer SECRET"',
     ],
 )
 def test_addresses_that_are_odd_are_no_way_out_for_a_secret(text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +305,42 @@ def test_addresses_that_are_odd_are_no_way_out_for_a_secret(text: str, capsys: p
     assert "SECRET" not in capsys.readouterr().out
 
 
+def test_a_setting_is_one_address_as_a_whole() -> None:
+    """In words a query ends at a blank; in a list of addresses nothing else follows."""
+    address = "https://host/a.tar?name=a b&sig=SECRET"
+    assert without_secrets({"data": [address, (address,)]}) == {"data": ["https://host/a.tar", ["https://host/a.tar"]]}
+
+
+def test_long_texts_are_looked_through_in_linear_time() -> None:
+    begun = time.process_time()
+    for piece in ("https://", "a:", "a://x:y?", "%253A", "?a=", "//a@", "https://a:b", "https%3A%2F%2F", "pipe:x\n -"):
+        without_secrets([piece * 8_000, piece * 8_000 + " end"])
+    assert time.process_time() - begun < 5
+
+
 def test_what_is_no_address_stays() -> None:
     for text in ("C:/a;b.tar", "a pipe: it waits", "a.tar?b", "1:30", "streams: {own: {data: [x]}}"):
         assert without_secrets(text) == text
+
+
+def test_what_init_says_holds_no_secret_and_its_recipe_works(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mmtune.cli import app
+
+    out, address = tmp_path / "own.yaml", f"https://me:{PASSWORD}@127.0.0.1:9/a.tar?X-Signature={SECRET}"
+    words = ["--llm", "pocket", "--encoder", "pocket", "--method", "connector", "--kinds", "image", "--out", str(out)]
+    done = CliRunner().invoke(app, ["init", "--data", address, *words])
+    assert done.exit_code == 0, done.exception
+    assert "https://127.0.0.1:9/a.tar" in done.output and SECRET not in done.output and PASSWORD not in done.output
+    recipe = config.load(Recipe, out)
+    assert [list(stream.data) for stream in recipe.streams.values()] == [[address]]
+    assert SECRET not in recipe.title and "https://127.0.0.1:9/a.tar" in recipe.title
+
+
+def test_a_library_that_quotes_an_odd_password_in_its_own_way() -> None:
+    secret = 'it\'s "mine" <SECRET>'
+    address = f"https://me and you:{secret}@host/a.tar?sig=a b SECRET"
+    for said in (secret, repr(secret), json.dumps(secret), quote(secret), repr(f"GET {address}"), address):
+        assert "SECRET" not in redact(f"no: {said} is none", address), said
+    assert bare(address) == "https://host/a.tar"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune import config, disk, registry
+from mmtune.addresses import without_secrets
 from mmtune.commands.init import leaving, parts, text
 from mmtune.data import shards
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError, UsageError
@@ -63,7 +64,7 @@ def run(answers: Answers) -> None:
     _check(answers)
     seen = _seen(answers)
     tree = _tree(answers, seen)
-    told = [f"{', '.join(data)}: {_said(found)}" for data, found in seen]
+    told = [f"{', '.join(without_secrets(data))}: {_said(found)}" for data, found in seen]
     fitted, notes, layout = _fit(tree, seen, answers)
     source = _head(answers) + text.written(fitted, _REMARKS)
     config.validate(_recipe(), config.parse(source, str(answers.out)), str(answers.out))
@@ -199,7 +200,7 @@ def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]])
         groups["speech"]["streams"] = [stream for stream in streams if stream != "caption"]
     model = {"branches": branches, "llm": llm, "fusion": changes["fusion"]}
     return {
-        "title": f"{answers.method} training of {answers.llm} on {', '.join(answers.data)}",
+        "title": f"{answers.method} training of {answers.llm} on {', '.join(without_secrets(answers.data))}",
         "model": model | ({"tuners": changes["tuners"]} if changes["tuners"] else {}),
         "streams": streams,
         "groups": groups,
@@ -367,11 +368,12 @@ def _next(answers: Answers, tree: dict[str, Any], layout: str | None) -> list[st
     away = shlex.quote(f"{answers.out.stem}-{layout}")
     several = len(tree["streams"]) > 1
     checks = [
-        f"mmtune data check {' '.join(map(shlex.quote, section['data']))} --recipe {file}"
+        f"mmtune data check {' '.join(map(shlex.quote, without_secrets(section['data'])))} --recipe {file}"
         + (f" --stream {name}" if several else "")
         for name, section in tree["streams"].items()
     ]
-    every = " ".join(f"--data {shlex.quote(name)}" for section in tree["streams"].values() for name in section["data"])
+    patterns = [name for section in tree["streams"].values() for name in without_secrets(section["data"])]
+    every = " ".join(f"--data {shlex.quote(name)}" for name in patterns)
     return [
         *checks,
         f"mmtune train {file} --out {run}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from mmtune.addresses import without_secrets
+from mmtune.addresses import bare
 from mmtune.data import fetch
 from mmtune.data.fetch import PACKAGES
 from mmtune.data.remote import Remote
@@ -28,7 +28,7 @@ def parse(text: str) -> Place:
         return Path(unquote(urlsplit(text).path))
     if scheme[1] not in PACKAGES or "::" in text:
         raise UsageError(
-            seen=f"{without_secrets(text)}: a source that is not read",
+            seen=f"{bare(text)}: a source that is not read",
             expected=f"a path, file://, or one of {', '.join(f'{name}://' for name in PACKAGES)}",
             hint="download it, then give its path",
         )
