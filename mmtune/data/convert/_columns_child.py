@@ -36,7 +36,7 @@ def main() -> None:
                 else:
                     _say({"rows": columns.count(file, asked["name"], asked["size"])})
             except (DataError, MemoryError) as error:
-                _say(_fault(error))
+                _say(_talk.fault(error))
 
 
 def _send_rows(raws: Any, count: int) -> None:
@@ -48,18 +48,12 @@ def _send_rows(raws: Any, count: int) -> None:
                 raise raw.fault
             row, places, data = _talk.without_bytes(raw.row)
         except (DataError, ValueError, MemoryError) as error:
-            _say(_fault(error))
+            _say(_talk.fault(error))
         else:
             _say({"row": row, "bytes": places}, data)
         sent += 1
     if sent < count:
         _say({"ended": True})
-
-
-def _fault(error: Exception) -> dict[str, Any]:
-    if isinstance(error, DataError):
-        return {"seen": error.seen, "expected": error.expected, "hint": error.hint}
-    return {"seen": "it takes more memory than it may" if isinstance(error, MemoryError) else str(error)}
 
 
 def _say(head: dict[str, Any], data: bytes = b"") -> None:

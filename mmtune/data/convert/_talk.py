@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from mmtune.data import _json
+from mmtune.errors import DataError
 
 HEAD = 16
 MOST = 1 << 30
@@ -29,13 +30,22 @@ def send(file: IO[bytes], head: dict[str, Any], data: bytes = b"") -> None:
 def receive(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes]:
     """One message, of which the bytes come by `read`, each time all that are asked for.
 
-    Raises EOFError where it is too long, and DataError bad_json where its head has too much in it.
+    Raises EOFError where it is too long, and DataError bad_json where its head has too much in it; the next message can
+    be read all the same.
     """
     lengths = read(HEAD)
     head, data = (int.from_bytes(lengths[place : place + 8], "big") for place in (0, 8))
     if head > MAX_HEAD or data > MOST:
         raise EOFError(f"it says {head + data} bytes, more than are listened to")
-    return _json.tree(read(head), "the row", MAX_HEAD), read(data)
+    text, behind = read(head), read(data)
+    return _json.tree(text, "the row", MAX_HEAD), behind
+
+
+def fault(error: Exception) -> dict[str, Any]:
+    """What is said where there is no row."""
+    if isinstance(error, DataError):
+        return {"seen": error.seen, "expected": error.expected, "hint": error.hint}
+    return {"seen": "it takes more memory than it may" if isinstance(error, MemoryError) else str(error)}
 
 
 def without_bytes(row: Any) -> tuple[Any, list[list[Any]], bytes]:

@@ -116,11 +116,7 @@ class _Draft:
         several = isinstance(value, list) and not self._is_film(key, kind, value)
         listed = value if several else [value]
         at = [self._take(one, kind) for one in listed]
-        more = {
-            place: _more(one)
-            for place, one in zip(at, listed, strict=True)
-            if isinstance(one, dict)
-        }
+        more = {place: _more(one) for place, one in zip(at, listed, strict=True) if isinstance(one, dict)}
         for found in sorted({self.items[one].kind for one in at}):
             mine = [one for one in at if self.items[one].kind == found]
             name = key if key in FIELDS else found if len(mine) == 1 else f"{found.removesuffix('s')}s"

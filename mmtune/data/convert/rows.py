@@ -140,7 +140,10 @@ class _Question:
                 self.asked = None
             while True:
                 begun = time.monotonic()
-                said, data = _talk.receive(partial(self.reader.hear, begun + self.left))
+                try:
+                    said, data = _talk.receive(partial(self.reader.hear, begun + self.left))
+                except DataError as error:  # of this row alone
+                    said, data = _talk.fault(error), b""
                 self.left -= time.monotonic() - begun
                 if "offset" not in said:
                     self.open = 0 if "ended" in said else self.open - 1

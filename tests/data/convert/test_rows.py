@@ -76,6 +76,14 @@ def test_a_page_of_zeros_does_not_fill_the_memory(monkeypatch):
     assert [raw.row["caption"] for raw in rows.read(again, 0, 1, 2)] == ["0", "1"], "the next file is read"
 
 
+def test_a_row_that_is_too_deep_is_one_line():
+    kind, value = arrow.int64(), 1
+    for _ in range(63):
+        kind, value = arrow.struct([("a", kind)]), {"a": value}
+    found = list(rows.read(stream(pictures(3, more=arrow.array([None, value, None], kind))), 0, 1, 3))
+    assert [(raw.number, raw.fault is None) for raw in found] == [(1, True), (2, False), (3, True)]
+
+
 def test_what_takes_too_long_is_ended_and_every_row_has_a_line(monkeypatch):
     file = stream(pictures(4, more=arrow.array([None, ["y"], None, None])))
     assert all(raw.fault is None for raw in rows.read(file, 0, 1, 4))
