@@ -332,5 +332,6 @@ def _encoder(name: str, section: Any, weights: bool, room: bounds.Room) -> Encod
 
 def _branch(section: Any, encoder: Encoder, width: int) -> Branch:
     connector = registry.find("connectors", section.connector.name)(section.connector, encoder.shape, width)
+    connector.check(encoder)
     kinds = getattr(section, "kinds", None)
     return Branch(encoder, connector, tuple(kinds) if kinds else None)

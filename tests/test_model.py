@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mmtune import media
 from mmtune import model as model_module
-from mmtune.connectors import mlp
+from mmtune.connectors import anyres, mlp
 from mmtune.errors import ConfigError, ModelError
 from mmtune.fusion import tokens as fusion_tokens
 from mmtune.generate import rows
@@ -259,6 +259,13 @@ def test_no_labels_give_zero_that_can_be_differentiated(folder):
     loss, count = model.loss(given)
     loss.backward()
     assert count == 0 and loss.item() == 0
+
+
+def test_a_connector_of_tiles_behind_another_encoder_is_refused(folder):
+    encoder = toys.ColourConfig(name="tests.toys:Colours")
+    sight = SimpleNamespace(encoder=encoder, connector=anyres.Config(hidden=8), kinds=None)
+    with pytest.raises(ConfigError, match="connector anyres behind the encoder tests.toys:Colours"):
+        build(section(folder, branches={"sight": sight}), device="meta")
 
 
 def test_a_connector_starts_at_the_scale_of_the_words(folder):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmtune.connectors.mlp import Config as MlpConfig
 from mmtune.connectors.mlp import Mlp
+from mmtune.errors import ConfigError
 from mmtune.types import Embeds, Features, FeatureShape
 
 MARKS = 2
@@ -40,6 +41,14 @@ class Anyres(Mlp):
         if self.config.match_scale:
             with torch.no_grad():
                 self.newline.mul_(rms / self.newline.square().mean().sqrt())
+
+    def check(self, encoder: Any) -> None:
+        if not hasattr(encoder, "marks"):
+            raise ConfigError(
+                f"connector anyres behind the encoder {encoder.config.name}",
+                "the encoder anyres, which says of each token where it belongs",
+                "encoder: {name: anyres, encoder: {...}} around it, or the connector mlp",
+            )
 
     def tokens_out(self, frames: int) -> int:
         """Places K of an item of `frames` plain frames; for tiles see `places`."""

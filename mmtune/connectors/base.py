@@ -48,6 +48,9 @@ class Connector(nn.Module):
         """K, the places that an item with `frames` real frames takes."""
         raise NotImplementedError
 
+    def check(self, encoder: Any) -> None:
+        """Raise ConfigError for an encoder whose features it cannot read, although their shape fits."""
+
     def places(self, item: Tensor, encoder: Any) -> int:
         """K of one item as the processor has it, prepared [F,...] or as stored features [F,N,E].
 
