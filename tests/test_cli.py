@@ -182,6 +182,7 @@ def test_paragraphs_of_the_help_are_as_wide_as_the_terminal(columns: str) -> Non
         ("data make pocket --out x --clips 0", "clips"),
         ("eval nowhere --task pocket_qa --data x --frames mixed", "--frames mixed"),
         ("eval nowhere --task pocket_qa", "nowhere has no recipe.yaml"),
+        ("data convert ~nobody.at.all/x.json --out y", "a path begins with ~NAME"),
         ("nonsense", "expected: mmtune [OPTIONS] COMMAND [ARGS]...\ntry: mmtune --help"),
         ("trian", "mmtune: No such command 'trian'. Did you mean 'train'?"),
         ("plan", "expected: mmtune plan [OPTIONS] {RECIPE} [KEY=VALUE]...\ntry: mmtune plan --help"),

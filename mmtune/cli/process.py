@@ -48,6 +48,12 @@ def main() -> None:
         print("expected: files and folders that can be read and written, and room for them", file=sys.stderr)
         print("try: MMTUNE_DEBUG=1 shows where this happened", file=sys.stderr)
         code = 2
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # all that Python says of a path such as ~NAME/file
+            raise
+        print("mmtune: a path begins with ~NAME, and there is no user of that name here", file=sys.stderr)
+        print("expected: a path\ntry: ./~NAME for a name that begins with a tilde", file=sys.stderr)
+        code = 2
     except Exception as error:
         if not hasattr(error, "format_message"):  # a fault, not a mistake in the command line
             raise

@@ -127,4 +127,3 @@ def evaluate(
         run, task, data or [], records_of(limit), wanted, all_controls, json_file, device, expert, kind,
         allow_remote=allow_remote,
     )  # fmt: skip
-
