@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,11 +51,17 @@ def open_plain(path: Path, flags: int) -> int:
     return handle
 
 
-def folder(path: Path) -> Path:
+def create(path: Path, mode: int = 0o644) -> BinaryIO:
+    """A new file in place of what lies there: a link goes, and what it leads to stays. Raises OSError."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode), "wb")
+
+
+def folder(path: Path, mode: int = 0o777) -> Path:
     """A folder of ours, made where there is none. Raises OSError: a link, or a file of that name."""
-    path.mkdir(exist_ok=True)
     if path.is_symlink():
         raise _link(path)
+    path.mkdir(mode, exist_ok=True)
     return path
 
 
@@ -62,23 +70,25 @@ def _link(path: Path) -> OSError:
 
 
 def put(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file from pieces, without flushing it. Raises OSError."""
-    _write(open_plain(path, os.O_WRONLY | os.O_TRUNC), chunks)
+    """Replace a file by one of these pieces, without flushing it. Raises OSError."""
+    with create(path) as file:
+        _write(file.fileno(), chunks)
 
 
 def append(path: Path, data: bytes) -> None:
     """Write behind what a file holds. Raises OSError."""
-    _write(open_plain(path, os.O_WRONLY | os.O_APPEND), [data])
+    handle = open_plain(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        _write(handle, [data])
+    finally:
+        os.close(handle)
 
 
 def _write(handle: int, chunks: Iterable[bytes | memoryview]) -> None:
-    try:
-        for chunk in chunks:
-            rest = memoryview(chunk).cast("B")
-            while rest:
-                rest = rest[os.write(handle, rest[:PIECE]) :]
-    finally:
-        os.close(handle)
+    for chunk in chunks:
+        rest = memoryview(chunk).cast("B")
+        while rest:
+            rest = rest[os.write(handle, rest[:PIECE]) :]
 
 
 def read_text(path: Path, most: int) -> str:
@@ -138,6 +148,15 @@ def keep_lines(path: Path, wanted: Callable[[bytes], bool]) -> None:
 def write_file(path: Path, text: str) -> None:
     """Replace a text file in one step: readers see the old one or the new one."""
     _replace(path, [text.encode()])
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link alone. What cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def clear_drafts(folder: Path) -> None:

@@ -152,7 +152,7 @@ def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
     draft, scratch = (out.with_name(f".{out.name}.{what}") for what in ("draft", "scratch"))
     try:
         for folder in (draft, scratch):
-            shutil.rmtree(folder, ignore_errors=True)
+            disk.remove(folder)
             folder.mkdir(parents=True)
         yield draft, scratch
         if out.exists():
@@ -160,8 +160,8 @@ def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
         os.rename(draft, out)
         disk.flush(out.parent)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(draft, ignore_errors=True)
+        disk.remove(scratch)
+        disk.remove(draft)
 
 
 # -------------------------------------------------------------------------------------------------------------- out

@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from mmtune.disk import flush, put, read_text
+from mmtune.disk import flush, put, read_text, remove
 
 MANIFEST = "manifest.json"
 """Digests of all other files of a sealed folder; written last."""
@@ -42,7 +41,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
     if not folder.parent.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         flush(folder.parent.parent)
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft)
     try:
         draft.mkdir()
         fill(draft)
@@ -57,15 +56,15 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         for inner in [path for path in draft.rglob("*") if path.is_dir()]:
             flush(inner)
         flush(draft)
-        if folder.exists():
+        if os.path.lexists(folder):
             # a kill between the two renames leaves `old` the only whole one: it goes only when another is here
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
             os.rename(folder, old)
         os.rename(draft, folder)
         flush(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
         if old.exists() and not folder.exists():
             os.rename(old, folder)
         raise
@@ -85,7 +84,7 @@ def recover(folder: Path) -> None:
         os.rename(whole, folder)
         flush(folder.parent)
     for what in ("draft", "old"):
-        shutil.rmtree(_beside(folder, what), ignore_errors=True)
+        remove(_beside(folder, what))
 
 
 def faults(folder: Path) -> list[str]:

@@ -52,6 +52,8 @@ def _refuse_elsewhere(cache: str | None, folder: Path, overrides: Sequence[str])
     said = any(word.startswith(("run.feature_cache=", "run={")) for word in overrides)
     if cache is None or said or Path(cache).resolve().is_relative_to(folder.resolve()):
         return
+    if Path(cache).absolute().is_relative_to(folder.absolute()):
+        raise UsageError(f"{cache} in the run is a link, or in one, to another folder", "a folder", "remove the link")
     if not any(Path(cache).glob("*/about.json")):
         raise UsageError(
             seen=f"only the recipe in {folder} says to keep features in {cache}, and there are none yet",

@@ -25,6 +25,7 @@ from urllib import error as web_errors
 from urllib import request
 from urllib.parse import urlsplit
 
+from mmtune import disk
 from mmtune.addresses import bare, redact
 from mmtune.errors import MmtuneError, UsageError
 
@@ -90,7 +91,7 @@ def fetch(url: str, to: Path, most: int) -> str:
     threading.Thread(target=_read, args=(url, pieces, given_up), name="mmtune-fetch", daemon=True).start()
     total, left = hashlib.sha256(), most
     try:
-        with to.open("wb") as file:
+        with disk.create(to) as file:
             for piece in _at_pace(pieces):
                 left -= len(piece)
                 if left < 0:

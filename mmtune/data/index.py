@@ -206,7 +206,7 @@ def beside(path: Path) -> Path:
 
 def store(path: Path, index: ShardIndex) -> None:
     """Write the index beside its shard and the shard's line into the manifest. Raises OSError."""
-    _write(beside(path), index.dump())
+    disk.write_file(beside(path), index.dump())
     record({path: index})
 
 
@@ -216,7 +216,7 @@ def record(indexes: dict[Path, ShardIndex]) -> None:
         manifest = read_manifest(folder)
         manifest["shards"].update({path.name: indexes[path].counts() for path in items})
         manifest["shards"] = dict(sorted(manifest["shards"].items()))
-        _write(folder / "manifest.json", json.dumps(manifest, indent=1))
+        disk.write_file(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -232,16 +232,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hint = "delete it and run `mmtune data index`"
         raise DataError(Reason.bad_json, f"{path}: {error}", f"a manifest of version {MANIFEST}", hint) from error
     return tree
-
-
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def fetch(

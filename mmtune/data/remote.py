@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from mmtune import disk
 from mmtune.addresses import bare
 from mmtune.data import index as indexes
 from mmtune.data.fetch import WAITS, check, fetch, system, tried
@@ -124,7 +125,7 @@ class Cache:
         """
         here = self.beside(remote)
         if not here.exists():
-            here.parent.mkdir(parents=True, exist_ok=True)
+            self._own(here.parent)
             address, mark, query = remote.url.partition("?")
             beside = f"{address}.index.json{mark}{query}"
             part = here.with_name(f".{here.name}.{os.getpid()}.part")
@@ -150,7 +151,7 @@ class Cache:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 os.utime(path)
                 return file
-            with self._lock(path.parent / ".lock"):  # one process fetches, others wait
+            with self._lock(self._own(path.parent)):  # one process fetches, others wait
                 if not path.exists():
                     self._bring(remote, path, index.bytes, index.sha256)
 
@@ -160,7 +161,7 @@ class Cache:
         try:
             for _ in range(2):
                 # its length counts against the limit from now on
-                with part.open("wb") as file:
+                with disk.create(part) as file:
                     file.truncate(size)
                 found = tried(remote.url, lambda: fetch(remote.url, part, size), self.waits)
                 if found == digest:
@@ -182,7 +183,7 @@ class Cache:
         if say:
             say(f"{remote} has no index beside it: fetching all of it, once")
         path = self._place(remote)
-        with self._lock(path.parent / ".lock"):
+        with self._lock(self._own(path.parent)):
             if here.exists():
                 return
             part = path.with_name(f"{path.name}.part")
@@ -192,7 +193,7 @@ class Cache:
                 found.name = remote.name
                 self._room(found.bytes, remote, but=part)
                 part.replace(path)
-                indexes._write(here, found.dump())
+                disk.write_file(here, found.dump())
             except FileNotFoundError as error:
                 raise UsageError(seen=f"{remote} is not there", expected="a shard", hint="check the address") from error
             finally:
@@ -206,7 +207,7 @@ class Cache:
                 expected="room for a shard at least, and better for all that are mixed at a time",
                 hint="set MMTUNE_CACHE_GB, or make smaller shards",
             )
-        with self._lock(self.folder / ".lock"):
+        with self._lock(self.folder):
             held = []
             for path in self.folder.glob("*/*.tar*"):
                 with suppress(FileNotFoundError):
@@ -226,12 +227,19 @@ class Cache:
         name = f"{remote.name.removesuffix('.tar')}.tar"  # by which the limit finds it
         return self.folder / hashlib.sha256(remote.identity.encode()).hexdigest()[:24] / name
 
+    def _own(self, folder: Path) -> Path:
+        """A folder of a shard, made when needed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return disk.folder(folder)
+
     @contextmanager
-    def _lock(self, path: Path) -> Iterator[None]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+    def _lock(self, folder: Path) -> Iterator[None]:
+        file = disk.open_plain(folder / ".lock", os.O_WRONLY)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(file)
 
 
 @functools.cache
@@ -248,9 +256,14 @@ def cache() -> Cache:
 
 def _left_over(part: Path) -> bool:
     """Whether nobody is fetching into this file: its folder's lock is free."""
-    with (part.parent / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+    try:
+        file = disk.open_plain(part.parent / ".lock", os.O_WRONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmtune import disk
 from mmtune.data import index as indexes
 from mmtune.data import remote
 from mmtune.data.formats.base import Record
@@ -279,7 +280,7 @@ class Corpus:
                 index.mtime_ns = path.stat().st_mtime_ns
                 if self._write:
                     with suppress(OSError):  # a folder that is only read is compared each time
-                        indexes._write(indexes.beside(path), index.dump())
+                        disk.write_file(indexes.beside(path), index.dump())
                 return []
             return ["its content is not what was indexed; each sample is judged by its digest"]
         if size < index.bytes and self._begins_as(number, index, size):

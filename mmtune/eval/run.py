@@ -118,6 +118,7 @@ def evaluate(
     folder = Path(run) if isinstance(run, (str, Path)) else None
     model, processor, recipe = load_run(folder, device) if folder else (*run, None)
     task = _task(task, recipe)
+    target = Path(out) if out else _reports(folder) / f"{task.config.name}.json" if folder else None
     max_tokens = max_tokens or task.config.max_tokens
     patterns, own = list(data) or _from_recipe(recipe, allow_remote), bool(data)
     started = time.perf_counter()
@@ -158,8 +159,9 @@ def evaluate(
     }
     if not quiet:
         print(report.text(result))
-    target = Path(out) if out else disk.folder(folder / "eval") / f"{task.config.name}.json" if folder else None
     if target is not None:
+        if not out:
+            disk.folder(target.parent)
         answers = _write(target, result)
         if not quiet:
             print(f"written to {target}, the answers to {answers}")
@@ -182,6 +184,13 @@ def _task(task: str | Task | None, recipe: Recipe | None) -> Task:
         known = ", ".join(registry.names("eval/tasks"))
         raise UsageError(seen="no task", expected=f"one of {known}", hint="--task qa asks one's own records")
     return registry.find("eval/tasks", settings.name)(settings)
+
+
+def _reports(run: Path) -> Path:
+    """Where reports lie in a run. Raises UsageError for a link, before anything is asked: it may lead elsewhere."""
+    if (run / "eval").is_symlink():
+        raise UsageError(f"{run / 'eval'} is a link", "a folder, or nothing of that name", "remove it, or give --out")
+    return run / "eval"
 
 
 def _write(target: Path, result: Mapping[str, Any]) -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmtune import disk
 from mmtune.experts import _wire
 from mmtune.experts.base import Evidence
 
@@ -74,8 +75,8 @@ class Cache:
         draft = path.with_name(f".{name}.{secrets.token_hex(4)}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            draft.write_text(json.dumps(tree), encoding="utf-8")
+            disk.folder(path.parent, 0o700)
+            disk.put(draft, [json.dumps(tree).encode()])
             os.replace(draft, path)
         except OSError:
             with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmtune import places
+from mmtune import disk, places
 from mmtune.errors import UsageError
 from mmtune.serve import transcript
 from mmtune.serve.conversation import Conversation
@@ -80,10 +80,8 @@ def _write(file: Path, data: bytes) -> None:
     """Replace the file in one step. What is a link there is replaced, not followed."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
     try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as out:
+        with disk.create(draft, 0o600) as out:
             out.write(data)
         os.replace(draft, file)
     finally:

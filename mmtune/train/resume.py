@@ -13,7 +13,6 @@ import json
 import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +142,10 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
         ) from error
     whole = list(_states(folder))
     for path in whole[max(2, keep) :]:
-        shutil.rmtree(path, ignore_errors=True)
+        disk.remove(path)
     for path in folder.glob("step-*.damaged"):
         if path.name < whole[: max(2, keep)][-1].name:
-            shutil.rmtree(path, ignore_errors=True)
+            disk.remove(path)
     return target
 
 
@@ -216,7 +215,7 @@ def put_aside(folder: Path, step: int) -> None:
     for path in list(_states(folder)):
         if path.name > f"step-{step:08d}":
             aside = path.with_name(path.name + ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            disk.remove(aside)
             os.rename(path, aside)
 
 

@@ -144,7 +144,7 @@ def test_an_unwritable_folder_is_said(tmp_path, monkeypatch):
     def refuse(path, text):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mmtune.data.index._write", refuse)
+    monkeypatch.setattr("mmtune.disk.write_file", refuse)
     said = []
     corpus = Corpus(tmp_path, said.append)
     assert any("this run only" in line for line in said)

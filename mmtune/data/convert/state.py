@@ -144,9 +144,9 @@ def finish(job: Job, about: dict[str, Any], shards: list[Path], refused: Iterato
     """Write report, manifest and summary, and take the notes away."""
     out = job.out
     draft = out / f".{REPORT}.{os.getpid()}.part"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
+    with disk.create(draft) as file:
         for line in refused:
-            file.write(json.dumps(line) + "\n")
+            file.write((json.dumps(line) + "\n").encode())
     os.replace(draft, out / REPORT)
     read = {
         path: indexes.ShardIndex.parse(indexes.beside(path).read_text(encoding="utf-8"), str(path)) for path in shards

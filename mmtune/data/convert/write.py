@@ -120,7 +120,7 @@ def _shard(path: Path, builder: Builder, raws: Any) -> Note:
     note = Note()
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
+        with disk.create(draft) as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for raw in raws:
                     made = build(builder, raw)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmtune import children
+from mmtune import children, disk
 from mmtune.data.world.cloud import ply
 from mmtune.data.world.draw import clip
 from mmtune.data.world.language import CAPTION_PROMPTS, HEARD, Question, captions, describe, questions
@@ -85,7 +85,7 @@ def make_shards(
     for first, name in zip(range(0, clips, per_shard), names, strict=True):
         path = out / name
         part = path.with_suffix(".tar.part")
-        with open(part, "wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
+        with disk.create(part) as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
             for item in islice(records, min(per_shard, clips - first)):
                 tar.write(item)
                 written += 1

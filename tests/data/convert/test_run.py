@@ -122,22 +122,6 @@ def test_a_source_that_changed_is_not_gone_on_with(tmp_path, media, listed):
         sources.made(listed, tmp_path / "out", media=[media], per_shard=4, resume=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["00000.tar", "convert.json", "convert.jsonl", "manifest.json", ".convert", ".convert.lock"]
-)
-def test_nothing_is_written_through_a_link(tmp_path, media, listed, name):
-    out, canary = tmp_path / "out", tmp_path / "canary"
-    out.mkdir()
-    if name == ".convert":
-        canary.mkdir()
-    else:
-        canary.write_text("alive")
-    (out / name).symlink_to(canary)
-    with pytest.raises((UsageError, OSError), match="link|symbolic"):
-        sources.made(listed, out, media=[media], overwrite=True)
-    assert list(canary.iterdir()) == [] if name == ".convert" else canary.read_text() == "alive"
-
-
 def test_one_conversion_at_a_time(tmp_path, media, listed, monkeypatch):
     from mmtune.data.convert import state
 
