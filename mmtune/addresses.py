@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 _REST = r"(?:[^\s\"'<>]++|[\"'<>](?=[\w=&%+/@-]))*+"
 """Up to a blank or a closing quote; one in the middle of a word closes nothing."""
-_USER = r"(?:[^\s/:@\"'<>]*+:(?!\d+(?:[^\w@]|$))(?=\S)[^\n@]{1,1024}@)?"
+_USER = r"(?:[^\n/:@]{0,64}+:(?!//|\d+(?:[^\w@]|$))(?=\S)[^\n@]{1,1024}@)?"
 """User and password, which may hold whatever somebody typed: blanks, quotes, slashes. Digits alone are a port."""
 _ADDRESS = re.compile(rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{{0,20}}://){_USER}(?P<rest>{_REST})")
 _NEARLY = re.compile(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mmtune.addresses import bare
 from mmtune.errors import UsageError
 from mmtune.serve.spans import Span, written
 from mmtune.types import Kind, MediaRef
@@ -64,7 +65,7 @@ def located(path: str) -> Path:
     if address.scheme.lower() == "file" and name in ("", "localhost"):
         return Path(unquote(path.split("://", 1)[1].removeprefix(address.netloc)))
     raise UsageError(
-        seen=f"{address.scheme}://{name}{address.path} is an address, and it is not read: a chat fetches nothing",
+        seen=f"{bare(path)} is an address, and it is not read: a chat fetches nothing",
         expected="a file of this machine",
         hint="fetch it first, then name the file",
     )
@@ -130,7 +131,7 @@ def _head(path: Path, named: str) -> bytes:
             seen=f"{named}: {why}",
             expected="a media file that can be read",
             hint="check the name; a name with blanks needs quotes",
-        ) from error
+        ) from None  # it quotes the name, with what may be secret in it
 
 
 def sniffed(head: bytes) -> Kind | None:

@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 import time
+import traceback
 from pathlib import Path
 from urllib import request
 from urllib.parse import parse_qs, quote, urlsplit
@@ -280,6 +281,7 @@ def test_braces_make_no_address_of_what_is_none(pattern: str, monkeypatch: pytes
         "https://me:it's-SECRET@host/a.tar",
         "https://me:it is-<SECRET>@host/a.tar",
         "s3://KEY:a?SECRET@bucket/a.tar",
+        "https://me and you:it's-<SECRET>@host/a.tar",
         "https://host/a.tar?sig=a'SECRET'",
         "https://host/a.tar?sig=<SECRET>",
         "https%3A%2F%2Fme%3ASECRET%40host%2Fa.tar%3Fsig%3DSECRET",
@@ -336,6 +338,15 @@ def test_what_init_says_holds_no_secret_and_its_recipe_works(tmp_path: Path) -> 
     recipe = config.load(Recipe, out)
     assert [list(stream.data) for stream in recipe.streams.values()] == [[address]]
     assert SECRET not in recipe.title and "https://127.0.0.1:9/a.tar" in recipe.title
+
+
+@pytest.mark.parametrize("address", ["s3://KEY:a/SECRET@bucket/a.mp4", "//me:SECRET@host/a.mp4", "pipe:curl SECRET"])
+def test_a_chat_shows_no_secret_of_what_it_does_not_read(address: str) -> None:
+    from mmtune.serve.references import reference
+
+    with pytest.raises(UsageError) as caught:
+        reference("video", address)
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_library_that_quotes_an_odd_password_in_its_own_way() -> None:
