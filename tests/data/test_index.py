@@ -222,7 +222,7 @@ def test_patterns(tmp_path):
         expand(str(tmp_path / "{00000..00004}.tar"))
     with pytest.raises(DataError, match="nothing is there"):
         expand(str(tmp_path / "x*.tar"))
-    with pytest.raises(Exception, match="remote"):
+    with pytest.raises(Exception, match="pipe:"):
         expand("pipe:curl -s http://x/{0..9}.tar")
 
 
