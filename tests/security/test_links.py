@@ -50,7 +50,7 @@ sys.addaudithook(_note)
 
 
 @contextmanager
-def written() -> Iterator[list[str]]:
+def paths_written() -> Iterator[list[str]]:
     """Paths that this process opens to write, makes or renames meanwhile, drafts among them."""
     global _seen
     _seen = names = []
@@ -321,7 +321,7 @@ def test_nothing_is_written_through_links(name: str, tmp_path: Path, monkeypatch
     job = JOBS[name](tmp_path, monkeypatch)
     job.first()
     shutil.copytree(job.folder, tmp_path / "as it was")
-    with written() as paths:
+    with paths_written() as paths:
         job.again()
     names = {Path(path).relative_to(job.folder) for path in paths if Path(path).is_relative_to(job.folder)} - {Path()}
     trial = Trial(job, tmp_path / "as it was", tmp_path / "outside")
