@@ -14,7 +14,7 @@ from typing import Any
 
 from mmtune.version import __version__
 
-_VERBS = {"load": "mmtune.serve.loaded", "chat": "mmtune.serve.loaded"}
+_VERBS = {"load": "mmtune.serve.loaded", "chat": "mmtune.serve.loaded", "train": "mmtune.training.api"}
 
 __all__ = ["__version__", "chat", "load", "train"]
 
@@ -22,8 +22,6 @@ __all__ = ["__version__", "chat", "load", "train"]
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
         return getattr(importlib.import_module(_VERBS[name]), name)
-    if name == "train":  # the room itself, which is callable
-        return importlib.import_module("mmtune.train")
     raise AttributeError(f"module 'mmtune' has no attribute {name!r}; the verbs are load, chat, train")
 
 

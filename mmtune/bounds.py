@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmtune import places
+from mmtune import paths
 from mmtune.errors import MmtuneError, ModelError
 from mmtune.llm.base import LLM
 
@@ -129,7 +129,7 @@ def stored(config: Any) -> int:
     for key in ("weights", "folder", "repo"):
         if not isinstance(text := tree.get(key), str):
             continue
-        path = Path(str(places.resolve(text))).expanduser()
+        path = Path(str(paths.resolve(text))).expanduser()
         if key == "repo" or not path.exists():
             total += memory()
         else:

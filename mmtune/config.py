@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from mmtune import disk, places, registry
+from mmtune import disk, paths, registry
 from mmtune.errors import ConfigError, MmtuneError, ModelError, UsageError
 
 MAX_BYTES = 1_000_000
@@ -315,13 +315,13 @@ def read(path_or_name: str | Path, overrides: Sequence[str] = (), kind: registry
     path in that file's folder. Raises ConfigError.
     """
     path = locate(path_or_name, kind)
-    tree = places.from_here(_read_mapping(path), path.parent)
+    tree = paths.from_here(_read_mapping(path), path.parent)
     base = tree.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base is {base!r}", "one path or name")
         below = locate(base, kind, beside=path.parent)
-        under = places.from_here(_read_mapping(below), below.parent)
+        under = paths.from_here(_read_mapping(below), below.parent)
         if "base" in under:
             raise ConfigError(f"{path} builds on {below}, which has a base itself", "one level of base")
         tree = merge(under, tree)

@@ -22,7 +22,7 @@ from mmtune.registry import nearest
 Named = list[tuple[str, Parameter]]
 
 Curve = Literal["cosine", "half_cosine", "linear", "constant"]
-"""How a learning rate falls after its warm-up; see `mmtune.train.optim.factor`."""
+"""How a learning rate falls after its warm-up; see `mmtune.training.optim.factor`."""
 
 SHOWN = 8
 """Names listed of each mistake; the rest are counted."""

@@ -17,7 +17,7 @@ from mmtune.errors import MmtuneError
 ROOT = Path(__file__).resolve().parent.parent
 SHELVES = {"recipes": ROOT / "configs/recipes", "prompts": ROOT / "configs/prompts", "cards": ROOT / "data/cards"}
 LAUNCH = ROOT / "configs/accelerate"
-"""Not ours to read: for `accelerate launch`, see tests/train/test_launch.py."""
+"""Not ours to read: for `accelerate launch`, see tests/training/test_launch.py."""
 FILES = sorted(p for top in ("configs", "data") for p in (ROOT / top).rglob("*.yaml") if p.parent != LAUNCH)
 RECIPES = [path for path in FILES if path.parent == SHELVES["recipes"]]
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from mmtune import places
+from mmtune import paths
 from mmtune.data.world.draw import clip, frame
 from mmtune.data.world.language import questions
 from mmtune.data.world.scene import draw_scene
 from mmtune.data.world.sound import wave
 from mmtune.data.world.video import jpeg, mp4
 
-POCKET = places.PACKAGE / "pocket"
+POCKET = paths.PACKAGE / "pocket"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_nothing_in_it_names_a_place_of_one_machine():
     for file in POCKET.rglob("*"):
         if file.suffix in (".yaml", ".json", ".md"):
             text = file.read_text()
-            assert str(Path.home()) + "/" not in text and str(places.PACKAGE.parent) not in text, file
+            assert str(Path.home()) + "/" not in text and str(paths.PACKAGE.parent) not in text, file
 
 
 def test_it_answers_about_clips_of_the_test_split(talk):

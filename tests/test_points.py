@@ -18,7 +18,7 @@ from mmtune.recipe import Recipe
 from mmtune.serve.loaded import chat
 from tests.encoders.tiny import p2p
 from tests.llm.tiny import folder as llm_folder
-from tests.train.world import said, write_tar
+from tests.training.world import said, write_tar
 
 
 def xyz(flat: bool, seed: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmtune import places, prompt
+from mmtune import paths, prompt
 from mmtune.experts._quote import plain, quote
 from mmtune.experts.base import Evidence, ExpertConfig
 from mmtune.llm import _tokenizer
@@ -45,7 +45,7 @@ def chatml() -> FastTokenizer:
 
 
 def pocket() -> FastTokenizer:
-    return _tokenizer.load(places.resolve("mmtune:pocket/llm"))  # type: ignore[arg-type]
+    return _tokenizer.load(paths.resolve("mmtune:pocket/llm"))  # type: ignore[arg-type]
 
 
 TEMPLATES = {"pocket": pocket, "chatml": chatml, "vicuna": llama, "llama2": llama, "alpaca": llama}

@@ -11,9 +11,9 @@ from mmtune.checkpoint.store import load_run
 from mmtune.data.formats.base import Record
 from mmtune.eval.controls import CONTROLS
 from mmtune.eval.run import evaluate
-from mmtune.train.loop import train
+from mmtune.training.loop import train
 from mmtune.types import MediaRef, Sample, Turn
-from tests.train import world
+from tests.training import world
 
 CHANGES = {
     "groups": {

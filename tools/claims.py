@@ -114,7 +114,7 @@ def cell(place: str, changes: list[str], data: dict[str, str], clips: int) -> di
 
     from mmtune import config
     from mmtune.recipe import Recipe
-    from mmtune.train.loop import train
+    from mmtune.training.loop import train
 
     folder = Path(place)
     report = folder / "scores.json"

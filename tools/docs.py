@@ -30,7 +30,7 @@ SHOWN = ("yaml", "python", "json", "text")
 NOT_RUN = (
     (r"(pip install|hf download|git clone|img2dataset|video2dataset) ", "fetches from a network"),
     (r"mmtune .*(s3|https|hf)://", "fetches from a network"),
-    (r"(torchrun|accelerate) ", "for eight devices; tests/train/test_launch.py starts two processes"),
+    (r"(torchrun|accelerate) ", "for eight devices; tests/training/test_launch.py starts two processes"),
     (r"tools/(demo|curve|claims|prove|bench|docs|fidelity)\b", "takes minutes; a test has a small form of it"),
     (r"tools/test\b", "runs what runs this"),
     (r"mmtune data convert train\.parquet", "needs the extra `parquet`; tests/data has it where that is installed"),

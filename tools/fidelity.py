@@ -162,13 +162,13 @@ def methods() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def based(kind: str, folder: Path) -> Base:
     """A tiny run that is exported to a kind, options of the export, and the branch whose encoder is changed."""
-    from mmtune.checkpoint import carry, store
+    from mmtune.checkpoint import convert, store
     from tests.checkpoint.foreign import runs
     from tests.checkpoint.foreign.made import make
 
     made = make(kind, folder / kind / "published")
     changes = [] if kind == "p2p" else made.changes  # those of its tiny run are no part of the layout
-    run = carry.bring(kind, made.words, folder / kind / "run", made.options, changes)
+    run = convert.bring(kind, made.words, folder / kind / "run", made.options, changes)
     if (run / "encoder.yaml").is_file():
         run = runs.around(run, folder / kind / "around")
     return run, list(made.export or ()), next(iter(store.read_recipe(run).model.branches), "")
@@ -198,7 +198,7 @@ def cases(run: Path, branch: str) -> Iterator[Case]:
 
 def one(kind: str, base: Base, case: Case, folder: Path) -> Any:
     """(cell, why) for one case; (none, "") where the setting does not fit the run at all."""
-    from mmtune.checkpoint import carry
+    from mmtune.checkpoint import convert
     from mmtune.errors import MmtuneError
     from tests.checkpoint.foreign.runs import varied
 
@@ -211,9 +211,9 @@ def one(kind: str, base: Base, case: Case, folder: Path) -> Any:
         return None, ""  # such a run cannot be made, so nobody exports it
     try:
         if changed is None:
-            carry.send(run, kind, here / "out", options)
+            convert.send(run, kind, here / "out", options)
         else:
-            carry.send_opened(changed, kind, here / "out", options)
+            convert.send_opened(changed, kind, here / "out", options)
     except MmtuneError as error:
         left, text = sorted(path.name for path in here.iterdir()), str(error)
         named = bool(word) and (word in text or "tuner" in text or "trained" in text)
@@ -259,9 +259,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="layouts that are tried at once")
     options = parser.parse_args()
     from mmtune import registry
-    from mmtune.checkpoint import carry
+    from mmtune.checkpoint import convert
 
-    every = [kind for kind in registry.names(carry.ROOM) if carry.writes(registry.find(carry.ROOM, kind))]
+    every = [kind for kind in registry.names(convert.ROOM) if convert.writes(registry.find(convert.ROOM, kind))]
     if wrong := sorted(set(options.kinds) - set(every)):
         parser.error(f"no layout {', '.join(wrong)} that can be written; there are {', '.join(every)}")
     kinds = options.kinds or (list(SHORT) if options.short else every)

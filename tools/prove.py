@@ -69,7 +69,7 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
     for name in ("torch.utils.tensorboard", "transformers", "open_clip", "peft", "accelerate", "safetensors.torch"):
         importlib.import_module(name)
-    for name in ("mmtune.train.loop", "mmtune.llm.hf", "mmtune.encoders.clip", "mmtune.tuners.hf_peft"):
+    for name in ("mmtune.training.loop", "mmtune.llm.hf", "mmtune.encoders.clip", "mmtune.tuners.hf_peft"):
         importlib.import_module(name)
 
 

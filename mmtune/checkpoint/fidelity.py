@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mmtune import config, dtypes
 from mmtune.checkpoint import probe, store
+from mmtune.checkpoint.build_run import Made
 from mmtune.checkpoint.foreign.base import Back, Foreign, Opened, tuner_name
-from mmtune.checkpoint.making import Made
 from mmtune.checkpoint.probe import Answer, Question
 from mmtune.errors import CheckpointError, MmtuneError
 from mmtune.types import Example, Kind, Media

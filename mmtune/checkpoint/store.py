@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
-from mmtune import disk, dtypes, params, places, registry, weights_file
+from mmtune import disk, dtypes, params, paths, registry, weights_file
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
@@ -118,7 +118,7 @@ def base_of(
         source = next((written[key] for key in ("weights", "repo", "path", "folder") if written.get(key)), None)
         table[part] = {
             "name": written.get("name"),
-            "from": places.portable(source) if source else "drawn at random",
+            "from": paths.portable(source) if source else "drawn at random",
             "revision": written.get("revision"),
             "tensors": len(tensors),
             "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
@@ -144,11 +144,11 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if not (places.PACKAGE.parent / ".git").exists():  # of another project, in which this one is installed
+    if not (paths.PACKAGE.parent / ".git").exists():  # of another project, in which this one is installed
         return found
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=places.PACKAGE, capture_output=True, text=True, timeout=5
+            ["git", "rev-parse", "HEAD"], cwd=paths.PACKAGE, capture_output=True, text=True, timeout=5
         )
         if answer.returncode == 0:
             found["git"] = answer.stdout.strip()
@@ -167,7 +167,7 @@ def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
 
 def _portable(tree: Any, out: Path) -> Any:
     """A tree of settings as it may be handed on: no path of this machine for what lies in the run, and no secrets."""
-    return without_secrets(places.to_here(tree, out))
+    return without_secrets(paths.to_here(tree, out))
 
 
 def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
@@ -290,7 +290,7 @@ def load_run(
     from mmtune import model as models
 
     registry.allow(allow_code)
-    path = Path(places.resolve(str(path)))
+    path = Path(paths.resolve(str(path)))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = read_recipe(path)
@@ -371,7 +371,7 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int,
         CheckpointError: no weights, a damaged file, tensors that this model does not have in that shape or that it
             keeps frozen as they came; all listed.
     """
-    path = Path(places.resolve(str(path)))
+    path = Path(paths.resolve(str(path)))
     folder = seal.find(path / "weights")
     if damage := seal.faults(folder):
         raise CheckpointError(

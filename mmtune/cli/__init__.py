@@ -6,8 +6,8 @@ One file for each group of commands. Importing it adds them to the app, so the h
 # ruff: noqa: I001 - the order is the help's
 from __future__ import annotations
 
-from mmtune.cli import begin as _begin, run as _run, talk as _talk, look as _look, carry as _carry, data as _data  # noqa: F401
-from mmtune.cli.process import main
-from mmtune.cli.words import app
+from mmtune.cli import init_recipe, train, chat, show, checkpoints, data  # noqa: F401
+from mmtune.cli.main import main
+from mmtune.cli.options import app
 
 __all__ = ["app", "main"]

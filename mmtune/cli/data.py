@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtune.cli.complete import recipes
-from mmtune.cli.words import AllowCode, Limit, data_app, records_of
+from mmtune.cli.options import AllowCode, Limit, data_app, records_of
 from mmtune.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mmtune.data.build import schedule_of
-from mmtune.train.team import Pace, paces_of
+from mmtune.training.train_plan import Pace, paces_of
 
 if TYPE_CHECKING:
     from mmtune.recipe import Recipe

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.reader import Reader
+from mmtune.output import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ from mmtune import registry
 
 def run(kind: str, paths: list[str], out: Path, options: list[str], changes: list[str]) -> None:
     """Import, and say what to do with the result. Raises what `carry.bring` raises."""
-    from mmtune.checkpoint import carry
+    from mmtune.checkpoint import convert
 
-    folder = carry.bring(kind, paths, out, options, changes, tell=print)
+    folder = convert.bring(kind, paths, out, options, changes, tell=print)
     for part in ("encoder", "llm"):
         if (folder / f"{part}.yaml").is_file():
             print(f"a part for recipes is in {folder}. Use it as in {folder / part}.yaml")
@@ -21,11 +21,11 @@ def run(kind: str, paths: list[str], out: Path, options: list[str], changes: lis
 
 def show() -> None:
     """Print every kind with its roles and options."""
-    from mmtune.checkpoint import carry
+    from mmtune.checkpoint import convert
 
-    for name in registry.names(carry.ROOM):
-        found = registry.find(carry.ROOM, name)
-        way = "in and out" if carry.writes(found) else "in"
+    for name in registry.names(convert.ROOM):
+        found = registry.find(convert.ROOM, name)
+        way = "in and out" if convert.writes(found) else "in"
         print(f"{name}: {found.about} ({way})")
         for role in found.roles:
             print(f"  {f'[{role.name}=PATH]' if role.optional else f'{role.name}=PATH'}: {role.about}")

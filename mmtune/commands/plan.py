@@ -40,7 +40,7 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
     from mmtune import model as models
     from mmtune import params
     from mmtune.recipe import Recipe
-    from mmtune.train import estimate
+    from mmtune.training import estimate
 
     loaded = config.load(Recipe, recipe, overrides)
     model = models.build(loaded.model, weights=False, device="meta")

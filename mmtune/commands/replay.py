@@ -7,14 +7,14 @@ from pathlib import Path
 
 def run(run: Path, ids: list[str], device: str, allow_remote: bool = False) -> None:
     """Print what becomes of each sample. Raises UsageError and DataError."""
-    from mmtune import places
+    from mmtune import paths
     from mmtune.checkpoint import store
-    from mmtune.train import blame
-    from mmtune.train.replay import replay
+    from mmtune.training import nonfinite
+    from mmtune.training.replay import replay
 
     if not allow_remote:
-        places.refuse_unasked(store.read_recipe(run).model_dump(mode="json"))
+        paths.refuse_unasked(store.read_recipe(run).model_dump(mode="json"))
     step, trials = replay(run, ids, device)
     bad = sum(not trial.finite for trial in trials)
-    print("\n".join(blame.said(trials)))
+    print("\n".join(nonfinite.said(trials)))
     print(f"{bad} of {len(trials)} samples are not finite alone, with the weights of step {step}")

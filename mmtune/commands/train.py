@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmtune import config, places
+from mmtune import config, paths
 from mmtune.errors import ConfigError, UsageError
 
 
@@ -34,13 +34,13 @@ def run(
         )
     loaded = config.load(Recipe, folder or recipe, overrides)
     if folder is not None and not allow_remote:
-        places.refuse_unasked(loaded.model_dump(mode="json"), overrides)
+        paths.refuse_unasked(loaded.model_dump(mode="json"), overrides)
     if folder is not None:
         _refuse_elsewhere(loaded.run.feature_cache, folder, overrides)
     if out is None and resume:
         out = folder
 
-    from mmtune.train.loop import train
+    from mmtune.training.loop import train
 
     return train(loaded, out=out, resume=resume, dry_run=dry_run, allow=allow).code
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmtune import places, weights_file
+from mmtune import paths, weights_file
 from mmtune.config import Config as BaseConfig
 from mmtune.connectors.base import Connector, ConnectorConfig
 from mmtune.errors import CheckpointError
@@ -82,7 +82,7 @@ class Retrieval:
     @classmethod
     def read(cls, config: RetrievalConfig, width: int) -> Retrieval:
         """Raises CheckpointError for a file that is missing, damaged or of another width."""
-        path = Path(places.resolve(config.file)).expanduser()
+        path = Path(paths.resolve(config.file)).expanduser()
         vectors = weights_file.read(path).get(VECTORS)
         if vectors is None or vectors.ndim != 2 or vectors.shape[1] != width or len(vectors) < config.nearest:
             shape = "nothing" if vectors is None else list(vectors.shape)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mmtune import registry
+from mmtune.data.exchange import Peers
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
 from mmtune.data.pack import Plan
 from mmtune.data.streams import Schedule, Turns
-from mmtune.data.swap import Peers
 from mmtune.recipe import Recipe
 
 

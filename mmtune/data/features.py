@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mmtune import media
 from mmtune.config import dump
-from mmtune.data import _wire
-from mmtune.data._shelf import Shelf, Writer
+from mmtune.data import _serialize
+from mmtune.data._feature_file import Shelf, Writer
 from mmtune.data.loader import Stream
 from mmtune.data.pool import Pool
 from mmtune.data.shards import SampleKey
@@ -239,18 +239,18 @@ def _walk(cache: FeatureCache, streams: list[Stream], workers: int) -> Any:
 
     def work(number: int, shard: int, place: int) -> bytes:
         head, example = cache.gather(streams[number], SampleKey(shard, place))
-        shape, arrays = _wire.pack(example)
-        return _wire.dump({"gathered": head, **shape}, arrays)
+        shape, arrays = _serialize.pack(example)
+        return _serialize.dump({"gathered": head, **shape}, arrays)
 
     pool = Pool(work, workers, lambda task: streams[task[0]].corpus.id(SampleKey(*task[1:])))
     try:
         asked = [pool.put(number, *key) for number, key in tasks[: workers * 8]]
         for place, (number, _) in enumerate(tasks):
-            head, data, start = _wire.load(pool.get(asked[place]))
+            head, data, start = _serialize.load(pool.get(asked[place]))
             if len(asked) < len(tasks):
                 further, key = tasks[len(asked)]
                 asked.append(pool.put(further, *key))
-            yield number, head["gathered"], _wire.unpack(head, data, start)
+            yield number, head["gathered"], _serialize.unpack(head, data, start)
     finally:
         pool.close()
 

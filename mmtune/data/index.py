@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtune import disk
+from mmtune.data._index_file import LISTED, MOST, VERSION, Group, ShardIndex, read
 from mmtune.data._keys import keys
 from mmtune.data._names import SUFFIXES, UNSAFE, holds_objects, printable, safe, split
-from mmtune.data._stored import LISTED, MOST, VERSION, Group, ShardIndex, read
 from mmtune.data._tar import Damage, Member, walk
 from mmtune.errors import DataError, Reason, UsageError
 

@@ -7,7 +7,7 @@ number for each stream, see `positions`.
 
 All ranks make the same rows and each keeps its share, rows r, r + world, r + 2 * world, ... of every micro-step; so the
 steps of a run are the same for any number of ranks and workers. Ranks that know each other share the preparing, see
-`mmtune.data.swap`; without that every rank prepares every sample.
+`mmtune.data.exchange`; without that every rank prepares every sample.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmtune.data import _wire
+from mmtune.data import _serialize
 from mmtune.data.collate import collate
+from mmtune.data.exchange import Notice, Peers, Shared
 from mmtune.data.formats.base import Format
 from mmtune.data.ledger import Ledger
 from mmtune.data.pack import Packer, Plan
@@ -31,7 +32,6 @@ from mmtune.data.pool import Pool
 from mmtune.data.remote import Remote
 from mmtune.data.shards import Corpus, SampleKey, _hash
 from mmtune.data.streams import Schedule, Turns
-from mmtune.data.swap import Notice, Peers, Shared
 from mmtune.errors import ConfigError, DataError, MediaError, UsageError
 from mmtune.types import Batch, Example, Sample
 
@@ -329,8 +329,8 @@ class Loader:
         """What a worker does: the sample of `make` as bytes, for `made` to read."""
         found = self.make(name, position)
         if isinstance(found, Skip):
-            return _wire.dump({"skip": vars(found)}, [])
-        return _wire.dump(*_wire.pack(found))
+            return _serialize.dump({"skip": vars(found)}, [])
+        return _serialize.dump(*_serialize.pack(found))
 
     def task(self, task: tuple[Any, ...]) -> str:
         """What a worker is at, in words."""
@@ -403,5 +403,5 @@ class _SharedFeed(Shared):
 
 def made(message: bytes) -> Example | Skip:
     """What a worker sent: the inverse of `Loader.work`."""
-    head, data, start = _wire.load(message)
-    return Skip(**head["skip"]) if "skip" in head else _wire.unpack(head, data, start)
+    head, data, start = _serialize.load(message)
+    return Skip(**head["skip"]) if "skip" in head else _serialize.unpack(head, data, start)

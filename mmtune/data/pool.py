@@ -21,7 +21,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from mmtune.errors import MmtuneError, UsageError
-from mmtune.reader import Reader
+from mmtune.output import Reader
 
 Task = tuple[Any, ...]
 

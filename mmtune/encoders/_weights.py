@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmtune import dtypes, weights_file
 from mmtune.encoders.base import weights_path
 from mmtune.errors import CheckpointError
-from mmtune.places import resolve
+from mmtune.paths import resolve
 
 LISTED = 20
 

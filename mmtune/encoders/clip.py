@@ -22,7 +22,7 @@ from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.layers.positions import resize_grid
-from mmtune.places import resolve
+from mmtune.paths import resolve
 
 with thin("open_clip", "torchvision", "torchvision.ops"):
     from open_clip.transformer import QuickGELU, VisionTransformer

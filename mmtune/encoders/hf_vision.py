@@ -24,7 +24,7 @@ from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.encoders.base import weights_path
 from mmtune.errors import CheckpointError, ConfigError, MmtuneError, ModelError
-from mmtune.places import resolve
+from mmtune.paths import resolve
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
 PREFIXES = ("vision_model.", "dinov2.", "dinov2_with_registers.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmtune import config, disk, generate, places, registry
+from mmtune import config, disk, generate, paths, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.shards import Corpus
@@ -221,7 +221,7 @@ def _controls(
 def _from_recipe(recipe: Recipe | None, allow_remote: bool) -> list[str]:
     patterns = list(recipe.eval.data) if recipe is not None else []
     if not allow_remote:
-        places.refuse_unasked(patterns)
+        paths.refuse_unasked(patterns)
     if not patterns:
         raise UsageError(seen="no data to ask about", expected="shards of the task", hint="--data 'FOLDER/*.tar'")
     return patterns

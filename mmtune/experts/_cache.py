@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune import disk
-from mmtune.experts import _wire
+from mmtune.experts import _protocol
 from mmtune.experts.base import Evidence
 
 LAYOUT = 1
@@ -56,20 +56,20 @@ class Cache:
             return None
         try:
             with self._path(name).open("rb") as file:
-                data = file.read(2 * _wire.MAX_REPLY)
+                data = file.read(2 * _protocol.MAX_REPLY)
             tree = json.loads(data)
             reply = tree["reply"].encode("ascii")
             if tree["key"] != name or tree["sha256"] != _digest(name, reply):
                 return None
-            return _wire.unpack(reply)
-        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, _wire.WireError):
+            return _protocol.unpack(reply)
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, _protocol.WireError):
             return None
 
     def put(self, name: str, found: tuple[Evidence, ...], cut: bool) -> None:
         """Keep a result. A disk that is full or may not be written is no reason to fail: then it is not kept."""
         if self.folder is None:
             return
-        reply = _wire.pack(found, cut)
+        reply = _protocol.pack(found, cut)
         tree = {"key": name, "sha256": _digest(name, reply), "reply": reply.decode("ascii")}
         path = self._path(name)
         draft = path.with_name(f".{name}.{secrets.token_hex(4)}")

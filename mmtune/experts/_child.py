@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from mmtune import config, media, registry
 from mmtune.errors import MmtuneError
-from mmtune.experts import _wire
+from mmtune.experts import _protocol
 from mmtune.experts.base import Expert
 from mmtune.types import MediaRef
 
@@ -41,7 +41,7 @@ def main() -> None:
             reply = _error("; ".join(str(error).splitlines()))
         except Exception as error:  # whatever an expert raises is told in one line
             reply = _error(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        _wire.write(answers, reply)
+        _protocol.write(answers, reply)
 
 
 class _Served:
@@ -77,7 +77,7 @@ class _Served:
             self._expert.start()
             self._started = True
         ref = MediaRef(facts["kind"], data, facts["origin"], facts["start"], facts["end"])
-        return _wire.pack(*_wire.gather(self._expert.look(ref, facts["question"])))
+        return _protocol.pack(*_protocol.gather(self._expert.look(ref, facts["question"])))
 
 
 def _own(number: int, mode: str) -> BinaryIO:
@@ -91,8 +91,8 @@ def _own(number: int, mode: str) -> BinaryIO:
 def _listen(asked: BinaryIO, calls: Calls) -> NoReturn:
     """Hand calls on; at the end of the input end, whatever the expert is doing."""
     try:
-        while (head := _wire.read(asked)) is not None:
-            body = _wire.read(asked)
+        while (head := _protocol.read(asked)) is not None:
+            body = _protocol.read(asked)
             if body is None:
                 break
             calls.put((json.loads(head), body))

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmtune.children import Child
-from mmtune.experts import _wire
+from mmtune.experts import _protocol
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 """What tells libraries that there is no network."""
@@ -109,13 +109,13 @@ class Process:
         assert self._child.process.stdout is not None
         with self._child.process.stdout as file:
             try:
-                while (frame := _wire.read(file, _wire.MAX_REPLY)) is not None:
+                while (frame := _protocol.read(file, _protocol.MAX_REPLY)) is not None:
                     if not self._asked.is_set():
-                        raise _wire.WireError("it spoke without being asked")
+                        raise _protocol.WireError("it spoke without being asked")
                     self._asked.clear()
                     self._said.put(frame)
                 self._said.put(None)
-            except (_wire.WireError, OSError, ValueError) as error:
+            except (_protocol.WireError, OSError, ValueError) as error:
                 self._said.put(error)
                 self.kill()  # nothing more is read of it
 
@@ -125,7 +125,7 @@ class Process:
         with contextlib.suppress(OSError, ValueError), self._child.process.stdin as file:
             while (told := self._told.get()) is not None:
                 for frame in told:
-                    _wire.write(file, frame)
+                    _protocol.write(file, frame)
 
     def _show(self) -> None:
         """Thread: what the child writes to standard error, as far as it is shown; the rest is read slowly."""

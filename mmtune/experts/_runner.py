@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from mmtune import config as configs
 from mmtune import media, registry
 from mmtune.errors import ConfigError, MmtuneError
-from mmtune.experts import _cache, _wire
+from mmtune.experts import _cache, _protocol
 from mmtune.experts._cache import Cache
 from mmtune.experts._process import Failure, Process
 from mmtune.experts._quote import quote
@@ -147,10 +147,12 @@ class Runner:
     def _describe(self, options: dict[str, Any]) -> None:
         assert self._code is not None
         self._process = self._start(options, network=False)
-        said = _wire.answer(self._ask({"do": "describe"}, b"", time.monotonic() + DESCRIBE), "options", "kinds", "asks")
+        said = _protocol.answer(
+            self._ask({"do": "describe"}, b"", time.monotonic() + DESCRIBE), "options", "kinds", "asks"
+        )
         self.config = configs.validate(_Described, said["options"], f"what the expert {self.name} says of itself")
         if not isinstance(said["kinds"], list) or not set(map(str, said["kinds"])) <= set(KINDS):
-            raise _wire.WireError(f"it says that it takes {str(said['kinds'])[:80]}")
+            raise _protocol.WireError(f"it says that it takes {str(said['kinds'])[:80]}")
         self.kinds, self.asks = tuple(said["kinds"]), said["asks"] is True
         if self.config.network:
             self.close()  # the next one may connect
@@ -203,7 +205,7 @@ class Runner:
             "do": "look", "kind": ref.kind, "origin": ref.origin, "start": ref.start, "end": ref.end,
             "question": question,
         }  # fmt: skip
-        return self._talk(facts, data, until, _wire.unpack)
+        return self._talk(facts, data, until, _protocol.unpack)
 
     def _talk(self, facts: dict[str, Any], data: bytes, until: float, read: Callable[[bytes], Said]) -> Said:
         """One question to the child, and its answer."""
@@ -217,8 +219,8 @@ class Runner:
                     options = self.config.model_dump(mode="json", exclude={"name"})
                     self._process = self._start(options, self.config.network)
                 result = read(self._ask(facts, data, until))
-            except (Failure, _wire.WireError, OSError) as error:
-                if not isinstance(error, _wire.Told):
+            except (Failure, _protocol.WireError, OSError) as error:
+                if not isinstance(error, _protocol.Told):
                     self.close()
                 self._failures += 1
                 if self._failures >= PATIENCE:
@@ -241,7 +243,7 @@ class Runner:
         """What a result is kept under; none where nothing is kept."""
         if self._cache.folder is None:
             return None
-        said = self._talk({"do": "version"}, b"", until, lambda reply: _wire.answer(reply, "version"))
+        said = self._talk({"do": "version"}, b"", until, lambda reply: _protocol.answer(reply, "version"))
         return _cache.key(
             {
                 "expert": self._code or f"mmtune.experts.{self.name}",
@@ -258,4 +260,4 @@ def _plain(error: Exception) -> str:
     if isinstance(error, MmtuneError):
         return " ".join("; ".join(str(error).splitlines()).split())[:400]
     text = " ".join(str(error).split())[:400]
-    return text if isinstance(error, (Failure, _wire.WireError)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (Failure, _protocol.WireError)) else f"{type(error).__name__}: {text}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from mmtune import config as configs
-from mmtune import places
+from mmtune import paths
 from mmtune.errors import MmtuneError
 from mmtune.experts._quote import over_frames
 from mmtune.experts.base import Evidence, Expert, ExpertConfig
@@ -66,7 +66,7 @@ class Caption(Expert):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._path = Path(places.resolve(config.run or config.folder or "")).expanduser()
+        self._path = Path(paths.resolve(config.run or config.folder or "")).expanduser()
         self._run: Any = None
         self._describer: Describer | None = None
         if config.run is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtune.errors import ConfigError, ModelError
-from mmtune.layers.prompt_site import GatedPrompts
+from mmtune.layers.gated_prompts import GatedPrompts
 from mmtune.llm._attention import Call, Extra, prompt_term
 from mmtune.llm.base import LLM
 from mmtune.types import Batch, Embeds

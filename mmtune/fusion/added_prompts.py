@@ -22,7 +22,7 @@ from torch import Tensor
 from mmtune.errors import ModelError
 from mmtune.fusion._prompts import Gathered, apart, fitting, gather, run
 from mmtune.fusion.base import Fusion, FusionConfig
-from mmtune.layers.prompt_site import GatedPrompts, Squash, uppermost
+from mmtune.layers.gated_prompts import GatedPrompts, Squash, uppermost
 from mmtune.llm.base import LLM
 from mmtune.types import Batch, Embeds
 

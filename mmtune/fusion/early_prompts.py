@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmtune.fusion._prompts import apart, fitting, gather, run
 from mmtune.fusion.base import Fusion, FusionConfig
-from mmtune.layers.prompt_site import GatedPrompts, Squash
+from mmtune.layers.gated_prompts import GatedPrompts, Squash
 from mmtune.llm.base import LLM
 from mmtune.types import Batch, Embeds
 

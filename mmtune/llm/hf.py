@@ -22,7 +22,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtune import dtypes, jsons, places
+from mmtune import dtypes, jsons, paths
 from mmtune.errors import CheckpointError, ModelError
 from mmtune.llm import _attention, _folder_check, _known, _tokenizer
 from mmtune.llm._attention import Call, Extra, Prefix
@@ -93,7 +93,7 @@ class HF(LLM):
         self.extras = nn.ModuleDict()
         """Modules that tuners add to attention, by layer number: (module, query, call) -> [B,T,H,d]."""
         self.soft: nn.Module | None = None
-        """Virtual tokens that a tuner puts before every segment, see `mmtune.tuners._soft`."""
+        """Virtual tokens that a tuner puts before every segment, see `mmtune.tuners._prefix`."""
 
     def _open(self, folder: Path | None) -> None:
         """Tokenizer and structure from a folder, or those that are known without one."""
@@ -331,7 +331,7 @@ def _or_ones(seen: Tensor | None, x: Tensor) -> Tensor:
 def _known_plan(config: Config) -> dict[str, Any] | None:
     """The structure of a published model whose files are not here; none where they are, or nothing is known of it."""
     if config.folder is not None:
-        there = (Path(places.resolve(config.folder)).expanduser() / "config.json").is_file()
+        there = (Path(paths.resolve(config.folder)).expanduser() / "config.json").is_file()
         return None if there or config.like is None else _known.plan(config.like)
     plan = _known.plan(config.repo) or _known.plan(config.like or "")
     if plan is None:
@@ -345,7 +345,7 @@ def _known_plan(config: Config) -> dict[str, Any] | None:
 def _folder(config: Config, files: Sequence[str]) -> Path:
     """Where config, tokenizer and weights lie; a repo is fetched first, or found among what was fetched before."""
     if config.folder is not None:
-        folder = Path(places.resolve(config.folder)).expanduser()
+        folder = Path(paths.resolve(config.folder)).expanduser()
         if not (folder / "config.json").is_file():
             raise CheckpointError(seen=f"{folder} without config.json", expected="a model folder of transformers")
         return folder

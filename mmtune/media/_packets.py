@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
-from mmtune.media import _plan
+from mmtune.media import _gops
 
 _FEW = 1 << 16
 """Packets that are kept: half an hour of film."""
@@ -42,7 +42,7 @@ class Packets:
         source: Iterable[Any],
         again: Callable[[], AbstractContextManager[Iterator[Any]]],
         codec: str,
-        split: _plan.Splitter | None,
+        split: _gops.Splitter | None,
     ) -> None:
         self.pts, self.dts, self.durations = array("q"), array("q"), array("q")
         self.shown, self.enters = array("q"), array("q")
@@ -55,7 +55,7 @@ class Packets:
             self.durations.append(packet.duration or 0)
             if not packet.is_discard and not (codec == "vp8" and _hidden_vp8(packet)):
                 self.shown.append(number)
-            if packet.is_keyframe and (split is None or _plan.has_idr(packet, split)):
+            if packet.is_keyframe and (split is None or _gops.has_idr(packet, split)):
                 self.enters.append(number)
             size += packet.size
             if self._kept is not None:

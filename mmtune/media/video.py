@@ -26,7 +26,7 @@ import av
 import torch
 
 from mmtune.errors import MediaError, Note, Reason
-from mmtune.media import _backends, _boxes, _crowd, _frames, _plan, _tags
+from mmtune.media import _backends, _boxes, _crowd, _frames, _gops, _tags
 from mmtune.media._container import opened, pick, promised_seconds
 from mmtune.media._frames import Timeline, choose, timeline
 from mmtune.media._packets import Packets
@@ -128,7 +128,7 @@ class _Clip:
         promised = promised_seconds(self.container, self.stream)
         if promised is not None and promised > self.limits.video_seconds:
             self.exceed("video_seconds", f"{promised:.0f} seconds")
-        self.split = _plan.nal_splitter(context.extradata) if context.name == "h264" else None
+        self.split = _gops.nal_splitter(context.extradata) if context.name == "h264" else None
         self.packets = Packets(self._whole(self.container, self.stream), self._again, context.name, self.split)
         # AVI keeps no presentation times; with reordered pictures only the order of what comes out tells them.
         blind = self.name == "avi" and context.has_b_frames
@@ -243,11 +243,11 @@ def _pyav(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch.Tenso
             if frame.pts in stamps:
                 painter.keep(frame.pts, frame)
 
-        spans = _plan.spans(clip.packets.pts, clip.packets.enters, stamps, clip.stream.codec_context.name)
+        spans = _gops.spans(clip.packets.pts, clip.packets.enters, stamps, clip.stream.codec_context.name)
         if clip.split is None:  # else some are left out
             clip.check_decoded(max(last - first + 1 for first, last in spans))
         for run in clip.packets.parts(spans):
-            _decode(clip, (packet for packet in run if _plan.needed(packet, stamps, clip.split)), take)
+            _decode(clip, (packet for packet in run if _gops.needed(packet, stamps, clip.split)), take)
         if painter.frames.keys() == stamps:
             return painter.stack([clip.line.stamps[index] for index in chosen]), chosen
     return _everything(clip, chosen, side)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmtune.errors import UsageError
-from mmtune.serve import drops, spans
+from mmtune.serve import drops, time_ranges
 from mmtune.serve.references import located, reference
 from mmtune.types import Kind, MediaRef
 
@@ -43,7 +43,7 @@ def parse(words: list[str], named: list[tuple[Kind | None, str]]) -> Words:
     alone = len(words) == 1
     while words:
         if _range_of_last(words[0], found.media):
-            span = spans.leading(words.pop(0))[0]
+            span = time_ranges.leading(words.pop(0))[0]
             assert span is not None
             found.media[-1] = _cut(found.media[-1], span)
         elif _is_medium(words[0]) or _is_clip(words[0]):
@@ -66,7 +66,7 @@ def _named(kind: Kind | None, path: str) -> MediaRef:
     """A medium of an option; a range may stand behind the path in the same word."""
     if " " in path and path != "-" and not _exists(path):
         head, _, tail = path.rpartition(" ")
-        span, rest = spans.leading(tail)
+        span, rest = time_ranges.leading(tail)
         if span and not rest:
             return reference(kind, head.rstrip(), span)
     return reference(kind, path)
@@ -75,16 +75,16 @@ def _named(kind: Kind | None, path: str) -> MediaRef:
 def _is_clip(word: str) -> bool:
     """A file with its range in one word, as `clip.mp4 0:10-0:20` in quotes."""
     head, blank, tail = word.rpartition(" ")
-    return bool(blank) and not _exists(word) and _is_medium(head.rstrip()) and spans.is_range(tail)
+    return bool(blank) and not _exists(word) and _is_medium(head.rstrip()) and time_ranges.is_range(tail)
 
 
 def _range_of_last(word: str, media: list[MediaRef]) -> bool:
     if not media or media[-1].kind not in ("video", "audio") or media[-1].range or _exists(word):
         return False
-    return spans.is_range(word)
+    return time_ranges.is_range(word)
 
 
-def _cut(ref: MediaRef, span: spans.Span) -> MediaRef:
+def _cut(ref: MediaRef, span: time_ranges.Span) -> MediaRef:
     return MediaRef(ref.kind, ref.source, ref.origin, span[0], span[1])
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.errors import UsageError
-from mmtune.serve import arguments, kept, transcript
-from mmtune.serve import plan as plans
+from mmtune.serve import arguments, conversation_file, transcript
+from mmtune.serve import run_info as plans
 from mmtune.serve.conversation import Conversation
+from mmtune.serve.display import say_findings, say_remarks, show_answer
 from mmtune.serve.experts import Panel, brief
 from mmtune.serve.questions import beside, piped, readable
 from mmtune.serve.settings import Settings
-from mmtune.serve.shown import say_findings, say_remarks, show_answer
 from mmtune.serve.terminal import is_terminal, say
 from mmtune.serve.text import printable
 from mmtune.types import Kind, Quote
@@ -59,7 +59,7 @@ def command(options: Options) -> int:
         MmtuneError: whatever reading the run or the media raises.
     """
     words = arguments.parse(options.words, options.media)
-    saved = kept.last() if options.go_on else None
+    saved = conversation_file.last() if options.go_on else None
     plan = plans.Plan.read(_run(words.run, saved), device=options.device)
     for ref in words.media:
         plan.check(ref.kind, ref.origin)
@@ -145,7 +145,7 @@ def _take_piped(conversation: Conversation, plan: plans.Plan, options: Options) 
 
 
 def _one_answer(conversation: Conversation, question: str, options: Options, loaded: float) -> int:
-    keeper = kept.Keeper()
+    keeper = conversation_file.Keeper()
     answer = conversation.ask(question)
     interrupted = False
     if options.stream and not options.json:

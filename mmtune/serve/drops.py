@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmtune.errors import UsageError
-from mmtune.serve import spans
+from mmtune.serve import time_ranges
 from mmtune.serve.references import located, reference, sniffed
 from mmtune.types import Kind, MediaRef
 
@@ -151,7 +151,7 @@ def _with_range(kind: Kind | None, path: str, rest: str) -> tuple[MediaRef, str]
     ref = reference(kind, path)
     timed = ref.kind in ("video", "audio") or located(path).suffix.lower() == ".gif"
     if timed and rest[:1].isspace():
-        span, behind = spans.leading(rest)
+        span, behind = time_ranges.leading(rest)
         if span:
             return reference(kind, path, span), behind
     return ref, rest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmtune import registry
 from mmtune.errors import UsageError
-from mmtune.serve import plan as plans
+from mmtune.serve import run_info as plans
 from mmtune.serve.answer import Answer
 from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel, Spec, brief

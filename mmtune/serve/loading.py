@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mmtune.serve.plan import to_stay
+from mmtune.serve.run_info import to_stay
 from mmtune.serve.terminal import say
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmtune.addresses import bare
 from mmtune.errors import UsageError
-from mmtune.serve.spans import Span, written
+from mmtune.serve.time_ranges import Span, written
 from mmtune.types import Kind, MediaRef
 
 PIPE = "standard input"

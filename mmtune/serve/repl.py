@@ -16,17 +16,17 @@ from mmtune.serve import drops, transcript
 from mmtune.serve.answer import Answer
 from mmtune.serve.complete import complete
 from mmtune.serve.conversation import Conversation
+from mmtune.serve.conversation_file import Keeper
+from mmtune.serve.display import show_answer
 from mmtune.serve.experts import Panel
-from mmtune.serve.kept import Keeper
 from mmtune.serve.loading import Loading
 from mmtune.serve.questions import readable
 from mmtune.serve.settings import Settings
-from mmtune.serve.shown import show_answer
 from mmtune.serve.terminal import Reader, say
 from mmtune.types import KINDS, Kind, MediaRef
 
 if TYPE_CHECKING:
-    from mmtune.serve.plan import Plan
+    from mmtune.serve.run_info import Plan
 
 PROMPT = ">>> "
 _MORE = "... "

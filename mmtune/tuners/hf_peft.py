@@ -33,7 +33,7 @@ from mmtune.errors import ModelError
 from mmtune.llm.base import LLM
 from mmtune.registry import nearest, suggest
 from mmtune.tuners._budget import UNKNOWN, Budget
-from mmtune.tuners._soft import Soft
+from mmtune.tuners._prefix import Soft
 from mmtune.tuners.base import Tuner, TunerConfig
 
 _OURS = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"}

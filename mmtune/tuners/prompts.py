@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmtune.errors import ModelError
-from mmtune.layers.prompt_site import GatedPrompts, Squash, uppermost
+from mmtune.layers.gated_prompts import GatedPrompts, Squash, uppermost
 from mmtune.llm._attention import Call, prompt_term
 from mmtune.llm.base import LLM
 from mmtune.tuners.base import Tuner, TunerConfig

@@ -12,7 +12,7 @@ from mmtune.checkpoint import store
 from mmtune.errors import CheckpointError
 from mmtune.model import build
 from mmtune.recipe import Recipe
-from tests.train.world import tree
+from tests.training.world import tree
 
 CONNECTOR = {"connector": {"match": ["branches.sight.connector.*"], "lr": 0.01}}
 

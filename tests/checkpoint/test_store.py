@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from mmtune import model as models
 from mmtune.checkpoint import seal, store
 from mmtune.errors import CheckpointError
-from tests.train import world
+from tests.training import world
 
 
 @pytest.fixture(scope="module")

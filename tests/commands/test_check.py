@@ -13,7 +13,7 @@ from mmtune import cli, config
 from mmtune.commands import check
 from mmtune.errors import DataError, Reason, UsageError
 from mmtune.types import IGNORE, Example, Slot
-from tests.train import world
+from tests.training import world
 
 
 class Letters:

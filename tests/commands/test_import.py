@@ -75,18 +75,18 @@ def test_mistakes_are_told(words: str, message: str, tmp_path: Path, monkeypatch
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
-    from mmtune.checkpoint import carry
+    from mmtune.checkpoint import convert
 
     folder, _ = tiny.folder(tmp_path / "published")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("mine")
     with pytest.raises(UsageError, match="is there already"):
-        carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+        convert.bring("llava_hf", [str(folder)], tmp_path / "run")
     assert (tmp_path / "run" / "mine").read_text() == "mine"
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmtune.checkpoint import carry, store
+    from mmtune.checkpoint import convert, store
 
     folder, _ = tiny.folder(tmp_path / "published")
 
@@ -95,5 +95,5 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(store, "save_run", full)
     with pytest.raises(OSError, match="No space"):
-        carry.bring("llava_hf", [str(folder)], tmp_path / "run")
+        convert.bring("llava_hf", [str(folder)], tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["published"]

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmtune import config
-from mmtune.cli import app, begin
+from mmtune.cli import app, init_recipe
 from mmtune.commands.init import text
 from mmtune.data import build, peek
 from mmtune.errors import ConfigError, DataError, MmtuneError, UsageError
@@ -220,7 +220,7 @@ def test_names_on_the_hub_that_are_not_here(here: Path, monkeypatch: pytest.Monk
 
 def test_questions_at_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tars.shards(here / "shards", count=1, size=3)
-    monkeypatch.setattr(begin, "_is_terminal", lambda: True)
+    monkeypatch.setattr(init_recipe, "_is_terminal", lambda: True)
     said = called("init", answers="shards/*.tar\n\n\nlora\nmine.yaml\n")
     assert "What trains: connector, lora, full or adapter_v2 [connector]" in said
     recipe = config.load(Recipe, "./mine.yaml")
@@ -230,7 +230,7 @@ def test_questions_at_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_wrong_answer_is_asked_for_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tars.shards(here / "shards", count=1, size=3)
     (here / "there.yaml").write_text("mine")
-    monkeypatch.setattr(begin, "_is_terminal", lambda: True)
+    monkeypatch.setattr(init_recipe, "_is_terminal", lambda: True)
     llms.folder(here / "llama")
     answers = ("nowhere/*.tar", "shards/*.tar", "./llama", "vicunna", "plain", "some/tower", "pocket", "lorra", "lora")
     called("init", answers="\n".join((*answers, "there.yaml", "mine", "mine.yaml", "")))

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from mmtune.data._index_file import VERSION, ShardIndex
 from mmtune.data._keys import keys
-from mmtune.data._stored import VERSION, ShardIndex
 from mmtune.data.index import beside, index_shards, scan
 from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, Reason

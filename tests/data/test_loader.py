@@ -380,13 +380,13 @@ def alive(pid):
 
 
 def test_examples_go_over_the_wire_unchanged():
-    from mmtune.data import _wire
+    from mmtune.data import _serialize
     from mmtune.types import Example, Slot
 
     media = {"a": [torch.randn(3, 2), torch.zeros(0, 5, dtype=torch.uint8)], "b": [torch.randn(2).bfloat16()]}
     media["b"][0] = torch.ones(1, 3, dtype=torch.float16)
     one = Example("é", torch.arange(5), -torch.arange(5), (Slot("a", 1, 2, 0), Slot("b", 3, 0, 0)), media, "talk")
-    two = _wire.unpack(*_wire.load(_wire.dump(*_wire.pack(one))))
+    two = _serialize.unpack(*_serialize.load(_serialize.dump(*_serialize.pack(one))))
     assert (one.id, one.slots, one.stream) == (two.id, two.slots, two.stream)
     assert torch.equal(one.tokens, two.tokens) and torch.equal(one.labels, two.labels)
     for branch in media:

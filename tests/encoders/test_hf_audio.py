@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from mmtune import media, places
+from mmtune import media, paths
 from mmtune.data.world.scene import SOUNDS, draw_scene
 from mmtune.data.world.sound import wav_bytes, wave
 from mmtune.encoders.hf_audio import Config, HfAudio
@@ -228,7 +228,7 @@ def heard(split: str, count: int) -> tuple[list[Media], torch.Tensor]:
 
 def test_the_pocket_tower_hears_what_how_high_and_how_often():
     """A ridge regression on its pooled vectors of 200 training sounds names held-out ones."""
-    encoder = made(places.PREFIX + "pocket/audio", tokens="pooled")
+    encoder = made(paths.PREFIX + "pocket/audio", tokens="pooled")
     views = []
     for split, count in (("train", 200), ("test", 50)):
         sounds, facts = heard(split, count)
@@ -250,7 +250,7 @@ def test_the_pocket_tower_is_one_segment_also_out_of_a_video():
 
     scene = draw_scene(random.Random(3), "easy", "train")
     data = mp4(np.zeros((8, 16, 16, 3), np.uint8), wave(scene))
-    encoder = made(places.PREFIX + "pocket/audio", frames=4)
+    encoder = made(paths.PREFIX + "pocket/audio", frames=4)
     one = media.load(MediaRef("audio", data, "drawn"), encoder.sampling("audio"))
     assert len(encoder.prepare(one)) == 1
     assert encoder.grid == (4, 25)

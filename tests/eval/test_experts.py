@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mmtune import places
+from mmtune import paths
 from mmtune.checkpoint.store import load_run
 from mmtune.data.world.draw import clip
 from mmtune.data.world.scene import Sign, draw_scene
@@ -67,7 +67,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def parts():
-    model, processor, _ = load_run(Path(str(places.resolve("mmtune:pocket/chat"))), "cpu")
+    model, processor, _ = load_run(Path(str(paths.resolve("mmtune:pocket/chat"))), "cpu")
     return model, processor
 
 

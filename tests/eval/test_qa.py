@@ -22,7 +22,7 @@ from mmtune.data.collate import collate
 from mmtune.errors import ConfigError, UsageError
 from mmtune.eval import metrics
 from mmtune.eval.run import evaluate
-from tests.train import world
+from tests.training import world
 
 
 def record(*turns: tuple[str, str], **more: Any) -> bytes:

@@ -20,7 +20,7 @@ from mmtune.eval import run
 from mmtune.eval.run import evaluate
 from mmtune.types import Example
 from tests.media import make
-from tests.train import world
+from tests.training import world
 
 CLIPS = 4
 FRAMES = 8  # as the encoder takes them

@@ -17,7 +17,7 @@ import pytest
 
 from mmtune import children, config, media, registry
 from mmtune.errors import ConfigError, ShapeError
-from mmtune.experts import _cache, _wire
+from mmtune.experts import _cache, _protocol
 from mmtune.experts._cache import Cache
 from mmtune.experts._process import Failure, Process
 from mmtune.experts._runner import PATIENCE, REST, Runner
@@ -143,8 +143,8 @@ def test_what_it_prints_is_no_answer(runner: Runner) -> None:
 def test_too_much_is_cut_where_it_is_made(runner: Runner, what: str) -> None:
     found = runner.look(picture(what))
     assert found.status == "found" and found.cut
-    assert len(found.evidence) <= _wire.MAX_ITEMS
-    assert sum(len(one.text) for one in found.evidence) <= _wire.MAX_CHARS
+    assert len(found.evidence) <= _protocol.MAX_ITEMS
+    assert sum(len(one.text) for one in found.evidence) <= _protocol.MAX_CHARS
     assert found.quote is not None and len(found.quote.text) <= 404 and found.quote.text.endswith("...")
 
 
@@ -157,7 +157,7 @@ def test_a_hanging_expert_is_ended_with_all_that_it_started() -> None:
     process = Process(SETUP)
     facts = LOOK
     far = time.monotonic() + 60
-    [one], _ = _wire.unpack(process.call(facts, b"grandchild", far))
+    [one], _ = _protocol.unpack(process.call(facts, b"grandchild", far))
     assert not gone(int(one.text))
     with pytest.raises(Failure, match="in time"):
         process.call(facts, b"hang", time.monotonic() + 0.2)
@@ -373,7 +373,7 @@ def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_evidence_survives_the_wire() -> None:
     found = (Evidence("a\ud800b", 0.5, (0.0, 1.5), (0.0, 0.25, 0.5, 1.0)), Evidence(""))
-    assert _wire.unpack(_wire.pack(found, True)) == (found, True)
+    assert _protocol.unpack(_protocol.pack(found, True)) == (found, True)
 
 
 GOOD = {"text": "x", "score": None, "span": None, "box": None}
@@ -398,9 +398,9 @@ GOOD = {"text": "x", "score": None, "span": None, "box": None}
 )
 def test_evidence_out_of_range_is_not_believed(change: dict) -> None:
     reply = json.dumps({"evidence": [GOOD | change], "cut": False}).encode()
-    with pytest.raises(_wire.WireError, match="no evidence"):
-        _wire.unpack(reply)
-    assert _wire.unpack(json.dumps({"evidence": [GOOD], "cut": False}).encode())[0] == (Evidence("x"),)
+    with pytest.raises(_protocol.WireError, match="no evidence"):
+        _protocol.unpack(reply)
+    assert _protocol.unpack(json.dumps({"evidence": [GOOD], "cut": False}).encode())[0] == (Evidence("x"),)
 
 
 @pytest.mark.parametrize(
@@ -408,15 +408,15 @@ def test_evidence_out_of_range_is_not_believed(change: dict) -> None:
     [
         b'{"evidence": [{"text": "x", "score": NaN, "span": null, "box": null}], "cut": false}',
         b'{"evidence": [{"text": "x", "score": 1e999, "span": null, "box": null}], "cut": false}',
-        json.dumps({"evidence": [GOOD] * (_wire.MAX_ITEMS + 1), "cut": False}).encode(),
-        json.dumps({"evidence": [GOOD | {"text": "x" * (_wire.MAX_CHARS + 1)}], "cut": False}).encode(),
+        json.dumps({"evidence": [GOOD] * (_protocol.MAX_ITEMS + 1), "cut": False}).encode(),
+        json.dumps({"evidence": [GOOD | {"text": "x" * (_protocol.MAX_CHARS + 1)}], "cut": False}).encode(),
         b"[" * 200_000,
         b'{"evidence": [], "cut": 0}',
     ],
 )
 def test_replies_that_are_none(reply: bytes) -> None:
-    with pytest.raises(_wire.WireError):
-        _wire.unpack(reply)
+    with pytest.raises(_protocol.WireError):
+        _protocol.unpack(reply)
 
 
 def test_evidence_says_what_is_wrong_with_it() -> None:

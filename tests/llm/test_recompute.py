@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from mmtune import registry
 from mmtune.errors import ModelError
 from mmtune.llm.base import LLM
-from mmtune.train import loop
+from mmtune.training import loop
 from tests.llm import tiny
-from tests.train import world
+from tests.training import world
 
 LORA = {"name": "hf_peft", "method": "lora", "r": 2, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mmtune import config, places
+from mmtune import config, paths
 from mmtune.errors import CheckpointError, ConfigError, DataError
 from mmtune.llm import _tokenizer
 from mmtune.llm._tokenizer import FastTokenizer
@@ -195,7 +195,7 @@ def test_pad_falls_back():
 
 
 def test_the_shipped_templates_fit_their_tokenizers():
-    folder = places.PACKAGE / "pocket" / "llm"
+    folder = paths.PACKAGE / "pocket" / "llm"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("this installation holds no pocket checkpoints")
     tokenizer = _tokenizer.load(folder)

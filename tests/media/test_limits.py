@@ -114,12 +114,12 @@ def test_a_ledger_counts_what_was_unusual_and_goes_on_counting(tmp_path):
 def test_notes_come_through_a_worker():
     import torch
 
-    from mmtune.data import _wire
+    from mmtune.data import _serialize
     from mmtune.types import Example
 
     zero = torch.zeros(2, dtype=torch.int64)
     example = Example("one", zero, zero, notes=(Note.open_length, Note.open_length))
-    assert _wire.unpack(*_wire.load(_wire.dump(*_wire.pack(example)))).notes == example.notes
+    assert _serialize.unpack(*_serialize.load(_serialize.dump(*_serialize.pack(example)))).notes == example.notes
 
 
 def test_the_page_names_every_limit_with_its_value():

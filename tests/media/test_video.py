@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmtune.errors import MediaError, Reason
-from mmtune.media import _backends, _packets, _plan, video
+from mmtune.media import _backends, _gops, _packets, video
 from mmtune.media._container import opened, promised_seconds
 from mmtune.media._packets import Packets
 from mmtune.media.base import Limits, Sampling, load, moments
@@ -98,10 +98,10 @@ def test_the_plan_leaves_packets_out(clips):
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
         stamps = sorted(packet.pts for packet in packets)
-        split = _plan.nal_splitter(stream.codec_context.extradata)
+        split = _gops.nal_splitter(stream.codec_context.extradata)
         known = Packets(packets, lambda: nullcontext(iter(packets)), "h264", split)
-        spans = _plan.spans(known.pts, known.enters, {stamps[12]}, "h264")
-        needed = [p for run in known.parts(spans) for p in run if _plan.needed(p, {stamps[12]}, split)]
+        spans = _gops.spans(known.pts, known.enters, {stamps[12]}, "h264")
+        needed = [p for run in known.parts(spans) for p in run if _gops.needed(p, {stamps[12]}, split)]
     assert len(packets) == FRAMES and 1 <= len(needed) <= 5
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from mmtune.experts._wire import write
+from mmtune.experts._protocol import write
 from mmtune.experts.base import Evidence, Expert
 from mmtune.types import MediaRef
 

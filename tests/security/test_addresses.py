@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from mmtune import config, places, train
+from mmtune import config, paths, train
 from mmtune.addresses import bare, host, redact, without_secrets
 from mmtune.commands import replay as replay_command
 from mmtune.commands import train as train_command
@@ -28,7 +28,7 @@ from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, MmtuneError, UsageError
 from mmtune.eval.run import evaluate
 from mmtune.recipe import Recipe
-from tests.train import world
+from tests.training import world
 
 SECRET = "S3cr3t-Signature-of-the-owner"
 PASSWORD = "pass/word+of-the-owner"
@@ -204,9 +204,9 @@ def test_a_redirect_obeys_the_rules_of_the_address_it_comes_from(cache, tmp_path
     ],
 )  # fmt: skip
 def test_no_redirect_from_a_public_host_into_a_private_network(monkeypatch, number, public):
-    places = {"shop.example": "93.184.216.34", "inner.example": number}
+    paths = {"shop.example": "93.184.216.34", "inner.example": number}
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "")]
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", lambda name, *_, **__: [(*found[0], (places[name], 0))])
+    monkeypatch.setattr(fetch.socket, "getaddrinfo", lambda name, *_, **__: [(*found[0], (paths[name], 0))])
     handler = fetch._Redirects("https://shop.example/a.tar")
     asked = request.Request("https://shop.example/a.tar")
     words = (asked, None, 302, "Found", {}, "https://inner.example/a.tar")
@@ -259,7 +259,7 @@ def test_a_library_that_quotes_secrets_apart_from_their_address():
 
 @pytest.mark.parametrize("pattern", ["https:{/,/}/HOST/a.tar", "http{s,s}://HOST/a.tar", "{https://HOST/a.tar,b.tar}"])
 def test_braces_make_no_address_of_what_is_none(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    places.refuse_unasked({"data": [pattern]})  # it is no address to whoever looks for addresses, so it must stay none
+    paths.refuse_unasked({"data": [pattern]})  # it is no address to whoever looks for addresses, so it must stay none
     monkeypatch.setattr(remote, "find", lambda name: pytest.fail(f"{name} is taken for an address"))
     with pytest.raises((DataError, UsageError), match="files are missing|a remote source that is not read"):
         patterns.expand([pattern])

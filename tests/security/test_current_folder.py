@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmtune import children, safe_path
-from mmtune.experts import _wire
+from mmtune.experts import _protocol
 from mmtune.experts._process import Process
 from tests.security.hostile import Canary, mmtune
 
@@ -71,7 +71,7 @@ def test_the_process_of_an_expert(trapped, monkeypatch: pytest.MonkeyPatch, entr
     finally:
         process.kill()
     assert canary.sung == []
-    assert b"kinds" in reply, _wire.unpack(reply)
+    assert b"kinds" in reply, _protocol.unpack(reply)
 
 
 def test_what_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

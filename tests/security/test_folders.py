@@ -10,7 +10,7 @@ import pytest
 
 from mmtune import config
 from mmtune.commands import train as command
-from mmtune.data._shelf import Shelf
+from mmtune.data._feature_file import Shelf
 from mmtune.errors import DataError, UsageError
 from mmtune.eval import run as evals
 
@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_writes_no_features_elsewhere_unasked(tmp_path: Path,
     tree = config.read("pocket", [f"run.feature_cache={tmp_path / 'home' / '.config'}"])
     (run / "recipe.yaml").write_text(config.dump(tree))
     trained = []
-    monkeypatch.setattr("mmtune.train.loop.train", lambda *_, **__: trained.append(1) or SimpleNamespace(code=0))
+    monkeypatch.setattr("mmtune.training.loop.train", lambda *_, **__: trained.append(1) or SimpleNamespace(code=0))
     with pytest.raises(UsageError, match=r"only the recipe in .*\n.*\n.*run.feature_cache="):
         command.run(str(run), [], None, True, False)
     assert not trained and not (tmp_path / "home").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.data import _stored, patterns, remote
+from mmtune.data import _index_file, patterns, remote
 from mmtune.data import index as indexes
 from mmtune.data.remote import Cache, Remote
 from mmtune.data.shards import Corpus
@@ -73,7 +73,7 @@ def test_an_index_linked_to_what_never_ends(shard, where):
 
 def test_an_index_is_written_as_it_is_read(shard):
     index = indexes.read(indexes.beside(shard))
-    assert _stored.ShardIndex.parse(index.dump(), "again") == index
+    assert _index_file.ShardIndex.parse(index.dump(), "again") == index
 
 
 class Endless(http.server.BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ class Endless(http.server.BaseHTTPRequestHandler):
 
 
 def test_an_index_elsewhere_that_does_not_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(_stored, "MOST", 1 << 20)
+    monkeypatch.setattr(_index_file, "MOST", 1 << 20)
     monkeypatch.setattr(indexes, "MOST", 1 << 20)
     cache = Cache(tmp_path, 10**12, waits=(0.0,))
     monkeypatch.setattr(remote, "cache", lambda: cache)

@@ -22,7 +22,7 @@ import pytest
 from mmtune import config
 from mmtune.errors import MmtuneError
 from tests.data import sources, tars
-from tests.train import world
+from tests.training import world
 
 Act = Callable[[], object]
 _seen: list[str] | None = None
@@ -64,7 +64,7 @@ def training(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
     from mmtune import train
     from mmtune.commands import train as command
     from mmtune.recipe import Recipe
-    from tests.train.test_trackers import Fake
+    from tests.training.test_trackers import Fake
 
     run = tmp / "run"
     held = [world.shards(tmp / "world" / "held", 1, 4)]
@@ -74,7 +74,7 @@ def training(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
     recipe = config.validate(Recipe, tree)
     patch.setitem(sys.modules, "wandb", Fake())
 
-    patch.setattr("mmtune.train.best.Best.take", lambda *_: True)
+    patch.setattr("mmtune.training.best_metric.Best.take", lambda *_: True)
 
     def again() -> None:
         last = run / "state" / "step-00000002"
@@ -166,7 +166,7 @@ def beginning(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
 
 def carrying(tmp: Path, _: object) -> Job:
     """What import and export of every kind write: a draft beside the folder that is asked for."""
-    from mmtune.checkpoint import carry, written
+    from mmtune.checkpoint import convert, write
 
     (tmp / "new").mkdir()
     out = tmp / "new" / "out"
@@ -174,15 +174,15 @@ def carrying(tmp: Path, _: object) -> Job:
     def act() -> None:
         if not out.is_symlink():
             shutil.rmtree(out, ignore_errors=True)
-        with carry._whole(out) as (draft, scratch):
-            written.write_files(draft / "parts", {"config.json": {}})
-            written.write_files(scratch, {"plain.json": {}})
+        with convert._whole(out) as (draft, scratch):
+            write.write_files(draft / "parts", {"config.json": {}})
+            write.write_files(scratch, {"plain.json": {}})
 
     return Job(tmp / "new", act, act)
 
 
 def shelving(tmp: Path, _: object) -> Job:
-    from mmtune.data._shelf import Shelf
+    from mmtune.data._feature_file import Shelf
 
     (tmp / "kept").mkdir()
 
@@ -210,13 +210,13 @@ def saving(tmp: Path, _: object) -> Job:
 
 
 def keeping(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
-    from mmtune.serve import kept
+    from mmtune.serve import conversation_file
     from tests.serve.test_transcript import talk
 
     (tmp / "state").mkdir()
     patch.setenv("MMTUNE_CONVERSATION", str(tmp / "state" / "last.json"))
     made = talk(tmp)
-    act = lambda: kept.Keeper().keep(made)  # noqa: E731
+    act = lambda: conversation_file.Keeper().keep(made)  # noqa: E731
     return Job(tmp / "state", act, act)
 
 

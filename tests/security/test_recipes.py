@@ -18,12 +18,12 @@ from mmtune import config, registry
 from mmtune.checkpoint import store
 from mmtune.cli import app
 from mmtune.errors import ConfigError, MmtuneError
-from mmtune.places import PACKAGE
+from mmtune.paths import PACKAGE
 from mmtune.recipe import Recipe
 from mmtune.serve import chat as chats
 from mmtune.serve.experts import Panel
-from mmtune.serve.plan import Plan
-from mmtune.train.loop import train
+from mmtune.serve.run_info import Plan
+from mmtune.training.loop import train
 from tests.security.hostile import Canary
 from tests.serve.fake import FakeEngine
 

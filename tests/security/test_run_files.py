@@ -18,10 +18,10 @@ from mmtune.checkpoint import seal, store
 from mmtune.data import ledger
 from mmtune.errors import CheckpointError, ConfigError, ModelError
 from mmtune.recipe import Recipe
-from mmtune.train import resume
-from mmtune.train.log import Metrics
+from mmtune.training import resume
+from mmtune.training.log import Metrics
 from mmtune.types import MediaRef, Sample, Turn
-from tests.train.world import png
+from tests.training.world import png
 
 ROW = {"step": 0, "id": "a", "reason": "bad_text", "stream": "talk", "epoch": 0}
 

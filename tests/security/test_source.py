@@ -38,8 +38,8 @@ IMPORTS = {
     "mmtune/commands/env.py": "packages that are written there",
     "mmtune/data/convert/rows.py": "pyarrow, which is looked for and not imported",
     "mmtune/guard.py": "the module of mmtune that a child runs",
-    "mmtune/serve/plan.py": "files of the room of media, by kinds that are written in the types",
-    "mmtune/train/trackers.py": "wandb",
+    "mmtune/serve/run_info.py": "files of the room of media, by kinds that are written in the types",
+    "mmtune/training/trackers.py": "wandb",
     "mmtune/encoders/_thin.py": "modules of transformers and timm, by names that are written there",
 }
 """The only files of the package that import by a name which is not written in an import statement."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 
-from mmtune import places
+from mmtune import paths
 from mmtune.errors import CheckpointError
-from mmtune.serve import plan as plans
+from mmtune.serve import run_info as plans
 from tests.serve.fake import FakeEngine, FakePlan
 
 
 def main() -> None:
     script = json.loads(sys.argv.pop(1))
     said = {name: script[name] for name in ("answer", "pause", "echo") if name in script}
-    fake = FakeEngine(**said, run=places.PACKAGE / "pocket" / "chat")
+    fake = FakeEngine(**said, run=paths.PACKAGE / "pocket" / "chat")
     fault = CheckpointError("no weights") if script.get("fault") else None
     plan = FakePlan(engine=fake, wait=script.get("wait", 0.0), fault=fault)
     plans.packaged_run = lambda: plan.run

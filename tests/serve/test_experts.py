@@ -20,8 +20,8 @@ from mmtune.recipe import ChatSection
 from mmtune.serve import chat as chats
 from mmtune.serve.conversation import Conversation, Settings
 from mmtune.serve.experts import Adviser, Panel, parse, with_quotes
-from mmtune.serve.plan import Plan
 from mmtune.serve.repl import Repl
+from mmtune.serve.run_info import Plan
 from mmtune.types import MediaRef, Quote, Sample, Turn
 from tests.serve.fake import FakeEngine, FakePlan
 

@@ -49,7 +49,7 @@ def test_a_question_takes_settings_by_name(run: Path, picture: str) -> None:  # 
     "overrides", [{"schedule.steps": 77, "run.out": Path("x")}, ["schedule.steps=77", "run.out=x"]], ids=["map", "list"]
 )
 def test_train_takes_changes_to_a_recipe(monkeypatch: pytest.MonkeyPatch, overrides) -> None:
-    from mmtune.train import loop
+    from mmtune.training import loop
 
     monkeypatch.setattr(loop, "train", lambda recipe, out, **options: (recipe, out, options))
     recipe, out, options = mmtune.train("pocket", "runs/x", overrides, dry_run=True)

@@ -22,7 +22,7 @@ from mmtune.commands import show
 from mmtune.errors import CheckpointError
 from mmtune.recipe import Recipe
 from mmtune.serve.conversation import Settings
-from mmtune.serve.plan import Plan
+from mmtune.serve.run_info import Plan
 from tests.encoders.tiny import clip_folder
 from tests.llm import tiny
 

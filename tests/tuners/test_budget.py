@@ -9,7 +9,7 @@ from mmtune.errors import ConfigError
 from mmtune.tuners._budget import Budget
 from mmtune.tuners.hf_peft import Config, HfPeft
 from tests.llm import tiny
-from tests.train import world
+from tests.training import world
 
 OPTIONS = {
     "method": "adalora",
@@ -110,7 +110,7 @@ def test_too_few_steps_are_refused(tmp_path):
 
 def test_a_run_calls_it_in_its_own_steps_and_resumes(tmp_path, monkeypatch):
     """Two streams, of which one trains it: half of 8 steps. Stopped and resumed, the weights are the same."""
-    from mmtune.train import loop
+    from mmtune.training import loop
 
     tuner = {"name": "hf_peft", **OPTIONS, "tinit": 1, "tfinal": 1}
     changes = {

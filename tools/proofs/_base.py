@@ -20,7 +20,7 @@ class Guard:
 
     name: str
     module: str
-    """As mmtune.train.loop."""
+    """As mmtune.training.loop."""
     function: str
     """Qualified name in the module, as Keeper.save."""
     old: str

@@ -21,8 +21,8 @@ from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
-from mmtune.train import loop
-from tests.train import world
+from mmtune.training import loop
+from tests.training import world
 
 from . import _fork
 from ._shim import Shim

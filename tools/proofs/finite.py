@@ -17,8 +17,8 @@ import torch
 
 from mmtune.data import ledger as ledgers
 from mmtune.model import MultimodalModel
-from mmtune.train import loop
-from mmtune.train.replay import replay
+from mmtune.training import loop
+from mmtune.training.replay import replay
 
 from . import _fork
 from ._base import Guard, Verdict
@@ -179,7 +179,7 @@ def order_of(out: Any) -> list[list[Any]]:
     return [[stream, ids] for step, stream, ids in rows if step == STEP]
 
 
-_STEP, _LOOP = "mmtune.train.step", "mmtune.train.loop"
+_STEP, _LOOP = "mmtune.training.step", "mmtune.training.loop"
 
 GUARDS = (
     Guard("the loss is finite", _STEP, "_Tally.finite", "math.isfinite(self.loss) and ", ""),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.checkpoint import store
-from mmtune.train import loop
-from mmtune.train import resume as states
+from mmtune.training import loop
+from mmtune.training import resume as states
 
 from . import _fork
 from ._base import Guard, Verdict
@@ -136,7 +136,7 @@ def _moved(verdict: Verdict, part: str, after: int, swapped: bool = False) -> No
     clear(out)
 
 
-_LOOP = "mmtune.train.loop"
+_LOOP = "mmtune.training.loop"
 
 GUARDS = (
     Guard(

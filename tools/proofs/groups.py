@@ -27,12 +27,12 @@ from mmtune.data import index
 from mmtune.errors import ConfigError, ModelError
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
-from mmtune.train import loop
-from mmtune.train.distributed import Runtime
-from mmtune.train.log import Voice
+from mmtune.training import loop
+from mmtune.training.distributed import Runtime
+from mmtune.training.log import Voice
 from tests.encoders.tiny import sound_folder
 from tests.media import make
-from tests.train import world
+from tests.training import world
 
 from . import _fork
 from ._base import Guard, Verdict
@@ -61,16 +61,16 @@ TURNS: dict[str, dict[str, Any]] = {
 }
 
 GUARDS = [
-    Guard("gradients of another stream dropped", "mmtune.train.step", "take_step",
+    Guard("gradients of another stream dropped", "mmtune.training.step", "take_step",
           "            _drop(optimizers)\n        finite", "        finite"),
-    Guard("groups of this stream only", "mmtune.train.team", "Team.moving", "for name in self.owners[stream]}",
+    Guard("groups of this stream only", "mmtune.training.train_plan", "Team.moving", "for name in self.owners[stream]}",
           "for name in self.optimizers}"),
-    Guard("one division by the tokens of all", "mmtune.train.step", "take_step", "take(tally.weight *",
+    Guard("one division by the tokens of all", "mmtune.training.step", "take_step", "take(tally.weight *",
           "take(len(mine) *"),
     Guard("a parameter in one group", "mmtune.params", "partition", "if len(owners) > 1:", "if len(owners) > 9:"),
     Guard("no orphan", "mmtune.params", "partition", "elif parameter.requires_grad:", "elif False:"),
     Guard("no empty pattern", "mmtune.params", "_claims", "elif not found:", "elif False:"),
-    Guard("the first step of a stream", "mmtune.train.watch", "Watch.after", "if wrong:", "if False:"),
+    Guard("the first step of a stream", "mmtune.training.gradient_check", "Watch.after", "if wrong:", "if False:"),
 ]  # fmt: skip
 
 

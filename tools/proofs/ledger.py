@@ -336,7 +336,11 @@ GUARDS = (
         "(lambda *a, **k: None)(",
     ),
     Guard(
-        "lines of steps that come again go", "mmtune.data.ledger", "Ledger.rewind", 'if row["step"] < step]', "if True]"
+        "lines of steps that come again go",
+        "mmtune.data.ledger",
+        "Ledger.rewind",
+        'is not None and row["step"] < step)',
+        "is not None)",
     ),
     Guard(
         "members are compared with their digest",
@@ -362,7 +366,7 @@ GUARDS = (
     Guard("control characters are refused", _READ, "check", "    if found:", "    if False:"),
     Guard(
         "media and places are counted",
-        "mmtune.data.formats._places",
+        "mmtune.data.formats._placeholders",
         "settle",
         "elif number != there and (number or not there):",
         "elif False:",

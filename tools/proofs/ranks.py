@@ -24,10 +24,10 @@ from mmtune.data import index
 from mmtune.data.loader import Loader
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
-from mmtune.train import loop
-from mmtune.train.distributed import Runtime
-from mmtune.train.keeper import Keeper
-from tests.train import world
+from mmtune.training import loop
+from mmtune.training.checkpoint_manager import Keeper
+from mmtune.training.distributed import Runtime
+from tests.training import world
 
 from . import _fork, _stage
 from ._base import Guard, Verdict
@@ -52,10 +52,10 @@ STAGES = {"sum of gradients": "forward and backward"}
 """What a rank calls the point itself, where that is another name: it goes before the sum begins."""
 
 GUARDS = [
-    Guard("a hanging rank", "mmtune.train.pulse", "Pulse._live", "or self._hang(beats)", ""),
-    Guard("gradients of all ranks", "mmtune.train.distributed", "Runtime.sum_gradients",
+    Guard("a hanging rank", "mmtune.training.watchdog", "Pulse._live", "or self._hang(beats)", ""),
+    Guard("gradients of all ranks", "mmtune.training.distributed", "Runtime.sum_gradients",
           "torch.distributed.all_reduce(flat)", "pass"),
-    Guard("sums, not means, of what is cut", "mmtune.train.distributed", "Runtime._cut",
+    Guard("sums, not means, of what is cut", "mmtune.training.distributed", "Runtime._cut",
           "module.set_gradient_divide_factor(1.0)", "pass"),
 ]  # fmt: skip
 

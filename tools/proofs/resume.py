@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmtune.train import resume as states
+from mmtune.training import resume as states
 
 from . import _fork
 from ._base import Guard, Verdict
@@ -218,7 +218,7 @@ def _slow_disk(verdict: Verdict) -> None:
     def work() -> dict[str, object]:
         import threading
 
-        from mmtune.train import loop, saver
+        from mmtune.training import async_writer, loop
 
         overlapped = 0
 
@@ -233,7 +233,7 @@ def _slow_disk(verdict: Verdict) -> None:
             loop.states.seed_step = seed
 
         told = train(recipe, out, shim=Shim(out, slow=0.004), patch=patch)
-        return {**told, "overlapped": overlapped, "module": saver.__name__}
+        return {**told, "overlapped": overlapped, "module": async_writer.__name__}
 
     ended = _fork.run(work)
     verdict.need(bool(ended.value and ended.value["overlapped"]), f"no step ran beside a save: {ended.said[-300:]}")
@@ -256,7 +256,7 @@ def _two_runs(verdict: Verdict, wanted: dict[str, str]) -> None:
     recipe, out = recipe_file(), fresh("shared")
 
     def work() -> list[object]:
-        from mmtune.train import loop
+        from mmtune.training import loop
 
         said: list[object] = []
 
@@ -308,7 +308,7 @@ def _edits(verdict: Verdict, most: int) -> int:
     """What a run is made of is changed between a stop and a resume: refused by name, and taken when allowed."""
     import shutil
 
-    from mmtune.train import keeper
+    from mmtune.training import checkpoint_manager
 
     def edit_json(path: str, change: Callable[[dict], None]) -> Callable[[Path, Path], tuple[str, ...]]:
         def edit(world: Path, out: Path) -> tuple[str, ...]:
@@ -327,7 +327,7 @@ def _edits(verdict: Verdict, most: int) -> int:
         return ()
 
     def shard(world: Path, out: Path) -> tuple[str, ...]:
-        from tests.train.world import shards
+        from tests.training.world import shards
 
         shutil.rmtree(world / "words")
         shards(world / "words", each=9, text=True)
@@ -359,8 +359,8 @@ def _edits(verdict: Verdict, most: int) -> int:
         return lambda world, out: (text,)
 
     def version() -> None:
-        real = keeper.store.versions
-        keeper.store.versions = lambda: {**real(), "mmtune": "99.0"}
+        real = checkpoint_manager.store.versions
+        checkpoint_manager.store.versions = lambda: {**real(), "mmtune": "99.0"}
 
     plan: list[tuple[str, str, Callable[[Path, Path], tuple[str, ...]], Callable[[], None] | None]] = [
         ("data", "other samples", shard, None),
@@ -384,7 +384,7 @@ def _edits(verdict: Verdict, most: int) -> int:
         more = edit(world, out)
         refused = _fork.run(lambda: train(recipe, out, *more, patch=patch))  # noqa: B023
         named = "has changed since it was saved" in refused.said and f"--allow {kind}" in refused.said
-        others = [k for k in keeper.KINDS if k != kind and f"--allow {k}" in refused.said]
+        others = [k for k in checkpoint_manager.KINDS if k != kind and f"--allow {k}" in refused.said]
         taken = _fork.run(lambda: train(recipe, out, *more, patch=patch, allow=(kind,)))  # noqa: B023
         verdict.check(
             refused.code != 0 and named and not others and taken.code == 0,
@@ -401,7 +401,7 @@ def _swap_words(tree: dict) -> None:
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
 
 
-_SEAL, _STATES, _KEEPER = "mmtune.checkpoint.seal", "mmtune.train.resume", "mmtune.train.keeper"
+_SEAL, _STATES, _KEEPER = "mmtune.checkpoint.seal", "mmtune.training.resume", "mmtune.training.checkpoint_manager"
 
 GUARDS = (
     Guard(
@@ -414,7 +414,7 @@ GUARDS = (
     Guard(
         "small files are flushed before they replace",
         "mmtune.disk",
-        "write_file",
+        "_replace",
         "        flush(draft)\n",
         "        pass\n",
     ),
@@ -453,7 +453,7 @@ GUARDS = (
     ),
     Guard(
         "a failed write ends the run",
-        "mmtune.train.saver",
+        "mmtune.training.async_writer",
         "Saver._run",
         "                self._error = error  # first: saying it may fail\n",
         "                pass\n",
@@ -495,12 +495,12 @@ GUARDS = (
     ),
     Guard(
         "a signal waits for the save",
-        "mmtune.train.signals",
+        "mmtune.training.signals",
         "Stop._caught",
         "        if self.code:\n",
         "        if True:\n",
     ),
-    Guard("one run in a folder", "mmtune.train.lock", "_take", "        if held is True or", "        if True or"),
+    Guard("one run in a folder", "mmtune.training.lock", "_take", "        if held is True or", "        if True or"),
     Guard("differences are refused", _KEEPER, "Keeper.restore", "if _kind(line) not in allow]", "if False]"),
     *(
         Guard(f"{kind} is compared", _KEEPER, "Keeper.facts", old, new)
@@ -524,8 +524,8 @@ GUARDS = (
         "a ledger that is too short is seen",
         "mmtune.data.ledger",
         "Ledger.faults",
-        "if len(held) < size:",
-        "if len(held) < size: return []\n        if False:",
+        "if length < size:",
+        "if length < size: return []\n        if False:",
     ),
     Guard(
         "damage that came later is other data",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmtune.checkpoint import seal
 from mmtune.errors import CheckpointError
-from mmtune.train import resume as states
+from mmtune.training import resume as states
 
 from . import _fork
 from ._base import Guard, Verdict
@@ -166,7 +166,7 @@ def _taken_up(
     return len(files)
 
 
-_SEAL, _STATES = "mmtune.checkpoint.seal", "mmtune.train.resume"
+_SEAL, _STATES = "mmtune.checkpoint.seal", "mmtune.training.resume"
 
 GUARDS = (
     Guard("digests are compared", _SEAL, "faults", "or file_digest(path) != digest:", "or False:"),

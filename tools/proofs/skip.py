@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from mmtune.data import index
-from tests.train import world
+from tests.training import world
 
 from . import _fork
 from ._base import Guard, Verdict

@@ -20,7 +20,7 @@ from vectors._base import Case, Got, Vector
 
 from mmtune import config as configs
 from mmtune import model as models
-from mmtune import places, prompt
+from mmtune import paths, prompt
 from mmtune.checkpoint import store
 from mmtune.checkpoint.foreign import llama_adapter_v2 as importer
 from mmtune.checkpoint.foreign.base import Opened, Source
@@ -33,7 +33,7 @@ from mmtune.llm.base import Tokenizer
 from mmtune.model import MultimodalModel
 from mmtune.processor import Processor
 from mmtune.recipe import Recipe
-from mmtune.train.optim import GroupOptimizer, factor
+from mmtune.training.optim import GroupOptimizer, factor
 from mmtune.types import IGNORE, Batch, Example, Sample, Slot, Turn
 
 BACKBONE = re.compile(r"llama\.(tok_embeddings|output|layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123]))\.weight")
@@ -74,7 +74,7 @@ def imported(vector: Vector, folder: Path) -> tuple[MultimodalModel, Recipe]:
         }
     )
     write_llm(got.parts["llm"].files["config.json"], got.part("llm"), folder / "parts/llm")
-    recipe = configs.validate(Recipe, places.from_here(got.recipe, folder))
+    recipe = configs.validate(Recipe, paths.from_here(got.recipe, folder))
     model = models.build(recipe.model, weights=True)
     trained = {n: t for n, t in got.tensors().items() if ":" not in n}
     files = store.trained_tensors(model, store.groups_of(model, recipe))

@@ -17,7 +17,7 @@ from vectors._base import Case, Got, Vector
 
 from mmtune import config as configs
 from mmtune import prompt
-from mmtune.checkpoint import making, store
+from mmtune.checkpoint import build_run, store
 from mmtune.checkpoint.foreign.base import Source
 from mmtune.checkpoint.foreign.pllava import Config, Pllava
 from mmtune.connectors.pool import Config as PoolConfig
@@ -86,7 +86,7 @@ def imported(vector: Vector, alpha: int) -> MultimodalModel:
     importer = Pllava(Config(lora_alpha=alpha))
     got = importer.read({"folder": Source.memory("folder", vector.weights, files)})
     with tempfile.TemporaryDirectory() as name:
-        making.make_run(got, Path(name), ["model.llm.attention=math"], {})
+        build_run.make_run(got, Path(name), ["model.llm.attention=math"], {})
         recipe = configs.load(Recipe, Path(name))
         model = build(recipe.model)
         store.load_weights(Path(name), model, store.groups_of(model, recipe))

@@ -4,8 +4,8 @@
     mmtune export RUN --kind KIND --out FOLDER [--option NAME=VALUE]
 
 An importer is plain: sources to an `Imported` (`read`), an opened run to an `Exported` (`write`). It writes nothing and
-builds no model; `mmtune.checkpoint.carry` does, strictly, for all kinds alike. So both directions also work on tensors
-in memory, and on the meta device, where only names and shapes are looked at.
+builds no model; `mmtune.checkpoint.convert` does, strictly, for all kinds alike. So both directions also work on
+tensors in memory, and on the meta device, where only names and shapes are looked at.
 
 Names on our side of a table are either full parameter names of the model (`branches.sight.connector.layers.0.weight`),
 stored in `weights/`, or `PART:NAME` (`llm:model.norm.weight`), which go to the base part `PART` in `parts/` of the run.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from mmtune import jsons, places
+from mmtune import jsons, paths
 from mmtune.checkpoint.foreign import _files
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.config import Config
@@ -159,7 +159,7 @@ class Part:
     """Type that floating tensors are stored in; none keeps what was published."""
 
 
-HERE = f"{places.HERE}parts/"
+HERE = f"{paths.HERE}parts/"
 """How a recipe names a part of its own run: `here:parts/llm`, valid wherever the run folder is moved."""
 
 
@@ -208,7 +208,7 @@ class Opened:
         encoder = self.recipe.model.branches[branch].encoder
         if encoder.weights is None:
             raise CheckpointError(f"branch {branch}: an encoder {encoder.name} without weights", "weights of its own")
-        return Source(branch, Path(places.resolve(encoder.weights)).expanduser()).tensors()
+        return Source(branch, Path(paths.resolve(encoder.weights)).expanduser()).tensors()
 
     def tensors(self, parts: Mapping[str, str]) -> dict[str, Tensor]:
         """Every tensor of the model under the names that a table's side `ours` has.

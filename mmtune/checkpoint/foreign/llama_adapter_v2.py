@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from mmtune import places
+from mmtune import paths
 from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign._blip2 import ratio
 from mmtune.checkpoint.foreign.base import (
@@ -212,7 +212,7 @@ class LlamaAdapterV2(Foreign):
         encoder, connector = section.branches[SIGHT].encoder, section.branches[SIGHT].connector
         sources = {"llm": run.base(), "adapter": Source("adapter", folder / _file(run), scratch)}
         if encoder.weights not in (None, CLIP):
-            sources["clip"] = Source("clip", Path(places.resolve(encoder.weights)).expanduser())
+            sources["clip"] = Source("clip", Path(paths.resolve(encoder.weights)).expanduser())
         options = {
             "heads": connector.heads,
             "bgr": getattr(encoder, "channels", "rgb") == "bgr",

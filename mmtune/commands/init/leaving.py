@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmtune.checkpoint import carry
+from mmtune.checkpoint import convert
 from mmtune.checkpoint.foreign.base import Opened
 from mmtune.errors import MmtuneError
 
@@ -27,9 +27,9 @@ def layout(recipe: Recipe, model: Any) -> tuple[str | None, str]:
     """
     run = Opened(model, recipe)
     refused: dict[str, str] = {}
-    for kind in carry.kinds_out():
+    for kind in convert.kinds_out():
         try:
-            carry.importer(kind).write(run)
+            convert.importer(kind).write(run)
         except MmtuneError as error:
             refused[kind] = error.seen.splitlines()[0]
         else:

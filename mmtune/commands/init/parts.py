@@ -198,7 +198,7 @@ def depth_of(section: Tree) -> int | None:
 
     if (known := plan(section.get("repo", ""))) is not None:
         return int(known["num_hidden_layers"])
-    from mmtune.places import resolve
+    from mmtune.paths import resolve
 
     path = Path(str(resolve(section.get("folder") or ""))).expanduser() / "config.json"
     if not section.get("folder") or not path.is_file():

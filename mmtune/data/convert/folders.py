@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmtune.data._names import SUFFIXES
-from mmtune.data.convert import addresses, strict
-from mmtune.data.convert.addresses import Place
+from mmtune.data.convert import locations, strict
 from mmtune.data.convert.base import Raw, Row, bad_text
+from mmtune.data.convert.locations import Place
 from mmtune.errors import DataError, Reason, UsageError
 
 TEXTS = (".json", ".txt", ".caption")
@@ -40,8 +40,8 @@ class Found:
 
 def find(place: Place, split: str | None) -> Found:
     """What a folder is. Raises UsageError: no records, or several sets of them and none chosen."""
-    names = [name for name in addresses.listing(place) if not _hidden(name)]
-    shown = addresses.shown(place)
+    names = [name for name in locations.listing(place) if not _hidden(name)]
+    shown = locations.shown(place)
     sets = _saved(place, names) or _described(names) or _parquet(names)
     if sets:
         return Found(_chosen(shown, sets, split))
@@ -162,12 +162,12 @@ def _row(place: Place, name: str) -> Row:
 
 def _text(place: Place, name: str) -> bytes | None:
     """A text beside a medium; none where there is none. Links are not followed. Raises DataError."""
-    where = addresses.below(place, name)
+    where = locations.below(place, name)
     try:
         if isinstance(where, Path):
-            file = os.fdopen(addresses.open_regular(where, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+            file = os.fdopen(locations.open_regular(where, os.O_RDONLY | os.O_NOFOLLOW), "rb")
         else:
-            file = addresses.open_binary(where)  # type: ignore[assignment]
+            file = locations.open_binary(where)  # type: ignore[assignment]
     except FileNotFoundError:
         return None
     except OSError as error:

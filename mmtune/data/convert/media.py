@@ -23,8 +23,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mmtune.data._names import natural
-from mmtune.data.convert import addresses
-from mmtune.data.convert.addresses import Place
+from mmtune.data.convert import locations
+from mmtune.data.convert.locations import Place
 from mmtune.errors import DataError, MediaError, Reason
 from mmtune.media import Limits, sniff
 from mmtune.media._formats import FORMATS, detect
@@ -128,7 +128,7 @@ class Roots:
             return self._named(value, kind)
         if scheme[1].lower() == "file":
             return self._named(unquote(urlsplit(value).path), kind)
-        seen = f"{addresses.Remote(value)} lies on the web" if scheme[1].lower().startswith("http") else value[:120]
+        seen = f"{locations.Remote(value)} lies on the web" if scheme[1].lower().startswith("http") else value[:120]
         hint = "fetch the media first, for example with img2dataset, and name the files"
         raise DataError(Reason.download_failed, seen, "a file: nothing is fetched here", hint)
 
@@ -176,7 +176,7 @@ class Roots:
                     lost = lost or error
         if lost:
             raise lost
-        where = " or ".join(addresses.shown(folder) for folder in self.folders)
+        where = " or ".join(locations.shown(folder) for folder in self.folders)
         seen, hint = f"{name[:200]} is not there", f"--media {self._above(name) or 'FOLDER'} says where media are"
         if name.startswith("/") and self.open:
             raise DataError(
@@ -199,7 +199,7 @@ class Roots:
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts:
                 raise DataError(Reason.unsafe_member, f"the name {name[:200]!r}", f"a name below {folder}")
-            with addresses.open_binary(addresses.below(folder, name)) as file:
+            with locations.open_binary(locations.below(folder, name)) as file:
                 return self._small(file.read(self.most + 1), name)
         real = Path(os.path.realpath(folder / name))
         within = any(real.is_relative_to(os.path.realpath(one)) for one in self.folders if isinstance(one, Path))
@@ -207,12 +207,12 @@ class Roots:
             if not os.path.lexists(folder / name):
                 raise FileNotFoundError(name)
             hint = f"if it may be copied: --media {real.parent}, beside the other folders"
-            expected = "a file below " + " or ".join(addresses.shown(one) for one in self.folders)
+            expected = "a file below " + " or ".join(locations.shown(one) for one in self.folders)
             raise DataError(Reason.unsafe_member, f"{name[:200]} lies outside, at {real}", expected, hint)
         if any(real.is_relative_to(one) for one in _SYSTEM):
             raise DataError(Reason.unsafe_member, f"{name[:200]} is a file of the system", "a medium")
         # the last step of a path without links, so that what is opened is what was judged
-        with os.fdopen(addresses.open_regular(real, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with os.fdopen(locations.open_regular(real, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > self.most:
                 raise DataError(Reason.too_long, f"{name[:200]}: {size} bytes", f"at most {self.most} bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mmtune.data.convert import addresses
+from mmtune.data.convert import locations
 from mmtune.data.convert.state import ABOUT, REPORT
 from mmtune.data.convert.write import NOTES
 from mmtune.data.remote import Remote
@@ -24,10 +24,10 @@ class Mirror:
 
     def __init__(self, remote: Remote, here: Path) -> None:
         self.remote, self.here = remote, here
-        self._files, self._path = addresses.system(remote)
+        self._files, self._path = locations.system(remote)
         self._path = self._path.rstrip("/")
         self._there: set[str] = set()
-        for name in addresses.listing(remote) if self._files.exists(self._path) else []:
+        for name in locations.listing(remote) if self._files.exists(self._path) else []:
             small = name == ABOUT or name.startswith(f"{NOTES}/") or name.endswith(".index.json")
             if not small and ("/" in name or not name.endswith(".tar")):
                 continue

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmtune import registry
-from mmtune.data.convert import spellings, strict
+from mmtune.data.convert import schemas, strict
 from mmtune.data.convert.base import Options, Row
 from mmtune.data.convert.media import BYTES, Item, Roots
-from mmtune.data.convert.spellings import Spelling
+from mmtune.data.convert.schemas import Spelling
 from mmtune.data.formats import _clips, _fields
 from mmtune.data.formats.base import Format, Record
 from mmtune.data.formats.llava import FIELDS, part_word
@@ -48,7 +48,7 @@ class Builder:
         if self.options.ignore:
             row = _without(row, self.options.ignore)
         if self.options.rename:
-            row = spellings.renamed(row, self.options.rename)
+            row = schemas.renamed(row, self.options.rename)
         if not self.spelling.knows(row):
             has = ", ".join(str(key) for key, value in row.items() if value is not None)[:200]
             raise DataError(Reason.missing_key, f"the record has the fields {has or 'none'}", self.spelling.about)
@@ -92,8 +92,8 @@ class _Draft:
     def media(self) -> list[Item]:
         """All media in the order in which they are named: those inside turns, then those of fields."""
         inside = self._parts()
-        self.facts = {key: one for key, one in self.facts.items() if key not in FIELDS or spellings.names_any(one)}
-        for key, kind in spellings.media_of(self.facts, self.any_field).items():
+        self.facts = {key: one for key, one in self.facts.items() if key not in FIELDS or schemas.names_any(one)}
+        for key, kind in schemas.media_of(self.facts, self.any_field).items():
             value = self.facts.pop(key)
             listed = value if isinstance(value, list) else [value]
             if kind in inside:  # the same media, named in turns, or another field, and in this one

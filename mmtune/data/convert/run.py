@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mmtune.data.convert import addresses, rows, sources, spellings, state
+from mmtune.data.convert import locations, rows, schemas, sources, state
 from mmtune.data.convert.base import Options, Piece, Raw, Refusal, Row
 from mmtune.data.convert.mirror import Mirror
 from mmtune.data.convert.write import Job, Note, build
@@ -93,13 +93,13 @@ def convert(
         MmtuneError: an address that does not answer, or a worker that died.
     """
     source = sources.find(where, options)
-    for folder in map(addresses.parse, options.media):
+    for folder in map(locations.parse, options.media):
         if isinstance(folder, Path) and not folder.is_dir():
             seen = f"--media {folder}: " + ("no folder" if folder.exists() else "nothing is there")
             raise UsageError(seen, "a folder that names of media are relative to", "check the path")
     with ExitStack() as stack:
         stack.callback(rows.close)
-        target = addresses.parse(out)
+        target = locations.parse(out)
         mirror = None
         if not isinstance(target, Path):
             mirror = Mirror(target, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmtune-"))))
@@ -118,8 +118,8 @@ def convert(
         return _made(job, workers, mirror, out, progress)
 
 
-def _spelling(job: Job) -> spellings.Spelling:
-    return spellings.SPELLINGS[job.spelling]
+def _spelling(job: Job) -> schemas.Spelling:
+    return schemas.SPELLINGS[job.spelling]
 
 
 def _settled(source: sources.Source, out: Path, options: Options, resume: bool) -> Job:
@@ -132,7 +132,7 @@ def _settled(source: sources.Source, out: Path, options: Options, resume: bool) 
     return job
 
 
-def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], spellings.Spelling]:
+def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], schemas.Spelling]:
     """The first records of which any can be read, and how they are spelled. Raises UsageError where none can."""
     worst: UsageError | None = None
     for piece in islice(sources.pieces(source, HEAD, options.limit), HEADS.get(source.reader, 1000)):
@@ -140,7 +140,7 @@ def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], sp
         head = list(islice(raws, TRIED))  # and no more is held: large media may be in them
         faults: list[UsageError] = []
         try:
-            return head, spellings.choose(_readable(chain(head, raws), options, faults), options.format)
+            return head, schemas.choose(_readable(chain(head, raws), options, faults), options.format)
         except UsageError as unknown:
             worst = worst or (faults[0] if len(faults) == piece.count and options.format == "auto" else unknown)
     raise worst or UsageError(f"{source.what} without a record", sources.KNOWN)
@@ -152,7 +152,7 @@ def _readable(raws: Iterable[Raw], options: Options, faults: list[UsageError]) -
         try:
             if raw.row is None:
                 raise raw.fault or DataError(Reason.bad_json, "nothing could be read", "a record")
-            yield spellings.renamed(raw.row, options.rename)
+            yield schemas.renamed(raw.row, options.rename)
         except DataError as fault:
             faults.append(UsageError(f"{raw.where}: {fault.seen}", fault.expected, fault.hint))
 

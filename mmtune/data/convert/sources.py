@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mmtune.data.convert import addresses, coco, folders, rows, tables, text
-from mmtune.data.convert.addresses import Place
+from mmtune.data.convert import coco, folders, locations, rows, tables, text
 from mmtune.data.convert.base import Options, Piece, Raw
+from mmtune.data.convert.locations import Place
 from mmtune.errors import DataError, UsageError
 
 Reader = Literal["text", "table", "columns", "folder", "coco"]
@@ -43,7 +43,7 @@ class Source:
 
     def stamps(self) -> list[list[Any]]:
         """Name, size and time of every file, by which a source is known again."""
-        return [[addresses.shown(place), *addresses.stamp(place)] for place in self.files]
+        return [[locations.shown(place), *locations.stamp(place)] for place in self.files]
 
 
 def find(where: str, options: Options) -> Source:
@@ -51,18 +51,18 @@ def find(where: str, options: Options) -> Source:
 
     Raises UsageError: nothing, something that holds no records, or several data sets of which none was chosen.
     """
-    place = addresses.parse(where)
+    place = locations.parse(where)
     if isinstance(place, Path) and not place.exists():
         raise UsageError(f"{where}: nothing is there", KNOWN, "check the path; the working folder counts")
-    if not addresses.is_folder(place):
+    if not locations.is_folder(place):
         return _file(place)
     found = folders.find(place, options.split)
     if found.media:
         return Source("folder", "a folder of media with texts beside them", place, (place,), found.names)
     if len(found.names) == 1:
-        one = _file(addresses.below(place, found.names[0]))
+        one = _file(locations.below(place, found.names[0]))
         return replace(one, what=f"{one.what} ({found.names[0]})")
-    files = tuple(addresses.below(place, name) for name in found.names)
+    files = tuple(locations.below(place, name) for name in found.names)
     return Source(
         "columns", f"{len(files)} files of a data set", files[0].parent if isinstance(files[0], Path) else place, files
     )
@@ -70,9 +70,9 @@ def find(where: str, options: Options) -> Source:
 
 def _file(place: Place) -> Source:
     """One file, judged by its first bytes; the end of its name counts where these say nothing."""
-    name = addresses.shown(place)
+    name = locations.shown(place)
     try:
-        with addresses.open_binary(place) as file:
+        with locations.open_binary(place) as file:
             head = file.read(512)
             if head[:4] == b"PAR1" or head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
                 what = "a parquet file" if head[:4] == b"PAR1" else "an Arrow file"
@@ -115,7 +115,7 @@ def _refuse_others(head: bytes, name: str) -> None:
 def _parent(place: Place) -> Place:
     if isinstance(place, Path):
         return place.parent
-    return addresses.Remote(place.url.rpartition("/")[0])
+    return locations.Remote(place.url.rpartition("/")[0])
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces
@@ -136,7 +136,7 @@ def pieces(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]
 def _records(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
     """Pieces of a text; records of one line stay in one piece, for only lines are found again."""
     begin, count, last = None, 0, -1
-    with addresses.open_binary(source.files[0]) as file:
+    with locations.open_binary(source.files[0]) as file:
         if source.reader == "text":
             starts = (span.start for span in text.spans(file, source.start))
         else:
@@ -159,7 +159,7 @@ def _rows(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
     number = 1
     for at, place in enumerate(source.files):
         try:
-            with addresses.open_binary(place) as file:
+            with locations.open_binary(place) as file:
                 found = rows.count(file, place.name)
         except (DataError, OSError) as error:
             fault = error if isinstance(error, DataError) else text.bad_json(f"{place.name}: {error.strerror or error}")
@@ -194,7 +194,7 @@ def read(source: Source, piece: Piece) -> Iterator[Raw]:
     if isinstance(start, DataError):
         yield Raw(piece.first, fault=start, file=label)
         return
-    with addresses.open_binary(source.files[at]) as file:
+    with locations.open_binary(source.files[at]) as file:
         raws = _read(source.reader, file, start, piece)
         for raw in islice(raws, piece.count):
             yield replace(raw, file=label)

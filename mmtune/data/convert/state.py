@@ -15,7 +15,7 @@ from typing import Any
 
 from mmtune import disk
 from mmtune.data import index as indexes
-from mmtune.data.convert import addresses
+from mmtune.data.convert import locations
 from mmtune.data.convert.write import NOTES, Job
 from mmtune.errors import UsageError
 
@@ -38,7 +38,7 @@ def settings(job: Job) -> dict[str, Any]:
         "version": VERSION,
         "source": job.source.stamps(),
         "format": job.spelling,
-        "media": [addresses.shown(addresses.parse(one)) for one in options.media],
+        "media": [locations.shown(locations.parse(one)) for one in options.media],
         "rename": dict(sorted(options.rename.items())),
         "ignore": sorted(options.ignore),
         "per_shard": options.per_shard,

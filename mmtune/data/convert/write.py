@@ -18,12 +18,12 @@ from typing import Any
 
 from mmtune import disk
 from mmtune.data import index as indexes
-from mmtune.data.convert import addresses, sources
+from mmtune.data.convert import locations, sources
 from mmtune.data.convert.base import Options, Piece, Raw, Refusal
 from mmtune.data.convert.media import Roots
 from mmtune.data.convert.records import Builder
+from mmtune.data.convert.schemas import SPELLINGS
 from mmtune.data.convert.sources import Source
-from mmtune.data.convert.spellings import SPELLINGS
 from mmtune.errors import DataError, MediaError, MmtuneError, Reason
 
 NOTES = ".convert"
@@ -60,7 +60,7 @@ class Job:
     out: Path
 
     def builder(self) -> Builder:
-        folders = tuple(addresses.parse(one) for one in self.options.media)
+        folders = tuple(locations.parse(one) for one in self.options.media)
         if not folders or self.source.reader == "folder":  # whose media are named by where they lie in it
             folders = (self.source.root, *folders)
         roots = Roots(folders, open=not self.options.media)

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmtune.data import _json
-from mmtune.data.formats import _clips, _fields, _places, _read
+from mmtune.data.formats import _clips, _fields, _placeholders, _read
 from mmtune.data.formats._fields import FieldsConfig
-from mmtune.data.formats._places import Place
+from mmtune.data.formats._placeholders import Place
 from mmtune.data.formats.base import Format, Record
 from mmtune.errors import DataError, Reason
 from mmtune.types import KINDS, Kind, MediaRef, Part, Role, Sample, Turn
@@ -87,8 +87,8 @@ class Llava(Format):
         """The conversation of facts that are read already."""
         names: dict[Kind, list[Named]] = {}
         turns = self._turns(record, facts, names)
-        media = self._media(record, facts, names, _places.count(turns))
-        turns = _places.settle(turns, {kind: len(refs) for kind, refs in media.items()}, record.id)
+        media = self._media(record, facts, names, _placeholders.count(turns))
+        turns = _placeholders.settle(turns, {kind: len(refs) for kind, refs in media.items()}, record.id)
         return Sample(record.id, _fill(record, turns, media))
 
     def _turns(self, record: Record, facts: dict[str, Any], names: dict[Kind, list[Named]]) -> list[Said]:
@@ -146,7 +146,7 @@ class Llava(Format):
                 seen = f"{where} holds {str(item)[:80]!r}"
                 raise DataError(Reason.bad_json, seen, "text, or parts of text and media")
             said = _read.check(item, where, self.config.max_chars)
-            parts += _places.split(said) if role != "assistant" else [said]
+            parts += _placeholders.split(said) if role != "assistant" else [said]
         return parts
 
     def _named(self, item: dict[str, Any], kind: str, where: str) -> Named | None:
@@ -216,7 +216,7 @@ def part_word(part: dict[str, Any]) -> str:
 
 def _fill(record: Record, turns: list[Said], media: dict[Kind, list[MediaRef]]) -> tuple[Turn, ...]:
     """Turns with media in their places; media without any place come first in the first turn of the user."""
-    places = _places.count(turns)
+    places = _placeholders.count(turns)
     left = {kind: iter(refs) for kind, refs in media.items()}
     first: list[Part] = [ref for kind, refs in media.items() if not places[kind] for ref in refs]
     filled = []

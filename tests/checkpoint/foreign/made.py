@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmtune import registry
-from mmtune.checkpoint.carry import ROOM
+from mmtune.checkpoint.convert import ROOM
 
 KINDS = registry.names(ROOM)
 

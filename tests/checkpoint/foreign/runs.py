@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmtune import config, places
+from mmtune import config, paths
 from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.checkpoint.foreign.base import Opened
@@ -42,7 +42,7 @@ def varied(run: Path, changes: Sequence[str] = (), moved: str = "", edit: Edit |
         edit(tree)
     for text in changes:
         tree = config.override(tree, text)
-    recipe = config.validate(Recipe, places.from_here(tree, run))
+    recipe = config.validate(Recipe, paths.from_here(tree, run))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.build(recipe.model, weights=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmtune import config, registry
-from mmtune.checkpoint import carry
+from mmtune.checkpoint import convert
 from mmtune.checkpoint.foreign._imagebind import LICENCE, pick, rules
 from mmtune.checkpoint.foreign.base import Source
 from mmtune.checkpoint.foreign.imagebind import Config, Imagebind
@@ -50,7 +50,7 @@ def test_full_size_counts() -> None:
 
 def test_the_image_tower_of_the_same_file(tmp_path) -> None:
     made = maker.make(tmp_path)
-    folder = carry.bring("imagebind", made.words, tmp_path / "eye", ["modality=vision", "heads=2"])
+    folder = convert.bring("imagebind", made.words, tmp_path / "eye", ["modality=vision", "heads=2"])
     entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
     assert (entry["name"], entry["tower_width"], entry["depth"], entry.get("size")) == ("imagebind_vision", 8, 1, 4)
     found = registry.find("encoders", "imagebind_vision")

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from mmtune import config
 from mmtune import model as models
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import convert, store
 from mmtune.checkpoint.foreign.base import Opened
 from mmtune.recipe import Recipe
 from mmtune.types import Features
@@ -20,7 +20,7 @@ def test_sound_goes_through_the_same_bind_network(tmp_path):
     save_file(maker.tensors(), tmp_path / "7B.safetensors")  # read without another process
     paths = {**made.paths, "adapter": tmp_path / "7B.safetensors"}
     words = [f"{role}={path}" for role, path in paths.items()]
-    run = carry.bring("imagebind_llm", words, tmp_path / "run", [*made.options, "sound=true"])
+    run = convert.bring("imagebind_llm", words, tmp_path / "run", [*made.options, "sound=true"])
     model = store.load_run(run)[0]
     assert model.branches["sound"].kinds == ("audio",)
     vectors = torch.randn(2, 3, 1, maker.WIDTH)
@@ -28,7 +28,7 @@ def test_sound_goes_through_the_same_bind_network(tmp_path):
     sight, sound = (model.branches[name].connector(given).tokens for name in ("sight", "sound"))
     assert torch.equal(sight, sound) and sight.shape == (2, 1, meta.DIM)
     assert model.branches["sound"].encoder.config.centre == "running"
-    carry.send(run, "imagebind_llm", tmp_path / "out", [])
+    convert.send(run, "imagebind_llm", tmp_path / "out", [])
     assert (tmp_path / "out" / "imagebind_llm.pth").is_file()
 
 
@@ -39,7 +39,7 @@ def opened(name: str) -> Opened:
 
 
 def written(kind: str, recipe: str) -> dict[str, tuple[int, ...]]:
-    ((_, tree),) = carry.importer(kind).write(opened(recipe)).tensors.items()
+    ((_, tree),) = convert.importer(kind).write(opened(recipe)).tensors.items()
     return {name: tuple(tensor.shape) for name, tensor in tree["model"].items()}
 
 

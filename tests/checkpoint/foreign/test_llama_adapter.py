@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from mmtune import config
 from mmtune import model as models
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import convert, store
 from mmtune.checkpoint.foreign import _llama, llama_adapter_v2
 from mmtune.checkpoint.foreign.base import Opened
 from mmtune.errors import CheckpointError
@@ -35,7 +35,7 @@ def test_v1_gate_by_name(first, tmp_path):
     tokens = torch.arange(20, 29)[None]
     gates, answers = {}, {}
     for name, options in (("tanh", []), ("raw", ["raw_gate=true"])):
-        run = carry.bring("llama_adapter_v1", first.words, tmp_path / name, [*first.options, *options])
+        run = convert.bring("llama_adapter_v1", first.words, tmp_path / name, [*first.options, *options])
         model, _, recipe = store.load_run(run)
         assert recipe.model.tuners[0].gate == name
         gates[name], answers[name] = model.llm.prompts, logits(model.llm, tokens)
@@ -52,22 +52,22 @@ def test_v1_training_checkpoint(first, tmp_path):
     """The whole frozen model beside the adapter is left out; a stranger is not."""
     tensors = {**meta.weights(), **read(first.trained), "rope.freqs": torch.zeros(4)}
     save_file(tensors, first.trained)
-    run = carry.bring("llama_adapter_v1", first.words, tmp_path / "run", first.options)
+    run = convert.bring("llama_adapter_v1", first.words, tmp_path / "run", first.options)
     model, _, _ = store.load_run(run)
     assert torch.equal(model.llm.prompts.weight, tensors["adapter_query.weight"])
     save_file({**tensors, "layers.0.attention.new_gate": torch.zeros(1, 1, 1, 1)}, first.trained)
     with pytest.raises(CheckpointError, match="new_gate"):
-        carry.bring("llama_adapter_v1", first.words, tmp_path / "again", first.options)
+        convert.bring("llama_adapter_v1", first.words, tmp_path / "again", first.options)
 
 
 def test_a_model_trained_here_fits_the_published_layout(first, tmp_path):
     """Without gates in the lowest layers, which the published file has as well."""
-    run = carry.bring("llama_adapter_v1", first.words, tmp_path / "run", first.options)
+    run = convert.bring("llama_adapter_v1", first.words, tmp_path / "run", first.options)
     model, _, recipe = store.load_run(run)
     changed = recipe.model_copy(deep=True)
     object.__setattr__(changed.model.tuners[0], "spare_gates", False)
     del model.llm.prompts.gates["0"]
-    (tensors,) = carry.importer("llama_adapter_v1").write(Opened(model, changed)).tensors.values()
+    (tensors,) = convert.importer("llama_adapter_v1").write(Opened(model, changed)).tensors.values()
     published = read(first.trained)
     assert {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in published.items()}
     assert not tensors["layers.0.attention.gate"].any()
@@ -79,12 +79,12 @@ def test_v2_kinds(tmp_path, bias, lora):
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published", bias, lora)
     options = [*made.options, "bgr=true", "blank=true"]
-    run = carry.bring("llama_adapter_v2", made.words, tmp_path / "run", options)
+    run = convert.bring("llama_adapter_v2", made.words, tmp_path / "run", options)
     model, processor, recipe = store.load_run(run)
     assert [one.name for one in recipe.model.tuners] == ["bias_norm"] * bias + ["hf_peft"] * lora
     assert recipe.model.branches["sight"].encoder.channels == "bgr"
     assert (model.fusion.blank, processor.blank) == ("sight", "sight")
-    carry.send(run, "llama_adapter_v2", tmp_path / "out")
+    convert.send(run, "llama_adapter_v2", tmp_path / "out")
     written = tmp_path / "out" / made.written
     before, after = load_file(made.trained), read(written, ("model",))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -100,7 +100,7 @@ def test_v2_pickled_and_wrapped_as_published(tmp_path, child):
     file = made.trained.with_name("0123abcd_BIAS-7B.pth")
     torch.save({"model": old, "config": {"w_bias": True}}, file)
     words = [f"adapter={file}" if word.startswith("adapter=") else word for word in made.words]
-    run = carry.bring("llama_adapter_v2", words, tmp_path / "run", made.options)
+    run = convert.bring("llama_adapter_v2", words, tmp_path / "run", made.options)
     model, _, recipe = store.load_run(run)
     assert recipe.model.branches["sight"].encoder.channels == "rgb" and model.fusion.blank is None
     bias = model.llm.model.model.layers[1].self_attn.q_proj.bias
@@ -111,7 +111,7 @@ def test_v2_pairs_have_the_factor_one_and_are_for_the_text(tmp_path):
     """A matrix with bias and pair by hand, over rows in Meta's order; prompts go through the matrix alone."""
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published")
-    run = carry.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
+    run = convert.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
     model, _, _ = store.load_run(run)
     tensors, x = load_file(made.trained), torch.randn(2, meta.DIM)
     site = model.llm.sites()[1]
@@ -128,12 +128,12 @@ def test_v2_pairs_have_the_factor_one_and_are_for_the_text(tmp_path):
 def test_what_has_no_place_in_the_layout_is_refused(tmp_path):
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published", lora=False)
-    run = carry.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
+    run = convert.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
     with pytest.raises(CheckpointError, match="`prompts` alone"):
-        carry.send(run, "llama_adapter_v1", tmp_path / "out")
-    raw = carry.bring("llama_adapter_v2", made.words, tmp_path / "raw", made.options, ["model.fusion.gate=raw"])
+        convert.send(run, "llama_adapter_v1", tmp_path / "out")
+    raw = convert.bring("llama_adapter_v2", made.words, tmp_path / "raw", made.options, ["model.fusion.gate=raw"])
     with pytest.raises(CheckpointError, match="raw gates"):
-        carry.send(raw, "llama_adapter_v2", tmp_path / "out")
+        convert.send(raw, "llama_adapter_v2", tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------ at full size, on meta
@@ -168,7 +168,7 @@ def test_the_file_at_full_size():
     """Every name and shape of LORA-BIAS-7B, written out."""
     tuners = llama_adapter_v2.tuned(bias=True, norms=True, r=16)
     model, recipe = built("llama_adapter_v2_7b_stage2", tuners, extra_gate=True)
-    (file,) = carry.importer("llama_adapter_v2").write(Opened(model, recipe)).tensors.values()
+    (file,) = convert.importer("llama_adapter_v2").write(Opened(model, recipe)).tensors.values()
     found = {name: tuple(tensor.shape) for name, tensor in file["model"].items()}
     wanted = {"adapter_query.weight": (310, 4096), "visual_query.weight": (10, 768), "llama.norm.weight": (4096,)}
     wanted |= {"clip_proj.weight": (768, 768), "clip_proj.bias": (768,), "visual_proj.weight": (4096, 768)}

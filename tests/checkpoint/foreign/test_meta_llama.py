@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import convert, store
 from mmtune.checkpoint.foreign import _llama, _meta_llama, _sentencepiece
 from mmtune.checkpoint.foreign.base import Source
 from mmtune.checkpoint.keymap import KeyMap
@@ -70,7 +70,7 @@ def test_import_over_two_ranks_gives_the_formulas_numbers(tmp_path):
     whole = meta.weights()
     adapter = chat.tensors()
     torch.save({"model": adapter}, tmp_path / "chat.pth")
-    run = carry.bring("llama_adapter_65b", [str(folder), str(tmp_path / "chat.pth")], tmp_path / "run")
+    run = convert.bring("llama_adapter_65b", [str(folder), str(tmp_path / "chat.pth")], tmp_path / "run")
     llm = store.load_run(run)[0].llm
     tokens = torch.randint(0, meta.vocabulary(), (2, 7), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mmtune import registry
-from mmtune.checkpoint import carry
+from mmtune.checkpoint import convert
 from mmtune.errors import MmtuneError
 from tests.checkpoint.foreign.made import KINDS, make, unpickled
 
@@ -47,9 +47,9 @@ def odd(tree: Any, path: tuple[Any, ...], value: Any) -> str:
 def test_odd_values_are_refused_by_name_or_imported(kind: str, tmp_path: Path) -> None:
     made = unpickled(make(kind, tmp_path / "published"))
     chance = random.Random(kind)
-    carry.bring(kind, made.words, tmp_path / "unchanged", made.options, made.changes)
+    convert.bring(kind, made.words, tmp_path / "unchanged", made.options, made.changes)
     files = sorted((tmp_path / "published").rglob("*.json"))
-    names = list(registry.find(carry.ROOM, kind).Config.model_fields)
+    names = list(registry.find(convert.ROOM, kind).Config.model_fields)
     for case in range(CASES):
         value, options, said = chance.choice(ODD), list(made.options), ""
         if files and case:
@@ -63,7 +63,7 @@ def test_odd_values_are_refused_by_name_or_imported(kind: str, tmp_path: Path) -
             options = [*(one for one in options if not one.startswith(f"{name}=")), f"{name}={json.dumps(value)}"]
             said = f"option {name}"
         try:
-            carry.bring(kind, made.words, tmp_path / f"run{case}", options, made.changes)
+            convert.bring(kind, made.words, tmp_path / f"run{case}", options, made.changes)
         except MmtuneError as error:
             assert error.seen and error.expected and error.hint, f"{said}, {value!r:.60}: {error}"
             assert "secret" not in str(error)

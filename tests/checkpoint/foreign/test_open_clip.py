@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from mmtune import config, registry
-from mmtune.checkpoint import carry
+from mmtune.checkpoint import convert
 from mmtune.checkpoint.foreign import _open_clip
 from mmtune.errors import CheckpointError
 from mmtune.recipe import Recipe
-from mmtune.train.loop import train
+from mmtune.training.loop import train
 from tests.checkpoint.foreign import test_llava_hf as llava
 from tests.encoders import tiny
 from tests.llm import tiny as llms
-from tests.train.world import shards
+from tests.training.world import shards
 
 
 def encoder(folder: Path, **options):
@@ -63,11 +63,11 @@ def test_a_run_with_it_is_a_llava(tmp_path: Path) -> None:
     }
     run = tmp_path / "run"
     train(config.validate(Recipe, tree), out=run, progress="off")
-    out = carry.send(run, "llava_hf", tmp_path / "out")
+    out = convert.send(run, "llava_hf", tmp_path / "out")
     theirs = llava.reload(out)
     assert json.loads((out / "config.json").read_text())["vision_config"]["hidden_size"] == tiny.VISION["width"]
     ref = llava.picture(tmp_path)
-    back = carry.bring("llava_hf", [str(out)], tmp_path / "back")
+    back = convert.bring("llava_hf", [str(out)], tmp_path / "back")
     example, _, logits, answer = llava.ours(run, ref)
     _, pixels, again, same = llava.ours(back, ref)
     assert torch.allclose(logits, again, atol=1e-4) and answer == same

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import convert, store
 from mmtune.data.collate import collate
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.types import Example, Slot
@@ -69,7 +69,7 @@ def run_logits(run: Path, pixels: torch.Tensor, tokens: torch.Tensor, slot: Slot
 @pytest.mark.parametrize("alpha", [0, 2, 8])
 def test_same_logits_at_every_scale(published, alpha: int, tmp_path: Path) -> None:
     _, model, folder = published
-    run = carry.bring("pllava", [str(folder)], tmp_path / "run", [f"lora_alpha={alpha}"])
+    run = convert.bring("pllava", [str(folder)], tmp_path / "run", [f"lora_alpha={alpha}"])
     places = BINS[0] * BINS[1] * BINS[2]
     tokens, slot = torch.arange(5, 5 + 6 + places), Slot("sight", 2, places, 0)
     pixels = torch.randn(FRAMES, 3, llava_hf.SIZE, llava_hf.SIZE)
@@ -92,9 +92,9 @@ def test_projector_and_lora_over_their_base(published, tmp_path: Path) -> None:
     base, _, folder = published
     few = partial(folder, tmp_path / "few")
     with pytest.raises(CheckpointError, match="role base"):
-        carry.bring("pllava", [str(few)], tmp_path / "run", ["lora_alpha=2"])
-    one = carry.bring("pllava", [str(few), f"base={base}"], tmp_path / "run", ["lora_alpha=2"])
-    two = carry.bring("pllava", [str(folder)], tmp_path / "whole", ["lora_alpha=2"])
+        convert.bring("pllava", [str(few)], tmp_path / "run", ["lora_alpha=2"])
+    one = convert.bring("pllava", [str(few), f"base={base}"], tmp_path / "run", ["lora_alpha=2"])
+    two = convert.bring("pllava", [str(folder)], tmp_path / "whole", ["lora_alpha=2"])
     states = [store.load_run(run)[0].state_dict() for run in (one, two)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -109,18 +109,18 @@ def test_older_names_of_the_matrices(published, tmp_path: Path) -> None:
         (old / file.name).write_bytes(file.read_bytes())
     tensors = {n.replace(".base_layer", ""): t for n, t in load_file(folder / "model.safetensors").items()}
     save_file(tensors, old / "model.safetensors")
-    run = carry.bring("pllava", [str(old)], tmp_path / "run", ["lora_alpha=4"])
+    run = convert.bring("pllava", [str(old)], tmp_path / "run", ["lora_alpha=4"])
     assert (run / "weights" / "lora.safetensors").is_file()
 
 
 def test_the_scale_has_no_default(published, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="without lora_alpha"):
-        carry.bring("pllava", [str(published[2])], tmp_path / "run")
+        convert.bring("pllava", [str(published[2])], tmp_path / "run")
 
 
 def test_a_llava_is_not_a_pllava(published, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="llava_hf"):
-        carry.bring("pllava", [str(published[0])], tmp_path / "run", ["lora_alpha=4"])
+        convert.bring("pllava", [str(published[0])], tmp_path / "run", ["lora_alpha=4"])
 
 
 def test_pooling_that_was_turned_off(published, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_pooling_that_was_turned_off(published, tmp_path: Path) -> None:
         (folder / file.name).write_bytes(file.read_bytes())
     plan = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**plan, "use_pooling": False}))
-    run = carry.bring("pllava", [str(folder)], tmp_path / "run", ["lora_alpha=4"])
+    run = convert.bring("pllava", [str(folder)], tmp_path / "run", ["lora_alpha=4"])
     connector = store.read_recipe(run).model.branches["sight"].connector
     assert (connector.time, connector.height, connector.width) == (3, 3, 3)
 
@@ -144,7 +144,7 @@ def test_names_and_shapes_at_full_size() -> None:
 
     recipe = config.load(Recipe, "pllava_7b")
     model = build(recipe.model, weights=False, device="meta")
-    written = carry.importer("pllava", ["lora_alpha=4"]).write(Opened(model, recipe))
+    written = convert.importer("pllava", ["lora_alpha=4"]).write(Opened(model, recipe))
     names = {name: tuple(tensor.shape) for name, tensor in written.tensors["model.safetensors"].items()}
     layer = "language_model.base_model.model.model.layers.31.self_attn"
     expected = {

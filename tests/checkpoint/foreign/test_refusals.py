@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from mmtune.checkpoint import carry
+from mmtune.checkpoint import convert
 from mmtune.errors import MmtuneError
 from tests.checkpoint.foreign.made import KINDS, Made, make, read, rewrite, unpickled
 
@@ -54,7 +54,7 @@ def refuse(kind: str, made: Made, tmp_path: Path, *words: str) -> str:
     """Import, expect a refusal, and that nothing is left of it; returns the message."""
     out = tmp_path / "run"
     with pytest.raises(MmtuneError) as caught:
-        carry.bring(kind, made.words, out, made.options, made.changes)
+        convert.bring(kind, made.words, out, made.options, made.changes)
     text = str(caught.value)
     for word in words:
         assert word in text, text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtune.checkpoint import carry, making, store, written
+from mmtune.checkpoint import build_run, convert, store, write
 from mmtune.errors import UsageError
 from tests.checkpoint.foreign.made import KINDS, make, read
 
@@ -16,7 +16,7 @@ from tests.checkpoint.foreign.made import KINDS, make, read
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_and_out(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "published")
-    run = carry.bring(kind, made.words, tmp_path / "run", made.options, made.changes)
+    run = convert.bring(kind, made.words, tmp_path / "run", made.options, made.changes)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"published", "run"}
     moved = tmp_path / "elsewhere" / "moved"
@@ -33,14 +33,14 @@ def test_in_and_out(kind: str, tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.isfinite(tensor).all() if tensor.is_floating_point() else True, name
     with pytest.raises(UsageError, match="is there already"):
-        carry.bring(kind, made.words, moved, made.options, made.changes)
+        convert.bring(kind, made.words, moved, made.options, made.changes)
     out = tmp_path / "out"
     if made.export is None:
         with pytest.raises(UsageError, match="read only"):
-            carry.send(moved, kind, out)
+            convert.send(moved, kind, out)
         assert not out.exists()
         return
-    carry.send(moved, kind, out, made.export)
+    convert.send(moved, kind, out, made.export)
     _same(made, out)
 
 
@@ -59,15 +59,15 @@ def _encoder(kind: str, made, folder: Path) -> None:
     from mmtune import config
 
     entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
-    built = making.part_of("encoders", {**entry, "weights": str(folder)})
+    built = build_run.part_of("encoders", {**entry, "weights": str(folder)})
     built.load_weights()
-    foreign = carry.importer(kind, [*made.options, *(made.export or [])])
+    foreign = convert.importer(kind, [*made.options, *(made.export or [])])
     if made.export is None:
         return
     exported = foreign.write(_opened(built))
     out = folder.parent / "out"
     out.mkdir()
-    written.write_export(exported, out)
+    write.write_export(exported, out)
     _same(made, out)
 
 
@@ -76,7 +76,7 @@ def _language_model(folder: Path) -> None:
     from mmtune import config
 
     entry = config.parse((folder / "llm.yaml").read_text(), "llm.yaml")["llm"]
-    built = making.part_of("llm", {**entry, "folder": str(folder)})
+    built = build_run.part_of("llm", {**entry, "folder": str(folder)})
     built.load_weights()
     assert built.tokenizer.encode("a red circle")
 

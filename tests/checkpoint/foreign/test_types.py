@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmtune import dtypes
-from mmtune.checkpoint import carry, store
+from mmtune.checkpoint import convert, store
 from tests.checkpoint.foreign.makers import llava_hf as tiny
 from tests.checkpoint.foreign.test_llava_hf import check, picture, train
 
@@ -40,7 +40,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_in_float32_the_logits_are_those_of_float32(half: Path, tmp_path: Path) -> None:
     """The tower stayed float16 where its settings said so, and the logits were off by 4e-4."""
-    run = carry.bring("llava_hf", [str(half)], tmp_path / "run", changes=["run.precision=fp32"])
+    run = convert.bring("llava_hf", [str(half)], tmp_path / "run", changes=["run.precision=fp32"])
     model, _, recipe = store.load_run(run)
     assert recipe.model.llm.dtype == "float32"
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -49,14 +49,14 @@ def test_in_float32_the_logits_are_those_of_float32(half: Path, tmp_path: Path) 
 
 def test_the_type_of_the_checkpoint_is_kept_and_told(half: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    run = carry.bring("llava_hf", [str(half)], tmp_path / "run", tell=lines.append)
+    run = convert.bring("llava_hf", [str(half)], tmp_path / "run", tell=lines.append)
     assert any("published in float16, opened in bfloat16" in line for line in lines)
     assert "published in float16" in (run / "card.md").read_text()
     model, _, recipe = store.load_run(run)
     assert (recipe.model.llm.dtype, recipe.run.precision) == ("bfloat16", "bf16")
     assert {p.dtype for p in model.llm.parameters()} == {torch.bfloat16}
     assert {t.dtype for t in load_file(run / "parts/llm/model.safetensors").values()} == {torch.float16}
-    out = carry.send(run, "llava_hf", tmp_path / "out", ["names=saved"])
+    out = convert.send(run, "llava_hf", tmp_path / "out", ["names=saved"])
     before, after = (load_file(one / "model.safetensors") for one in (half, out))
     assert before.keys() == after.keys() and {tensor.dtype for tensor in after.values()} == {torch.float16}
     assert all(torch.equal(before[name], after[name]) for name in before), "not a digit is lost on the way"
@@ -64,7 +64,7 @@ def test_the_type_of_the_checkpoint_is_kept_and_told(half: Path, tmp_path: Path)
 
 
 def test_a_tower_from_float16_trains(half: Path, tmp_path: Path) -> None:
-    run = carry.bring("llava_hf", [str(half)], tmp_path / "run")
+    run = convert.bring("llava_hf", [str(half)], tmp_path / "run")
     changes = ["groups.tower={match: ['branches.sight.encoder.*'], lr: 0.001}", "schedule.steps=4"]
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
     held = load_file(tuned / "weights" / "tower.safetensors")
@@ -75,7 +75,7 @@ def test_a_tower_from_float16_trains(half: Path, tmp_path: Path) -> None:
     moved = (held[f"branches.sight.encoder.tower.{name}"] - base[name].float()).abs().max()
     assert 0 < float(moved) < 0.1
     for dtype in ("float16", "float32"):
-        out = carry.send(tuned, "llava_hf", tmp_path / dtype, [f"dtype={dtype}"])
+        out = convert.send(tuned, "llava_hf", tmp_path / dtype, [f"dtype={dtype}"])
         kinds = {tensor.dtype for tensor in load_file(out / "model.safetensors").values()}
         assert kinds == {dtypes.TYPES[dtype]}
 

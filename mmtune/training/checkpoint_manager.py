@@ -1,0 +1,289 @@
+"""Saves a run, and takes it up again where it was saved.
+
+What is saved: trained weights, the state of every optimizer, the place in each stream and in the ledger, and what the
+run is made of. A run is taken up only with the same recipe, data, tokenizer, base weights, prompts and versions; each
+may be allowed to differ. All ranks come to the same decision, or all stop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mmtune import config as configs
+from mmtune import disk, registry
+from mmtune.addresses import without_secrets
+from mmtune.checkpoint import seal, store, tensors
+from mmtune.data.loader import Loader
+from mmtune.errors import CheckpointError, MmtuneError, UsageError
+from mmtune.model import MultimodalModel
+from mmtune.recipe import Recipe
+from mmtune.training import resume as states
+from mmtune.training.async_writer import Saver
+from mmtune.training.distributed import Runtime
+
+HARMLESS = {
+    "run": (
+        *("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save", "trackers"),
+        *("out_of_memory", "checkpointing"),
+        *("strategy", "offload", "compile", "deadline"),
+    ),
+    "eval": None,
+    "chat": None,
+}
+"""What a recipe may change between a stop and a resume without changing a weight; none stands for the whole section."""
+
+KINDS = ("recipe", "data", "tokenizer", "base", "prompts", "code", "ledger")
+"""What may be allowed to differ when a run is taken up."""
+
+
+class Holder(Protocol):
+    """What has a state beside the weights: an optimizer, or an attendant of a tuner."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """What a run counts, beside its weights."""
+
+    step: int = 0
+    """Steps done."""
+    bad: int = 0
+    """Steps without an update just before."""
+    recent: list[tuple[float, float]] = field(default_factory=list)
+    """Loss of the last steps, and what their supervised tokens count."""
+    pieces: int = 1
+    """In how many pieces a micro-step is taken since there was no room for it whole."""
+    judged: dict[str, Any] = field(default_factory=dict)
+    """What validations have found, see `Judge.state`."""
+
+
+def allowed(names: Collection[str]) -> frozenset[str]:
+    """What was allowed to differ; `all` stands for everything. Raises UsageError for a name that means nothing."""
+    if wrong := sorted(set(names) - {*KINDS, "all"}):
+        raise UsageError(
+            seen=f"--allow {', '.join(wrong)}", expected=f"one of {', '.join(KINDS)}, or all", hint="as: --allow data"
+        )
+    return frozenset(KINDS if "all" in names else names)
+
+
+class Keeper:
+    """Saves a run and takes it up again.
+
+    Args:
+        steps: of the whole run.
+        base: what each frozen part is, see `store.base_of`.
+        holders: by the name their file gets.
+        say: told what is damaged, changed or late.
+    """
+
+    def __init__(
+        self,
+        out: Path | None,
+        recipe: Recipe,
+        steps: int,
+        runtime: Runtime,
+        model: MultimodalModel,
+        groups: store.Groups,
+        loader: Loader,
+        base: Mapping[str, Mapping[str, Any]],
+        holders: Callable[[], Mapping[str, Holder]],
+        say: Callable[[str], None],
+    ) -> None:
+        self.out, self.recipe, self.steps, self.runtime, self.model = out, recipe, steps, runtime, model
+        self.groups, self.loader, self.base, self._holders, self._say = groups, loader, base, holders, say
+        self.saver = Saver(say, recipe.run.failed_save)
+        self._versions: dict[str, str] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a state must have in common with the run that takes it up."""
+        recipe = self.recipe.model_dump(mode="json")
+        for section, keys in HARMLESS.items():
+            recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
+        recipe["schedule"]["steps"] = self.steps  # settled, where the recipe counts in epochs
+        # once: what is imported stays as it is, whatever becomes of its file
+        self._versions = self._versions or {**store.versions(), **registry.outside(recipe)}
+        return {
+            "recipe": without_secrets(recipe),
+            "base": {part: entry["sha256"] for part, entry in self.base.items()},
+            "tokenizer": self.model.llm.tokenizer.fingerprint(),
+            "data": self.loader.fingerprint(),
+            "prompts": {
+                name: stream.processor.template.model_dump(mode="json") for name, stream in self.loader.streams.items()
+            },
+            # another commit of the same version is for whoever made it to judge
+            "code": {name: version for name, version in self._versions.items() if name != "git"},
+        }
+
+    # ------------------------------------------------------------------------------------------------------- saving
+
+    def save(self, progress: Progress, last: bool = False, best: bool = False, state: bool = True) -> None:
+        """Take a copy of the run as it is and write it beside the training. Every rank calls this.
+
+        Args:
+            last: no other save comes after this one, so it must not fail, whatever `run.failed_save` says.
+            best: keep it as the best state, too.
+            state: whether it is one to go on from, with its weights as those of the run.
+
+        Raises what the write before it raised, on the first rank.
+        """
+        main, trained = self.runtime.main, store.trained_tensors(self.model, self.groups)
+        files = {file: tensors.snapshot(held, keep=main) for file, held in trained.items()}
+        moments = {name: tensors.snapshot(holder.state(), keep=main) for name, holder in self._holders().items()}
+        if not main:
+            return
+        info = {
+            "facts": self.facts(),
+            "positions": self.loader.positions(progress.step),
+            "ledger": self.loader.ledger.position(),
+            "bad": progress.bad,
+            "recent": progress.recent,
+            "pieces": progress.pieces,
+            "judged": progress.judged,
+            "versions": self._versions,
+        }
+        weights = {name: tensor for held in files.values() for name, tensor in held.items()}
+        moment = states.State(progress.step, weights, moments, json.loads(json.dumps(info)))
+        facts = self._card(progress)
+
+        def write() -> None:
+            # the state comes last: where there is one of the last step, everything else of the run is there too
+            self.loader.ledger.flush()
+            if best:
+                store.write_copy(self.out, self.out / "best", files, self.recipe, self.base, facts)
+            if state:
+                store.write_weights(self.out, files, self.recipe, facts)
+                states.save(self.out / "state", moment, self.recipe.run.keep)
+
+        self.saver.start(progress.step, write, last)
+
+    def _card(self, progress: Progress) -> dict[str, str]:
+        facts = {"steps": f"{progress.step} of {self.steps}"}
+        if count := sum(n for _, n in progress.recent):
+            mean = sum(loss * n for loss, n in progress.recent) / count
+            facts["mean training loss of the last steps"] = f"{mean:.4f}"
+        if (best := progress.judged.get("best")) and best["step"]:
+            facts["best state"] = f"step {best['step']}, {best['measure']} {best['value']:.6g}"
+        return facts
+
+    # ---------------------------------------------------------------------------------------------------- going on
+
+    def restore(self, allow: Collection[str] = ()) -> Progress:
+        """Take up the newest whole state; without any, the run begins with its first step. Every rank calls this.
+
+        Args:
+            allow: kinds of differences to accept, see `KINDS`.
+
+        Raises:
+            CheckpointError: no whole state; something differs that was not allowed, listed; on every rank.
+        """
+        state = self._load()
+        if state is None:
+            self._say(f"no saved state in {self.out}: starting with the first step")
+            return Progress()
+        before = state.info["facts"]
+        before["recipe"] = without_secrets(before["recipe"])
+        changed = states.differences(before, self.facts())
+        changed += [f"ledger: {fault}" for fault in self.loader.ledger.faults(state.info["ledger"])]
+        refused = [line for line in changed if _kind(line) not in allow]
+        self._together(_refusal(refused, changed) if refused else None)
+        for line in changed:
+            self._say(f"changed since the state was saved, as allowed: {line}")
+        self._take(state)
+        if self.runtime.main and (changed or self._lost()):
+            # only now: a recipe that the state does not fit leaves the folder as it was
+            store.write_recipe(self.out, self.recipe, self.base)
+        if self.runtime.main:
+            states.put_aside(self.out / "state", state.step)
+        self._say(f"going on after step {state.step}")
+        recent = [(loss, count) for loss, count in state.info["recent"]]
+        return Progress(state.step, state.info["bad"], recent, state.info["pieces"], state.info.get("judged", {}))
+
+    def _lost(self) -> bool:
+        """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""
+        for file in ("recipe.yaml", "base.yaml"):
+            try:
+                configs.read(str(self.out / file), [])
+            except (MmtuneError, OSError) as error:
+                why = error.seen if isinstance(error, MmtuneError) else str(error)
+                self._say(f"warning: {why}; it is written again")
+                return True
+        return False
+
+    def mend(self, progress: Progress) -> None:
+        """Write the weights of a run that is done once more, where they are damaged."""
+        if self.runtime.main and (faults := seal.faults(self.out / "weights")):
+            self._say(f"weights are damaged and written again: {'; '.join(faults)}")
+            files = store.trained_tensors(self.model, self.groups)
+            store.write_weights(self.out, files, self.recipe, self._card(progress))
+
+    def _load(self) -> states.State | None:
+        """The state that the first rank finds, on every rank."""
+        folder, state, error = self.out / "state", None, None
+        if self.runtime.main:
+            try:
+                for part in (self.out, self.out / "best"):
+                    disk.clear_drafts(part)
+                states.recover(folder)
+                if (self.out / "weights").parent.is_dir():
+                    seal.recover(self.out / "weights")
+                state = states.load(folder, self._say)
+                if state is not None:
+                    states.check(state.info)
+            except (MmtuneError, OSError) as caught:
+                error = caught
+        self.runtime.barrier()  # reading all of it takes as long as it takes
+        self._together(error)
+        step = int(self.runtime.total([state.step if state else 0])[0])
+        if step and not self.runtime.main:
+            try:
+                state = states.load(folder, self._say, step)
+            except (MmtuneError, OSError) as caught:
+                error = caught
+        self._together(error)
+        return state
+
+    def _take(self, state: states.State) -> None:
+        files = store.trained_tensors(self.model, self.groups)
+        everything = {name: tensor for held in files.values() for name, tensor in held.items()}
+        store.copy_into({"state": everything}, {"state": state.weights})
+        holders = self._holders()
+        if set(holders) != set(state.optimizers):
+            raise CheckpointError(
+                seen=f"optimizer states of {', '.join(sorted(state.optimizers)) or 'nothing'}",
+                expected=f"those of {', '.join(sorted(holders)) or 'nothing'}, which this recipe trains",
+                hint="keep the names of the groups, or begin a new run with these weights: run.start=FOLDER",
+            )
+        for name, held in state.optimizers.items():
+            holders[name].load(held)
+        self.loader.restore(state.info["positions"])
+        self.loader.ledger.restore(state.info["ledger"])
+
+    def _together(self, error: Exception | None) -> None:
+        """Raise on every rank when one of them has something to raise."""
+        if self.runtime.any(error is not None):
+            raise error or CheckpointError(
+                seen="another rank cannot go on with this run", expected="the same on every rank", hint="see its words"
+            )
+
+
+def _kind(line: str) -> str:
+    return line.partition(":")[0].partition(".")[0]
+
+
+def _refusal(refused: list[str], changed: list[str]) -> CheckpointError:
+    # with what is allowed already, so that the line can be taken as it is
+    flags = " ".join(f"--allow {kind}" for kind in KINDS if kind in {_kind(line) for line in changed})
+    return CheckpointError(
+        seen="what this run is made of has changed since it was saved:\n  " + "\n  ".join(refused),
+        expected="the same recipe, data, tokenizer, base weights, prompts and versions",
+        hint=f"undo the changes, start a new folder, or allow them with {flags}",
+    )

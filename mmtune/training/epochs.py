@@ -1,0 +1,82 @@
+"""How many steps a number of passes over the data is.
+
+How many samples a step holds is known only when they are packed, so it is measured: up to `MEASURED` samples of each
+stream, in the order in which the run begins with them, are prepared and packed as the run will. The same data, recipe
+and seed give the same number, on any number of ranks and workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from mmtune.data.loader import Loader, Skip
+from mmtune.data.pack import Packer, Plan
+from mmtune.data.prefetch import prepared
+from mmtune.errors import DataError, Reason
+from mmtune.training.distributed import Runtime
+
+MEASURED = 256
+"""Most samples of a stream that are prepared to measure how many a step holds."""
+
+
+def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str], None]) -> int:
+    """Steps in which a run takes `epochs` times as many samples as its streams hold together; at least one.
+
+    The first rank measures, and all take its word.
+
+    Args:
+        say: told what was measured, and whether a stream has more samples than that.
+
+    Raises:
+        DataError: not one of the measured samples of a stream can be used.
+    """
+    steps = 0
+    if runtime.main:
+        held = {name: _held(loader, name) for name in loader.streams}
+        mean = _mean(loader, held)
+        total = sum(loader.counts().values())
+        steps = max(1, math.ceil(epochs * total / mean - 1e-9))
+        most = max(loader.counts().values())
+        from_ = f", estimated from {MEASURED} samples of each stream that has more" if most > MEASURED else ""
+        say(f"{epochs:g} epochs of {total:,} samples are {steps:,} steps, at {mean:.1f} samples a step{from_}")
+    runtime.barrier()
+    return int(runtime.total([steps])[0])
+
+
+def _held(loader: Loader, name: str) -> float:
+    """Samples that a step of this stream alone takes, those that cannot be used included."""
+    size = min(MEASURED, len(loader.streams[name].corpus))
+    lengths = [None if isinstance(one, Skip) else len(one) for one in prepared(loader, name, range(size))]
+    if all(length is None for length in lengths):
+        raise DataError(
+            Reason.empty_target,
+            f"not one of the first {size} samples of stream {name} can be used, so its steps cannot be counted",
+            "data that can be used",
+            "mmtune data check PATTERN --recipe RECIPE says what is wrong",
+        )
+    return _packed(lengths, loader.plans[name])
+
+
+def _packed(lengths: Sequence[int | None], plan: Plan) -> float:
+    """Samples a step, mean over as many whole steps as the lengths fill; they come again until one is full."""
+    packer, steps, whole = Packer(plan), 0, 0
+    for place in count():
+        length = lengths[place % len(lengths)]
+        if length is not None and (packer.full or not packer.add(length)):
+            steps, whole, packer = steps + 1, place, Packer(plan)
+            packer.add(length)
+            if place >= len(lengths):
+                break
+    return whole / steps
+
+
+def _mean(loader: Loader, held: dict[str, float]) -> float:
+    """Samples a step, mean over a period of the turns that streams take."""
+    period = len(loader.schedule.pattern)
+    total = 0.0
+    for step in range(period):
+        turns = loader.schedule.streams(step)
+        total += sum(held[name] / len(turns) for name in turns)
+    return total / period

@@ -1,0 +1,197 @@
+"""The first step of every stream is looked at: its groups have to get a gradient, and no other group may move. A
+gradient that is zero is waited for, a few steps, which begin when every other group had its turn: it may be one of them
+that opens the way. Media that are rare are waited for as long as the data may bring some.
+
+A mistake in the groups shows in no loss: a connector that nobody reaches, or one that another stream drags along, only
+makes the model a little worse. So it is looked for where it costs nothing, once for each stream of a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from mmtune.checkpoint.store import digest
+from mmtune.errors import ModelError
+from mmtune.training.step import Outcome
+from mmtune.training.train_plan import Team
+
+SHOWN = 6
+"""Names listed of each mistake."""
+PATIENCE = 5
+"""Steps in which the gradient of a group may be zero before that is a mistake."""
+
+
+Brings = Callable[[str, Collection[str]], bool | None]
+"""Whether the data of a stream has an item for one of these branches (none named: for any); none: not known."""
+
+
+class Watch:
+    """Looks at the first step of each stream. A step in which nothing moved does not count.
+
+    Args:
+        brings: asked once for each stream of a group that got no media in its first steps.
+    """
+
+    def __init__(self, team: Team, brings: Brings = lambda stream, branches: None) -> None:
+        self._team, self._brings = team, brings
+        self._waited: Counter[str] = Counter()
+        """Steps in which a group had no media."""
+        self._found: dict[str, bool] = {}
+        """Whether media for a group may come, once that was asked."""
+        self._unseen = set(team.owners)
+        self._mute = {name for names in team.owners.values() for name in names}
+        """Groups that no gradient has reached yet."""
+        self._zeros: Counter[str] = Counter()
+        """Steps in which the gradient of a group was zero, though no other group was still to come."""
+        self._closed: set[str] = set()
+        """Groups whose gradient was zero so far, every time that one could come."""
+        self._before: dict[str, str] = {}
+
+    def wants(self, streams: Collection[str]) -> bool:
+        """Whether a step of these streams is to be looked at."""
+        return bool(self._unseen.intersection(streams) or self._mute.intersection(self._team.moving(streams)))
+
+    def before(self, streams: Collection[str]) -> None:
+        """Remember what the step must not touch."""
+        self._before = self._still(streams) if self._unseen.intersection(streams) else {}
+
+    def learned(self) -> None:
+        """Take up a run: groups whose optimizer has seen a gradient need not show one again."""
+        for name, optimizer in self._team.optimizers.items():
+            moments = (tensor for key, tensor in optimizer.state().items() if not key.endswith("/step"))
+            if any(bool(tensor.any()) for tensor in moments):
+                self._mute.discard(name)
+
+    def after(
+        self,
+        outcome: Outcome,
+        streams: Sequence[str],
+        media: Mapping[str, Collection[str]],
+        passed: Collection[str] = (),
+    ) -> None:
+        """Look at what the step did.
+
+        Args:
+            outcome: of a step that was asked which parameters stayed silent.
+            media: stream to the branches that had an item of it in this step, on any rank.
+            passed: streams whose data was gone through once.
+
+        Raises:
+            ModelError: a group of these streams got no gradient at all, or a tensor of another group moved; by name. A
+                group of connectors or fusion alone is waited for until a step has media for it, as long as the data of
+                one of its streams may bring some; and one whose gradient is zero for `PATIENCE` steps: behind a gate or
+                a factor that begins at zero it is, at first, and as long as the group of that gate had no step.
+        """
+        if not outcome.updated:
+            return
+        named = {name: [full for full, _ in self._team.optimizers[name].named] for name in self._team.moving(streams)}
+        mute = [
+            name
+            for name, names in named.items()
+            if name in self._mute and len(outcome.silent.get(name, ())) == len(names)
+        ]
+        lacking = [name for name in mute if not _waits(named[name], self._came(name, media))]
+        self._mute -= set(named) - set(mute)
+        self._closed.update(lacking)
+        self._zeros.update(name for name in lacking if self._mute <= self._closed)
+        wrong = [
+            f"no gradient reached group {name}: {_some(named[name])}"
+            for name in lacking
+            if name in outcome.unreached or self._zeros[name] >= PATIENCE
+        ]
+        self._waited.update(set(mute) - set(lacking))
+        wrong += [self._hopeless(name) for name in mute if name not in lacking and not self._hopes(name, passed)]
+        if self._unseen.intersection(streams):
+            now = self._still(streams)
+            moved = [name for name in self._before if now.get(name) != self._before[name]]
+            moved += [name for name in now if name not in self._before]
+            if moved:
+                wrong.append(f"moved, although {' and '.join(streams)} train it not: {_some(moved)}")
+        if wrong:
+            times = max([1, *(self._zeros[name] + self._waited[name] for name in mute)])
+            first = "the first step" if times == 1 else f"the first {times} steps"
+            raise _refusal(f"{first} of {' and '.join(streams)}", wrong)
+        self._unseen -= set(streams)
+
+    def end(self) -> list[str]:
+        """Groups that learned nothing by the time the last step is done, in words.
+
+        Raises ModelError where the data has none for them: then nothing of the group could be learned.
+        """
+        waiting = [name for name in self._team.optimizers if name in self._mute and self._waited[name]]
+        if hopeless := [self._hopeless(name) for name in waiting if not self._asked(name)]:
+            raise _refusal("the whole run", hopeless)
+        waited, zero = "no gradient reached it, for its media came in no step", "its gradient was zero each time"
+        return [
+            f"warning: group {name} learned nothing: {waited if name in waiting else zero}"
+            for name in self._team.optimizers
+            if name in waiting or name in self._mute & self._closed
+        ]
+
+    def _came(self, name: str, media: Mapping[str, Collection[str]]) -> set[str]:
+        """Branches that had an item of a stream that trains a group."""
+        return {branch for stream in self._streams(name) for branch in media.get(stream, ())}
+
+    def _hopes(self, name: str, passed: Collection[str]) -> bool:
+        """Whether a group may yet get the media that it waits for."""
+        if self._waited[name] < PATIENCE:
+            return True
+        return self._asked(name) and not set(self._streams(name)) <= set(passed)
+
+    def _asked(self, name: str) -> bool:
+        """Whether the data of a group's streams may bring media for it; looked up once."""
+        if name not in self._found:
+            branches = _ways([full for full, _ in self._team.optimizers[name].named])
+            self._found[name] = any(self._brings(stream, branches) is not False for stream in self._streams(name))
+        return self._found[name]
+
+    def _streams(self, name: str) -> list[str]:
+        return [stream for stream, names in self._team.owners.items() if name in names]
+
+    def _hopeless(self, name: str) -> str:
+        names = [full for full, _ in self._team.optimizers[name].named]
+        ways = _ways(names)
+        kinds = f"branch {' or '.join(sorted(ways))}" if ways else "any branch"
+        return (
+            f"no gradient reached group {name}, and none can: the data of {' and '.join(self._streams(name))} has "
+            f"nothing for {kinds}: {_some(names)}"
+        )
+
+    def _still(self, streams: Collection[str]) -> dict[str, str]:
+        """Checksum of every weight and every optimizer state of the groups that these streams do not train."""
+        others = [name for name in self._team.optimizers if name not in self._team.moving(streams)]
+        sums = {}
+        for group in others:
+            optimizer = self._team.optimizers[group]
+            for name, tensor in [*optimizer.named, *optimizer.state().items()]:
+                tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                sums[f"{name} ({group})"] = digest({name: tensor})
+        return sums
+
+
+def _refusal(when: str, wrong: Sequence[str]) -> ModelError:
+    return ModelError(
+        seen=f"{when}:\n  " + "\n  ".join(wrong),
+        expected="a gradient for every group of a stream, and no change anywhere else",
+        hint="mmtune show RECIPE --groups says who trains what; a group that nothing reaches is to be left out",
+    )
+
+
+def _waits(names: Sequence[str], media: set[str]) -> bool:
+    """Whether all of these belong to the way of media into the model, and no such medium came."""
+    if any(name.startswith("llm.") for name in names):
+        return False
+    ways = _ways(names)
+    return not ways.intersection(media) if ways else not media
+
+
+def _ways(names: Sequence[str]) -> set[str]:
+    """Branches of parameters that are on the way of media into the model; none where any branch's media pass them."""
+    ways = {name.split(".")[1] if name.startswith("branches.") else "" for name in names if not name.startswith("llm.")}
+    return set() if "" in ways else ways
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,85 @@
+"""Which samples of a step are not finite: each is tried alone, with the weights that the step had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mmtune.training.split_batch import padding, singles
+from mmtune.types import Batch
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.training.distributed import Runtime
+    from mmtune.training.train_plan import Team
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One sample alone."""
+
+    id: str
+    loss: float
+    """Mean over its supervised tokens."""
+    norms: dict[str, float]
+    """Gradient norm of each group that its stream trains."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and all(math.isfinite(norm) for norm in self.norms.values())
+
+
+def alone(model: MultimodalModel, batch: Batch, team: Team, runtime: Runtime) -> Trial:
+    """Forward and backward of a batch of one sample; gradients are dropped."""
+    batch = batch.to(runtime.device)
+    with runtime.autocast():
+        loss, weight = team.objectives[batch.stream].loss(model, batch)
+    try:
+        if loss.requires_grad:
+            loss.backward()
+        norms = {}
+        for name in team.owners[batch.stream]:
+            team.optimizers[name].take(weight or 1)
+            team.optimizers[name].give()
+            norms[name] = float(team.optimizers[name].norm())
+    finally:
+        for optimizer in team.optimizers.values():
+            optimizer.drop()
+    return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / (weight or 1), norms)
+
+
+def guilty(model: MultimodalModel, batches: Sequence[Batch], team: Team, runtime: Runtime) -> list[str]:
+    """Samples of all ranks whose loss or gradient alone is not finite. Every rank calls this.
+
+    Where what trains is cut over ranks, its gradient is a sum over them: one rank at a time tries its samples then,
+    and the others lend their parts.
+    """
+    ones = [one for batch in batches for one in singles(batch)]
+    most = max(runtime.total([len(ones) if rank == runtime.rank else 0 for rank in range(runtime.world)]))
+    found = []
+    apart = runtime.world > 1 and runtime.strategy == "shard_all"
+    for turn in range(runtime.world if apart else 1):
+        for place in range(int(most)):
+            # as many passes on every rank, for other ranks may wait for this one's modules
+            mine = ones[place] if place < len(ones) and (not apart or turn == runtime.rank) else None
+            batch = padding(batches[0]) if mine is None else mine
+            if apart:
+                streams = runtime.gather([] if mine is None else [mine.stream])
+                if not streams:
+                    break
+                batch = replace(batch, stream=streams[0])
+            trial = alone(model, batch, team, runtime)
+            if mine is not None and not trial.finite:
+                found.append(trial.id)
+    return runtime.gather(found)
+
+
+def said(trials: Iterable[Trial]) -> list[str]:
+    """A line for each trial."""
+    return [
+        f"{'finite    ' if trial.finite else 'NOT FINITE'}  {trial.id}  loss {trial.loss:.4f}  gradient "
+        + ", ".join(f"{name} {norm:.4g}" for name, norm in trial.norms.items())
+        for trial in trials
+    ]

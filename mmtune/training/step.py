@@ -1,0 +1,221 @@
+"""One step: gradients of each stream's batches, and an update of the groups that those streams train, or of nothing.
+
+A stream's loss reaches its own groups only. Where a step holds several streams, each one's gradients are taken up by
+its groups before the next one's are made, so nothing leaks from one to the other, and every group still moves once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import Parameter
+
+from mmtune.errors import ConfigError
+from mmtune.objectives.base import Objective
+from mmtune.training.optim import GroupOptimizer
+from mmtune.types import IGNORE, Batch
+
+if TYPE_CHECKING:
+    from mmtune.model import MultimodalModel
+    from mmtune.training.distributed import Runtime
+    from mmtune.tuners.base import Attendant
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did, over all ranks."""
+
+    loss: float
+    """Mean over supervised tokens, those of all streams together, each counting what its turn weighs."""
+    supervised: int
+    """Tokens that are learned."""
+    tokens: int
+    """Places that are not padding."""
+    samples: int
+    norms: dict[str, float]
+    """Gradient norm of each group of these streams, before clipping."""
+    updated: bool
+    """False when something was not finite and no weight moved."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Mean over supervised tokens, by stream."""
+    silent: dict[str, list[str]] = field(default_factory=dict)
+    """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
+    unreached: frozenset[str] = frozenset()
+    """Groups in whose formula no parameter stands: none has a gradient, not even of zeros, on any rank. Filled where it
+    was asked for."""
+    weight: float = 0.0
+    """What the supervised tokens count together: their number, where no turn has a weight of its own."""
+
+
+class OutOfMemory(Exception):
+    """Some ranks had no room for a forward or backward pass. Gradients are dropped and no weight moved, on any rank."""
+
+    def __init__(self, ranks: Sequence[int], shape: tuple[int, int], said: str) -> None:
+        super().__init__(said)
+        self.ranks, self.shape, self.said = list(ranks), shape, said
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Sums over the micro-steps of one stream, on all ranks."""
+
+    loss: float
+    weight: float
+    supervised: int
+    tokens: int
+    samples: int
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and self.weight > 0
+
+
+def take_step(
+    model: MultimodalModel,
+    batches: Sequence[Batch],
+    optimizers: Mapping[str, GroupOptimizer],
+    owners: Mapping[str, Sequence[str]],
+    factors: Mapping[str, float],
+    runtime: Runtime,
+    attendants: Sequence[Attendant] = (),
+    objectives: Mapping[str, Objective] | None = None,
+    shares: Mapping[str, float] | None = None,
+    look: bool = False,
+) -> Outcome:
+    """Forward, backward, and one update of the groups that the batches' streams train.
+
+    A stream's loss is the sum over supervised tokens, each times its weight, divided by the sum of weights over all
+    micro-steps and ranks, so the result does not depend on how its batch is cut up. A group that several streams of
+    this step train gets the mean of their losses, weighted by share; others get the loss of their stream as it is.
+    Gradients are dropped at the end.
+
+    Args:
+        batches: the micro-steps of this rank; those of a stream stand together, streams in the same order on all ranks.
+        owners: stream to the groups that it trains, for the streams of this step at least.
+        factors: group to what its learning rate is multiplied by.
+        attendants: of tuners whose parameters these streams train.
+        objectives: stream to what is asked of the model; `model.loss` where there is none.
+        shares: stream to its weight in groups that it has in common with others; 1 where there is none.
+        look: say which parameters got no gradient; costs a look at every tensor.
+
+    Raises:
+        OutOfMemory: on every rank, when any of them had no room.
+        ConfigError: records with weights, and an objective that does not read them.
+    """
+    objectives, shares = objectives or {}, shares or {}
+    tallies: dict[str, _Tally] = {}
+    streams = list(dict.fromkeys(batch.stream for batch in batches))
+    moving = list(dict.fromkeys(name for stream in streams for name in owners[stream]))
+    reached: set[str] = set()
+    try:
+        for stream in streams:
+            mine = [batch for batch in batches if batch.stream == stream]
+            tally = tallies[stream] = _backward(model, mine, objectives.get(stream), runtime)
+            if not tally.finite:
+                break
+            # before the sum, which gives every parameter a gradient
+            reached.update(name for name in owners[stream] if look and not optimizers[name].unreached)
+            runtime.sum_gradients(_parameters(optimizers, owners[stream]))
+            for name in owners[stream]:
+                rivals = sum(shares.get(other, 1.0) for other in streams if name in owners[other])
+                optimizers[name].take(tally.weight * rivals / shares.get(stream, 1.0))
+            _drop(optimizers)
+        finite = all(tally.finite for tally in tallies.values())
+        norms: dict[str, float] = {}
+        silent: dict[str, list[str]] = {}
+        unreached: frozenset[str] = frozenset()
+        if finite:
+            for name in moving:
+                optimizers[name].give()
+            if look:
+                silent = {name: optimizers[name].silent() for name in moving}
+                anywhere = runtime.total([name in reached for name in moving])
+                unreached = frozenset(name for name, ranks in zip(moving, anywhere, strict=True) if not ranks)
+            for attendant in attendants:
+                if (penalty := attendant.penalty()) is not None:
+                    penalty.backward()  # behind the sum, so that it counts once, whatever the number of ranks
+            # every rank holds the same sums by now, so every rank comes to the same decision
+            exact = {name: optimizers[name].norm() for name in moving}
+            norms = {name: float(norm) for name, norm in exact.items()}
+            finite = all(math.isfinite(norm) for norm in norms.values())
+        if finite:
+            for name in moving:
+                optimizers[name].step(exact[name], factors[name])
+            for attendant in attendants:
+                attendant.updated()
+    finally:
+        _drop(optimizers, held=True)
+    weight = sum(tally.weight for tally in tallies.values())
+    return Outcome(
+        loss=sum(tally.loss for tally in tallies.values()) / weight if weight else math.nan,
+        supervised=sum(tally.supervised for tally in tallies.values()),
+        tokens=sum(tally.tokens for tally in tallies.values()),
+        samples=sum(tally.samples for tally in tallies.values()),
+        norms=norms,
+        updated=finite,
+        losses={name: tally.loss / tally.weight if tally.weight else math.nan for name, tally in tallies.items()},
+        silent=silent,
+        unreached=unreached,
+        weight=weight,
+    )
+
+
+def _backward(
+    model: MultimodalModel, batches: Sequence[Batch], objective: Objective | None, runtime: Runtime
+) -> _Tally:
+    """Forward and backward of one stream's micro-steps; gradients are summed up where they fall."""
+    loss_of = model.loss if objective is None else lambda batch: objective.loss(model, batch)
+    total, weight, supervised, tokens, samples, full = 0.0, 0.0, 0, 0, 0, ""
+    for batch in batches:
+        learned = int((batch.labels != IGNORE).sum())
+        if batch.weights is not None and objective is not None and not objective.weighted:
+            raise ConfigError(
+                f"stream {batch.stream} has records with weights ({', '.join(batch.ids[:4])}), and its objective "
+                f"{objective.config.name} knows none",
+                "an objective that reads batch.weights and says so: weighted = True",
+                "objective: cross_entropy, or ignore: [weight, loss, loss_scale] in the format of the stream",
+            )
+        try:
+            batch = batch.to(runtime.device)
+            with runtime.autocast():
+                loss, counts = loss_of(batch)
+            total += float(loss.detach())
+            weight += float(counts)
+            if loss.requires_grad:
+                loss.backward()  # also of a loss that is not finite: other ranks may wait for this one's modules
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            full = f"{type(error).__name__}: {error}"  # the words only: the error holds every tensor of the pass
+            break
+        supervised += learned
+        tokens += int((batch.segments > 0).sum())
+        samples += len(batch.ids)
+    out = [float(bool(full) and rank == runtime.rank) for rank in range(runtime.world)]
+    sums = [total, weight, supervised, tokens, samples, *out]
+    total, weight, supervised, tokens, samples, *out = runtime.total(sums)
+    if any(out):
+        rows, length = max(tuple(batch.tokens.shape) for batch in batches)
+        raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
+    return _Tally(total, weight, int(supervised), int(tokens), int(samples))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left; the processor's allocator has no class of its own for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
+
+
+def _drop(optimizers: Mapping[str, GroupOptimizer], held: bool = False) -> None:
+    for optimizer in optimizers.values():
+        optimizer.drop(held)
+
+
+def _parameters(optimizers: Mapping[str, GroupOptimizer], names: Iterable[str]) -> list[Parameter]:
+    return [parameter for name in names for parameter in optimizers[name].parameters]

@@ -1,0 +1,239 @@
+"""Validation while training: the loss of held-out data, and the questions of a task, every so many steps.
+
+It changes nothing of the run: no weight, no random number, no place in the data; what it finds goes into the metrics,
+and what cannot be used into the ledger under its own name. A run that is stopped during a validation does that
+validation first when it goes on.
+
+Every rank takes its part of the samples and all ranks come to the same sums. A task is asked on the first rank, or on
+all of them alike where the model is cut over the ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from mmtune import registry
+from mmtune.data.build import likes_of, plan_of
+from mmtune.data.collate import collate
+from mmtune.data.ledger import Ledger
+from mmtune.data.loader import Loader, Skip, Stream
+from mmtune.data.pack import Packer, Plan
+from mmtune.data.prefetch import prepared
+from mmtune.errors import DataError, Reason
+from mmtune.eval.run import evaluate
+from mmtune.training.resume import seed_step
+from mmtune.types import Batch, Example
+
+if TYPE_CHECKING:
+    from mmtune.eval.tasks.base import Task
+    from mmtune.model import MultimodalModel
+    from mmtune.objectives.base import Objective
+    from mmtune.processor import Processor
+    from mmtune.recipe import Recipe
+    from mmtune.training.distributed import Runtime
+
+
+@dataclass
+class _Tally:
+    """Sums over the held-out samples of one stream."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    samples: int = 0
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Validator:
+    """Measures a model that is being trained.
+
+    Args:
+        streams: what `mmtune.data.build.held_out_of` gave.
+        objectives: by stream that is trained on.
+        processor: for the conversations of the task.
+        ledger: takes held-out samples that cannot be used.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: MultimodalModel,
+        runtime: Runtime,
+        streams: Sequence[Stream],
+        objectives: Mapping[str, Objective],
+        processor: Processor,
+        ledger: Ledger,
+    ) -> None:
+        self._section, self._model, self._runtime, self._ledger = recipe.eval, model, runtime, ledger
+        self._processor, self.streams = processor, list(streams)
+        self._objectives = {name: objectives[like] for name, like in likes_of(recipe).items()}
+        plan = plan_of(recipe)
+        self._plan = Plan(rows=max(1, plan.rows // runtime.world), length=plan.length)
+        pad = model.llm.tokenizer.pad
+        self._loader = Loader(streams, plan, workers=recipe.run.workers, pad=pad) if streams else None
+        self.task = task_of(recipe) if recipe.eval.data else None
+
+    def check(self) -> None:
+        """Look for a sample of each held-out stream that can be used, before a run works for hours towards its first
+        validation. Raises DataError where there is none."""
+        for stream in self.streams:
+            skipped, positions = list[dict[str, Any]](), range(min(self._section.limit, len(stream.corpus)))
+            with closing(prepared(self._loader, stream.name, positions)) as samples:
+                for found in samples:
+                    if not isinstance(found, Skip):
+                        break
+                    skipped.append(asdict(found))
+                else:
+                    raise _unusable(stream.name, skipped)
+
+    def run(
+        self, step: int, stopped: Callable[[], bool] = lambda: False, limit: int | None = None
+    ) -> dict[str, float] | None:
+        """Measure the model as it is. Every rank calls this.
+
+        Args:
+            step: steps done, for the ledger.
+            stopped: asked between batches whether to give up.
+            limit: most samples and records, where that is less than the recipe has.
+
+        Returns:
+            `loss` over all held-out data, `NAME/loss` and `NAME/samples` of each stream, `TASK/MEASURE` of the task;
+            none when it was given up, on every rank.
+
+        Raises:
+            DataError: a held-out stream of which not one sample can be used.
+        """
+        most = min(self._section.limit, limit or self._section.limit)
+        values: dict[str, float] = {}
+        with self._apart():
+            tallies: dict[str, _Tally] = {}
+            for stream in self.streams:
+                tally = self._loss(stream, most, stopped)
+                if tally is None:
+                    return None
+                tallies[stream.name] = tally
+            if tallies:
+                values["loss"] = _mean([*tallies.values()])
+            for name, tally in tallies.items():
+                values |= {f"{name}/loss": _mean([tally]), f"{name}/samples": tally.samples}
+            if self.task is not None:
+                values |= self._ask(self.task, most)
+        for name, tally in tallies.items():
+            for skip in tally.skipped:
+                self._ledger.note_held_out(name, **skip, step=step - 1)
+        return values
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Within, the model does not learn and random numbers are a validation's own; afterwards all is as before."""
+        devices = [self._runtime.device] if self._runtime.device.type == "cuda" else []
+        states = random.getstate(), numpy.random.get_state()
+        with torch.random.fork_rng(devices):
+            seed_step(0, 0, self._runtime.rank)  # the same draws each time, so that validations compare
+            self._model.eval()
+            try:
+                with torch.no_grad():
+                    yield
+            finally:
+                self._model.train()
+                random.setstate(states[0])
+                numpy.random.set_state(states[1])
+
+    def _loss(self, stream: Stream, most: int, stopped: Callable[[], bool]) -> _Tally | None:
+        """The sums of a stream over all ranks, or none when the run was told to stop."""
+        runtime, name, tally = self._runtime, stream.name, _Tally()
+        feed = self._batches(stream, most, tally.skipped)
+        while True:
+            batch = next(feed, None)
+            # ranks run out at different batches; those that are done take part with padding until the last one is
+            going, stop = runtime.total([batch is not None, stopped()])
+            if stop:
+                feed.close()
+                return None
+            if not going:
+                break
+            batch = batch or collate([], self._model.llm.tokenizer.pad, name)
+            runtime.at(f"validation: {name}", batch.ids)
+            batch = batch.to(runtime.device)
+            with runtime.autocast():
+                loss, weight = self._objectives[name].loss(self._model, batch)
+            tally.loss += float(loss)
+            tally.weight += float(weight)
+            tally.samples += len(batch.ids)
+        tally.loss, tally.weight, samples = runtime.total([tally.loss, tally.weight, tally.samples])
+        tally.samples = int(samples)
+        tally.skipped = _shared(runtime, tally.skipped)
+        if not tally.samples:
+            raise _unusable(name, tally.skipped)
+        return tally
+
+    def _batches(self, stream: Stream, most: int, skipped: list[dict[str, Any]]) -> Iterator[Batch]:
+        """This rank's part of the first samples of a stream, packed."""
+        runtime, pad = self._runtime, self._model.llm.tokenizer.pad
+        positions = range(runtime.rank, min(most, len(stream.corpus)), runtime.world)
+        packer, held = Packer(self._plan), list[Example]()
+        for found in prepared(self._loader, stream.name, positions):
+            if isinstance(found, Skip):
+                skipped.append(asdict(found))
+                continue
+            if not packer.add(len(found)):
+                yield collate([[held[place] for place in row] for row in packer.rows()], pad, stream.name)
+                packer, held = Packer(self._plan), []
+                packer.add(len(found))
+            held.append(found)
+        if held:
+            yield collate([[held[place] for place in row] for row in packer.rows()], pad, stream.name)
+
+    def _ask(self, task: Task, most: int) -> dict[str, float]:
+        """The measures of the task, the same on all ranks."""
+        runtime, name = self._runtime, task.config.name
+        alike = runtime.world > 1 and runtime.strategy != "replicate"
+        found = dict.fromkeys(task.measures, 0.0)
+        with runtime.patient(f"validation: {name}"):
+            if runtime.main or alike:
+                both, data = (self._model, self._processor), list(self._section.data)
+                report = evaluate(both, task, data, limit=most, quiet=True)
+                found = {key: report["measures"]["plain"]["overall"][key] for key in found}
+            runtime.barrier()
+        told = runtime.total(list(found.values()) if runtime.main else [0.0] * len(found))
+        return {f"{name}/{key}": value for key, value in zip(found, told, strict=True)}
+
+
+def task_of(recipe: Recipe) -> Task | None:
+    """The task that a recipe names."""
+    section = recipe.eval.task
+    return None if section is None else registry.find("eval/tasks", section.name)(section)
+
+
+def _unusable(name: str, skipped: Sequence[Mapping[str, Any]]) -> DataError:
+    first = skipped[0]
+    return DataError(
+        Reason(first["reason"]),
+        f"not one of {len(skipped)} held-out samples of {name} can be used; {first['detail']}",
+        "held-out data that can be used",
+        "mmtune data check PATTERN --recipe RECIPE says what is wrong",
+    )
+
+
+def _mean(tallies: Sequence[_Tally]) -> float:
+    weight = sum(tally.weight for tally in tallies)
+    return sum(tally.loss for tally in tallies) / weight if weight else math.nan
+
+
+def _shared(runtime: Runtime, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of all ranks in one order."""
+    words = runtime.gather([json.dumps(row) for row in rows])
+    return sorted((json.loads(word) for word in words), key=lambda row: row["id"])
+
+
+def said(values: Mapping[str, float]) -> str:
+    """What was measured, in one line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("/samples"))

@@ -1,0 +1,124 @@
+"""When a run is validated, what comes of it, and whether that is the best so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.checkpoint import seal, store
+from mmtune.data.build import held_out_of
+from mmtune.training.best_metric import Best, best_of
+from mmtune.training.validate import Validator, said, task_of
+
+if TYPE_CHECKING:
+    from mmtune.data.loader import Loader, Stream
+    from mmtune.model import MultimodalModel
+    from mmtune.objectives.base import Objective
+    from mmtune.recipe import Recipe
+    from mmtune.training.distributed import Runtime
+
+TASTE = 8
+"""Samples of each held-out stream that a rehearsal looks at."""
+
+
+class Judge:
+    """Validates a run every `eval.every` steps, and after the last one.
+
+    Args:
+        out: the run folder, in which the best state is kept; none keeps nothing.
+        objectives: by stream.
+        steps: of the whole run.
+        say: told what was found.
+
+    Raises:
+        ConfigError: a measure that is not taken.
+        DataError: held-out data that cannot be read.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path | None,
+        model: MultimodalModel,
+        runtime: Runtime,
+        loader: Loader,
+        objectives: Mapping[str, Objective],
+        steps: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._every, self._steps, self._out, self._say = recipe.eval.every, steps, out, say
+        self._runtime, self._ledger = runtime, loader.ledger
+        self.best: Best | None = best_of(recipe, task_of(recipe) if recipe.eval.data else None)
+        self._last = 0
+        """The step after which the run was validated last."""
+        self._validator: Validator | None = None
+        if self.best is None:
+            return
+        processors = {name: stream.processor for name, stream in loader.streams.items()}
+        streams = held_out_of(recipe, processors, say, write=out is not None)
+        asked = store.processor_for(recipe, model, run=out)
+        self._validator = Validator(recipe, model, runtime, streams, objectives, asked, loader.ledger)
+        held = ", ".join(f"{stream.name} {len(stream.corpus):,}" for stream in streams) or "nothing"
+        say(f"held out  {held}; validated every {self._every:,} steps, the best state is chosen by {self.best.measure}")
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Held-out streams."""
+        return self._validator.streams if self._validator else []
+
+    def due(self, step: int) -> bool:
+        """Whether the run is to be validated after `step` steps, and was not."""
+        due = bool(self._every) and step > 0 and (step % self._every == 0 or step == self._steps)
+        return due and self._last != step
+
+    def judge(
+        self, step: int, stopped: Callable[[], bool], write: Callable[[int, dict[str, Any]], None] = lambda *row: None
+    ) -> bool:
+        """Validate. Every rank calls this.
+
+        Args:
+            stopped: whether to give up; then the validation is done when the run goes on.
+            write: takes a row of metrics.
+
+        Returns:
+            Whether this is the best state so far.
+        """
+        if self._validator is None or self.best is None:
+            return False
+        begun = time.perf_counter()
+        values = self._validator.run(step, stopped)
+        if values is None:
+            return False
+        self._last = step
+        write(step, {**{f"eval/{name}": v for name, v in values.items()}, "eval/seconds": time.perf_counter() - begun})
+        better = self.best.take(step, values)
+        self._say(f"validation after step {step}: {said(values)}{'; the best so far' if better else ''}")
+        return better
+
+    def check(self) -> None:
+        """Raise DataError for held-out data of which nothing can be used, before the first step."""
+        if self._validator is not None:
+            self._validator.check()
+
+    def taste(self) -> None:
+        """Validate on a few samples, to see that it works."""
+        if self._validator is not None:
+            found = self._validator.run(1, limit=TASTE)
+            self._say(f"validation on up to {TASTE} samples of each stream: {said(found or {})}")
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a saved state."""
+        return {"last": self._last, "best": self.best.state() if self.best else None}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take back what `state` gave. A best state that is not whole any more is forgotten, and that is said."""
+        if not state or self.best is None:
+            return
+        self._last = state["last"]
+        self.best.load(state["best"])
+        lost = self._runtime.main and self.best.step > 0 and bool(seal.faults(self._out / "best" / "weights"))
+        if self._runtime.any(lost):
+            self._say(f"warning: the best state, of step {self.best.step}, is damaged or gone; the next one counts")
+            self.best = Best(self.best.measure, self.best.lower)

@@ -1,0 +1,117 @@
+"""The arithmetic of `mmtune plan`, held against what tiny models really take on a CPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from mmtune.commands import plan
+from mmtune.llm import _attention
+from mmtune.training import estimate
+from mmtune.training.optim import GroupOptimizer
+
+T = 64
+
+
+def llama(depth: int, width: int, inner: int, heads: int, groups: int, trained: bool, bf16: bool):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": depth, "vocab_size": 64}
+    config = LlamaConfig(**sizes, num_attention_heads=heads, num_key_value_heads=groups)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=_attention.register()).eval()
+    model.requires_grad_(False)
+    model.model.layers.requires_grad_(trained)
+    for parameter in model.parameters():
+        if bf16 and not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def kept(model, bf16: bool) -> int:
+    """Bytes of all tensors that are kept for the backward pass, each once, weights left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    seen: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    x = torch.randn(2, T, model.config.hidden_size, dtype=torch.bfloat16 if bf16 else torch.float32).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
+        model.model(inputs_embeds=x, use_cache=False, mmtune_call=_attention.Call(T))
+    return sum(seen.values())
+
+
+def shape(model) -> estimate.Shape:
+    layers = list(model.model.layers.parameters())
+    numbers, config = sum(p.numel() for p in layers), model.config
+    trained = layers[0].requires_grad
+    matrices = sum(p.numel() for p in layers if p.ndim == 2) if trained else 0
+    split = (0, numbers) if trained else (numbers, 0)
+    sizes = (config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    return estimate.Shape(*split, 0, 0, matrices, 0, *sizes, 64, 64 * config.hidden_size)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("sizes", [(64, 172, 4, 4), (128, 344, 8, 2)])
+def test_what_layers_keep(sizes, trained, bf16):
+    two, six = (llama(depth, *sizes, trained, bf16) for depth in (2, 6))
+    really = kept(six, bf16) - kept(two, bf16)  # what is there once falls out
+    said = [estimate.activations(shape(model), 2 * T, bf16=bf16) for model in (two, six)]
+    assert said[1] - said[0] == pytest.approx(really, rel=0.02)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_kept_where_layers_are_computed_anew(bf16):
+    two, six = (llama(depth, 64, 172, 4, 4, False, bf16) for depth in (2, 6))
+    for model in (two, six):
+        for layer in model.model.layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    really = kept(six, bf16) - kept(two, bf16)
+    said = [estimate.activations(shape(model), 2 * T, checkpointing=True, bf16=bf16) for model in (two, six)]
+    assert said[1] - said[0] == pytest.approx(really, rel=0.05)
+
+
+def test_gradients_and_states_are_what_an_optimizer_holds():
+    model = llama(2, 64, 172, 4, 4, True, False)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = GroupOptimizer("all", named, 1e-3)
+    for _, parameter in named:
+        parameter.grad = torch.zeros_like(parameter)
+    grads = sum(parameter.grad.nbytes for _, parameter in named)
+    optimizer.step(optimizer.norm(), 1.0)
+    means = sum(t.nbytes for name, t in optimizer.state().items() if not name.endswith("/step"))
+    held = estimate.memory_of(shape(model), 1)
+    assert (held.gradients, held.optimizer) == (grads, means)
+    assert held.weights == sum(parameter.nbytes for _, parameter in named)
+
+
+def test_what_is_cut_is_shared_out():
+    frozen, trained = (shape(llama(4, 64, 172, 4, 4, trained, False)) for trained in (False, True))
+    whole = estimate.memory_of(frozen, 1)
+    cut = estimate.memory_of(frozen, 1, "shard", devices=4)
+    assert cut.weights == whole.weights // 4 and cut.gathered == 2 * whole.weights // 4
+    assert estimate.memory_of(trained, 1, "shard", devices=4).weights == estimate.memory_of(trained, 1).weights
+    all_cut = estimate.memory_of(trained, 1, "shard_all", devices=4)
+    assert all_cut.optimizer == estimate.memory_of(trained, 1).optimizer // 4
+
+
+SIZES = {"7": "lmsys/vicuna-7b-v1.5", "13": "lmsys/vicuna-13b-v1.5", "70": "meta-llama/Llama-2-70b-hf"}
+
+
+@pytest.mark.parametrize(("billions", "repo"), SIZES.items())
+def test_plan_of_full_size(billions, repo):
+    devices = plan.Devices(8, 80.0, 989.0, 0.4, 400.0)
+    said = plan.lines("llava_1_5_7b_lora", [f"model.llm.like={repo}"], devices)
+    whole = float(next(line for line in said if line.startswith("replicate")).split()[2])
+    assert whole == pytest.approx(2 * float(billions), rel=0.15), "two bytes for each weight, and what trains"
+    assert sum("shard_all" in line for line in said) == 2
