@@ -282,8 +282,8 @@ def dump(tree: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def locate(name: str | Path, kind: registry.Shelf = "recipes", beside: Path | None = None) -> Path:
-    """The file for a path or for a name on a shelf. Raises ConfigError that lists the shelf, nearest first.
+def locate(name: str | Path, builtin: registry.Builtin = "recipes", beside: Path | None = None) -> Path:
+    """The file for a path or for the name of one that ships. Raises ConfigError that lists those, nearest first.
 
     Args:
         name: what has a slash or ends in .yaml or .yml is a path, anything else a name.
@@ -297,30 +297,32 @@ def locate(name: str | Path, kind: registry.Shelf = "recipes", beside: Path | No
                 return path / "recipe.yaml"
             if path.is_file():
                 return path
-        raise ConfigError(f"there is no file {text}", "a YAML file", f"a name instead: mmtune list {kind}")
-    known = registry.shipped(kind)
+        raise ConfigError(f"there is no file {text}", "a YAML file", f"a name instead: mmtune list {builtin}")
+    known = registry.shipped(builtin)
     if text not in known:
         hint = f"or the path that is there: ./{text}" if text and Path(text).exists() else "the path of a YAML file"
-        listed = registry.suggest(text, known, kind)
-        raise ConfigError(f"no {kind.removesuffix('s')} is called {text!r}", f"one of {listed}", hint)
+        listed = registry.suggest(text, known, builtin)
+        raise ConfigError(f"no {builtin.removesuffix('s')} is called {text!r}", f"one of {listed}", hint)
     return known[text]
 
 
-def read(path_or_name: str | Path, overrides: Sequence[str] = (), kind: registry.Shelf = "recipes") -> dict[str, Any]:
+def read(
+    path_or_name: str | Path, overrides: Sequence[str] = (), builtin: registry.Builtin = "recipes"
+) -> dict[str, Any]:
     """One YAML file, its `base:` (one level) and `a.b.c=value` overrides, merged into one tree.
 
-    `base:` is a path, tried beside the file first, or a name on the same shelf. Mappings merge key by key, except an
-    entry whose `name` changes: it is replaced whole, so that options of the old entry do not stick to the new one.
-    Lists are replaced. Null in place of a mapping takes it out, as `streams.caption=null`. `here:NAME` in a file is a
-    path in that file's folder. Raises ConfigError.
+    `base:` is a path, tried beside the file first, or the name of one of its kind that ships. Mappings merge key by
+    key, except an entry whose `name` changes: it is replaced whole, so that options of the old entry do not stick to
+    the new one. Lists are replaced. Null in place of a mapping takes it out, as `streams.caption=null`. `here:NAME` in
+    a file is a path in that file's folder. Raises ConfigError.
     """
-    path = locate(path_or_name, kind)
+    path = locate(path_or_name, builtin)
     tree = paths.from_here(_read_mapping(path), path.parent)
     base = tree.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base is {base!r}", "one path or name")
-        below = locate(base, kind, beside=path.parent)
+        below = locate(base, builtin, beside=path.parent)
         under = paths.from_here(_read_mapping(below), below.parent)
         if "base" in under:
             raise ConfigError(f"{path} builds on {below}, which has a base itself", "one level of base")
@@ -374,7 +376,7 @@ def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
     if isinstance(node, list):
         if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
             raise ConfigError(f"the override {text!r}: no place {head!r}", f"a number below {len(node)}")
-        return [_set(item, rest, value, text) if place == int(head) else item for place, item in enumerate(node)]
+        return [_set(item, rest, value, text) if index == int(head) else item for index, item in enumerate(node)]
     if node is None:
         node = {}
     if not isinstance(node, dict):
@@ -429,10 +431,10 @@ def validate(cls: type[Model], tree: Any, origin: str = "", hint: str = "change 
 
 
 def load(
-    cls: type[Model], path_or_name: str | Path, overrides: Sequence[str] = (), kind: registry.Shelf = "recipes"
+    cls: type[Model], path_or_name: str | Path, overrides: Sequence[str] = (), builtin: registry.Builtin = "recipes"
 ) -> Model:
     """`read`, then `validate`."""
-    return validate(cls, read(path_or_name, overrides, kind), str(path_or_name))
+    return validate(cls, read(path_or_name, overrides, builtin), str(path_or_name))
 
 
 def problem(path: str, message: str, seen: Any = None) -> dict[str, Any]:
@@ -488,14 +490,14 @@ def _has(tree: Any, key: Any) -> bool:
     return key in tree if isinstance(tree, dict) else isinstance(key, int) and key < len(tree)
 
 
-def _peel(kind: Any, tree: Any, inside: bool = False) -> Any:
+def _peel(cls: Any, tree: Any, inside: bool = False) -> Any:
     """A config class out of an annotation: through Annotated entries and optional values, and once into a container."""
-    if isinstance(kind, _Named):
+    if isinstance(cls, _Named):
         try:
-            return kind.config(tree)
+            return cls.config(tree)
         except PydanticCustomError:
             return None
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    origin, parts = typing.get_origin(cls), typing.get_args(cls)
     if origin is Annotated:
         named = [part for part in parts if isinstance(part, _Named)]
         return _peel(named[0] if named else parts[0], tree, inside)
@@ -504,11 +506,11 @@ def _peel(kind: Any, tree: Any, inside: bool = False) -> Any:
         return _peel(options[0], tree, inside) if len(options) == 1 else None
     if origin in (dict, list, tuple) and inside and parts:
         return _peel(parts[1] if origin is dict else parts[0], tree)
-    return kind if not inside else None
+    return cls if not inside else None
 
 
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _is_config(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, BaseModel)
 
 
 def _short(value: Any) -> str:

@@ -213,30 +213,30 @@ class _Reader:
 
     def _next(self, ids: Tensor) -> Batch:
         tokens = ids[:, None]
-        media, frames, slots = self.batch.media, self.batch.frames, self.batch.slots
-        if self.model.fusion.takes_places:
+        media, frames, slots = self.batch.media, self.batch.frame_mask, self.batch.slots
+        if self.model.fusion.uses_placeholders:
             media = frames = slots = {}
         labels, segments = torch.full_like(tokens, -100), torch.ones_like(tokens, dtype=torch.int32)
         return Batch(tokens, labels, self.lengths[:, None], segments, media, frames, slots, ids=self.batch.ids)
 
     def _going(self) -> dict[str, Embeds]:
         """What the fusion needs in every step: nothing where media took places, which are in the cache."""
-        return {} if self.model.fusion.takes_places else self.embeds
+        return {} if self.model.fusion.uses_placeholders else self.embeds
 
     def keep(self, kept: Tensor) -> None:
         """Keep these rows, int64 [B'], and drop the others, with their media."""
         self.cache.keep(kept)
         self.lengths, self.logits = self.lengths[kept], self.logits[kept]
-        if self.model.fusion.takes_places:
+        if self.model.fusion.uses_placeholders:
             return
-        place = torch.full((len(self.batch.tokens),), -1, device=kept.device)
-        place[kept] = torch.arange(len(kept), device=kept.device)
+        new_row = torch.full((len(self.batch.tokens),), -1, device=kept.device)
+        new_row[kept] = torch.arange(len(kept), device=kept.device)
         batch, embeds = self.batch, {}
         media, frames, slots = {}, {}, {}
         for branch, lines in batch.slots.items():
-            stay = place[lines[:, 0]] >= 0
-            media[branch], frames[branch] = batch.media[branch][stay], batch.frames[branch][stay]
-            slots[branch] = torch.cat([place[lines[stay, :1]], lines[stay, 1:]], dim=1)
+            stay = new_row[lines[:, 0]] >= 0
+            media[branch], frames[branch] = batch.media[branch][stay], batch.frame_mask[branch][stay]
+            slots[branch] = torch.cat([new_row[lines[stay, :1]], lines[stay, 1:]], dim=1)
             given = self.embeds[branch]
             embeds[branch] = Embeds(given.tokens[stay], given.mask[stay])
         self.embeds = embeds

@@ -45,7 +45,7 @@ class Branch(nn.Module):
         self.connector = connector
         self.kinds = tuple(encoder.kinds if kinds is None else kinds)
         self.cached = False
-        self._nothing: dict[bool, Tensor] = {}
+        self._black_image: dict[bool, Tensor] = {}
         strange = sorted(set(self.kinds) - set(encoder.kinds))
         if strange:
             raise ConfigError(
@@ -53,12 +53,12 @@ class Branch(nn.Module):
                 "kinds that the encoder takes",
             )
 
-    def nothing(self) -> Tensor:
+    def black_image(self) -> Tensor:
         """One frame of zeros in the place of a prepared picture, [1,...]; its features [1,N,E] where those are stored.
 
         Made once, on the CPU. Published LLaMA-Adapter V2 weights are shown it where a conversation has no picture.
         """
-        if self.cached not in self._nothing:
+        if self.cached not in self._black_image:
             encoder = self.encoder
             black = Media("image", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), origin="nothing")
             item = torch.zeros_like(encoder.prepare(black))
@@ -68,10 +68,10 @@ class Branch(nn.Module):
                 # kept beyond the call, also of one in inference mode, whose tensors no later training could use
                 with torch.inference_mode(False), torch.no_grad():
                     item = encoder(item[None].to(weight.device), frames).tokens[0].cpu().half()  # as they are stored
-            self._nothing[self.cached] = item
-        return self._nothing[self.cached]
+            self._black_image[self.cached] = item
+        return self._black_image[self.cached]
 
-    def blank(self) -> Features:
+    def dummy_features(self) -> Features:
         """The features of one item of one frame that shows nothing: what runs where a batch has no item."""
         parameter = next(self.connector.parameters())
         encoder = self.encoder
@@ -83,8 +83,8 @@ class Branch(nn.Module):
 class MultimodalModel(nn.Module):
     """Branches, language model and fusion.
 
-    Encoders stay in eval mode whatever happens, but for what they name in `wakes`. There and elsewhere `train()`
-    reaches what has parameters to train, so that dropout inside a frozen part never wakes up; call it after
+    Encoders stay in eval mode whatever happens, but for what they name in `train_mode_modules`. There and elsewhere
+    `train()` reaches what has parameters to train, so that dropout inside a frozen part never wakes up; call it after
     trainability is settled.
     """
 
@@ -110,7 +110,7 @@ class MultimodalModel(nn.Module):
             for part in (self.llm, self.fusion, *(branch.connector for branch in self.branches.values())):
                 _wake(part)
             for branch in self.branches.values():
-                for name in branch.encoder.wakes:
+                for name in branch.encoder.train_mode_modules:
                     if isinstance(part := getattr(branch.encoder, name), nn.Module):
                         _wake(part)
         return self
@@ -124,7 +124,7 @@ class MultimodalModel(nn.Module):
         features = {}
         for name, x in batch.media.items():
             branch = self._branch(name)
-            frames = batch.frames[name]
+            frames = batch.frame_mask[name]
             if branch.cached:
                 features[name] = _stored(name, branch, x, frames)
                 continue
@@ -143,15 +143,15 @@ class MultimodalModel(nn.Module):
         if torch.is_grad_enabled():
             for name, branch in self.branches.items():
                 if name not in embeds and any(parameter.requires_grad for parameter in branch.parameters()):
-                    embeds[name] = _nothing(branch)
+                    embeds[name] = _dummy_embeds(branch)
         return embeds
 
     def fuse(self, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """Embeddings and tokens through the language model -> hidden [B,T,D]."""
-        blank = {name: given for name, given in embeds.items() if name not in batch.media}
+        dummies = {name: given for name, given in embeds.items() if name not in batch.media}
         real = {name: given for name, given in embeds.items() if name in batch.media}
         hidden = self.fusion(self.llm, batch, real, cache)
-        for given in blank.values():
+        for given in dummies.values():
             hidden = hidden + given.tokens.sum().to(hidden.dtype) * 0
         return hidden
 
@@ -213,10 +213,10 @@ def _stored(name: str, branch: Branch, x: Tensor, frames: Tensor) -> Features:
     return Features(x.to(dtype), frames, encoder.grid)
 
 
-def _nothing(branch: Branch) -> Embeds:
+def _dummy_embeds(branch: Branch) -> Embeds:
     """One blank item through the connector, times zero, tied to what is trained in the encoder."""
     if any(True for _ in branch.connector.parameters()):
-        tokens = branch.connector(branch.blank()).tokens * 0
+        tokens = branch.connector(branch.dummy_features()).tokens * 0
     else:
         tokens = torch.zeros(1, 1, branch.connector.llm_width, device=next(branch.encoder.parameters()).device)
     for parameter in branch.encoder.parameters():

@@ -11,7 +11,7 @@ import time
 from typing import Literal, TextIO
 
 
-class Reader:
+class Output:
     """Whoever reads standard output or standard error.
 
     A pipe that is full is waited for once, `patience` seconds; from then on lines are dropped and counted until there

@@ -22,7 +22,7 @@ from mmtune.registry import nearest
 Named = list[tuple[str, Parameter]]
 
 Curve = Literal["cosine", "half_cosine", "linear", "constant"]
-"""How a learning rate falls after its warm-up; see `mmtune.training.optim.factor`."""
+"""How a learning rate falls after its warm-up; see `mmtune.training.optim.lr_multiplier`."""
 
 SHOWN = 8
 """Names listed of each mistake; the rest are counted."""
@@ -152,7 +152,7 @@ def table(model: nn.Module, parts: Mapping[str, Named], groups: Mapping[str, Par
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     right = (2, 3)
     lines = [
-        "  ".join(cell.rjust(width) if place in right else cell.ljust(width) for place, (cell, width) in
+        "  ".join(cell.rjust(width) if index in right else cell.ljust(width) for index, (cell, width) in
                   enumerate(zip(row, widths, strict=True))).rstrip()
         for row in rows
     ]  # fmt: skip

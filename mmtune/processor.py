@@ -51,6 +51,7 @@ class Lookup(Protocol):
     def get(self, branch: str, ref: MediaRef) -> Tensor | None:
         """The features [F,N,E] of an item, or none for a branch that is not kept."""
 
+
 MOST_TOKENS = 1 << 24
 """Most tokens that stand for one item."""
 
@@ -102,9 +103,10 @@ class Processor:
         template: how conversations are written.
         length: most tokens of an example; none for no limit.
         too_long: what happens to a longer one, see above.
-        takes_places: whether media occupy places in the text, as the fusion says.
+        uses_placeholders: whether media occupy places in the text, as the fusion says.
         features: stored features, used instead of decoding wherever it has an item.
-        blank: branch that gets an all-zero picture where a conversation has nothing for it, as the fusion says.
+        default_image_branch: branch that gets an all-zero picture where a conversation has nothing for it, as the
+            fusion says.
         limits: the most that one item of media may cost; the usual ones when not given.
 
     Raises:
@@ -118,9 +120,9 @@ class Processor:
         template: Template,
         length: int | None = None,
         too_long: TooLong = "drop",
-        takes_places: bool = True,
+        uses_placeholders: bool = True,
         features: Lookup | None = None,
-        blank: str | None = None,
+        default_image_branch: str | None = None,
         limits: media.Limits | None = None,
     ) -> None:
         self.branches = dict(branches.items())
@@ -128,14 +130,16 @@ class Processor:
         self.template = template
         self.length = length
         self.too_long = too_long
-        self.takes_places = takes_places
+        self.uses_placeholders = uses_placeholders
         self.features = features
         self.limits = limits
         self.kinds = _routes(self.branches)
-        self.blank = blank
-        if blank is not None and (takes_places or "image" not in getattr(self.branches.get(blank), "kinds", ())):
+        self.default_image_branch = default_image_branch
+        if default_image_branch is not None and (
+            uses_placeholders or "image" not in getattr(self.branches.get(default_image_branch), "kinds", ())
+        ):
             raise ConfigError(
-                f"an all-zero picture for the branch {blank!r}",
+                f"an all-zero picture for the branch {default_image_branch!r}",
                 "a branch for images, and a fusion that takes no places in the text",
                 f"fusion.blank={next(iter(self.branches), 'null')}",
             )
@@ -188,47 +192,47 @@ class Processor:
 
     def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> _Draft:
         draft = _Draft()
-        for span in self.template.spans(sample, answer, marks=self.takes_places):
-            if span.kind == "media":
-                self._place(draft, span.ref, rng, items)
+        for span in self.template.spans(sample, answer, marks=self.uses_placeholders):
+            if span.type == "media":
+                self._add_media(draft, span.ref, rng, items)
                 continue
             ids = self._ids(span, draft.after)
             draft.write(ids, span.weight)
             if ids:
-                draft.after = "mark" if ids[-1] in self.tokenizer.controls else "text"
-        if self.blank is not None and self.blank not in draft.media:
-            draft.slots.append(Slot(self.blank, 0, 0, 0))
-            draft.media[self.blank] = [self.branches[self.blank].nothing()]
+                draft.after = "mark" if ids[-1] in self.tokenizer.special_ids else "text"
+        if self.default_image_branch is not None and self.default_image_branch not in draft.media:
+            draft.slots.append(Slot(self.default_image_branch, 0, 0, 0))
+            draft.media[self.default_image_branch] = [self.branches[self.default_image_branch].black_image()]
         return draft
 
     def _ids(self, span: Span, after: Before) -> list[int]:
-        if span.kind == "control":
-            return self.tokenizer.control(span.text, after)
-        if span.kind == "times":
-            return self.tokenizer.encode(self._told(span), after)
+        if span.type == "control":
+            return self.tokenizer.encode_special(span.text, after)
+        if span.type == "times":
+            return self.tokenizer.encode(self._timestamps(span), after)
         return self.tokenizer.encode(span.text, after)
 
-    def _place(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: _Items) -> None:
+    def _add_media(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: _Items) -> None:
         branch, item = self.item(ref, rng, items)
         to = self.branches[branch]
-        places = to.connector.places(item, to.encoder) if self.takes_places else 0
-        if places > MOST_TOKENS:  # before they are written, for a recipe may come from anywhere
+        num_tokens = to.connector.num_tokens(item, to.encoder) if self.uses_placeholders else 0
+        if num_tokens > MOST_TOKENS:  # before they are written, for a recipe may come from anywhere
             raise ModelError(
-                f"branch {branch} makes {places:,} tokens of one item",
+                f"branch {branch} makes {num_tokens:,} tokens of one item",
                 f"at most {MOST_TOKENS:,}",
                 "look at the sizes of its connector and encoder in the recipe",
             )
         held = draft.media.setdefault(branch, [])
-        draft.slots.append(Slot(branch, len(draft.tokens), places, len(held)))
+        draft.slots.append(Slot(branch, len(draft.tokens), num_tokens, len(held)))
         held.append(item)
-        draft.write([self.tokenizer.pad] * places)
-        if places:
+        draft.write([self.tokenizer.pad] * num_tokens)
+        if num_tokens:
             draft.after = "start"
 
-    def _told(self, span: Span) -> str:
+    def _timestamps(self, span: Span) -> str:
         """What a template says about when the frames of a video are taken."""
         encoder = self.branches[self.branch_of(span.ref)].encoder
-        seconds = media.spoken(media.moments(span.ref, encoder.sampling(span.ref.kind), self.limits))
+        seconds = media.format_times(media.frame_times(span.ref, encoder.sampling(span.ref.kind), self.limits))
         return span.text.replace("{count}", str(len(seconds))).replace("{times}", ", ".join(seconds))
 
     def branch(self, kind: Kind) -> str:
@@ -299,8 +303,8 @@ def _routes(branches: Mapping[str, BranchLike]) -> dict[Kind, str]:
 
 def _single(tokenizer: Tokenizer, text: str, key: str) -> int:
     """The id of a string that must be one control token."""
-    ids = tokenizer.control(text)
-    if len(ids) != 1 or ids[0] not in tokenizer.controls:
+    ids = tokenizer.encode_special(text)
+    if len(ids) != 1 or ids[0] not in tokenizer.special_ids:
         raise ConfigError(
             f"{key} of the template has {text!r}, which is {len(ids)} tokens of plain text to this tokenizer",
             "strings that are one control token each",

@@ -31,7 +31,7 @@ _SOFTER = {"[": "(", "]": ")", "{": "(", "}": ")", "<": "(", ">": ")"}
 class Span:
     """A stretch of a prompt. Text and quotes are content: no control token may come out of them."""
 
-    kind: Literal["control", "text", "quote", "media", "times"]
+    type: Literal["control", "text", "quote", "media", "times"]
     """Of `times`, `text` has {count} and {times} in it, which stand for when the frames of `ref` are taken."""
     text: str = ""
     ref: MediaRef | None = None
@@ -176,31 +176,31 @@ class Template(Config):
 
     def _end(self, after: str) -> tuple[str, str]:
         """What an assistant learns to write after its text, and the rest, which is written for it."""
-        places = [after.find(stop) + len(stop) for stop in (*self.stop, *self.ends) if stop in after]
-        cut = min(places) if places else len(after)
+        ends = [after.find(stop) + len(stop) for stop in (*self.stop, *self.ends) if stop in after]
+        cut = min(ends) if ends else len(after)
         return after[:cut], after[cut:]
 
     def render(self, sample: Sample, answer: bool = False) -> str:
         """The prompt as one string for people to read; media as [kind]. Nothing tokenizes this."""
         spans = self.spans(sample, answer)
-        return "".join(f"[{span.ref.kind}]" if span.kind == "media" else span.text for span in spans)
+        return "".join(f"[{span.ref.kind}]" if span.type == "media" else span.text for span in spans)
 
 
 def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:
     """Neighbouring control strings joined, empty spans dropped, a control string's last space moved (see above)."""
     held: Span | None = None
     for span in spans:
-        if span.kind != "media" and not span.text:
+        if span.type != "media" and not span.text:
             continue
-        if held is not None and span.kind == "control" and span.weight == held.weight:
+        if held is not None and span.type == "control" and span.weight == held.weight:
             held = replace(span, text=held.text + span.text)
             continue
         if held is not None:
-            if span.kind in ("text", "quote", "times") and held.text.endswith(" ") and not held.weight:
+            if span.type in ("text", "quote", "times") and held.text.endswith(" ") and not held.weight:
                 held, span = replace(held, text=held.text[:-1]), replace(span, text=" " + span.text)
             if held.text:
                 yield held
-        held = span if span.kind == "control" else None
+        held = span if span.type == "control" else None
         if held is None:
             yield span
     if held is not None:
@@ -211,4 +211,4 @@ def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:
 
 def load(path_or_name: str) -> Template:
     """A template by its name in configs/prompts, or by its path. Raises ConfigError."""
-    return config.load(Template, path_or_name, kind="prompts")
+    return config.load(Template, path_or_name, builtin="prompts")

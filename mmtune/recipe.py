@@ -142,7 +142,7 @@ class StreamSection(Config):
         for name in self.data:
             if is_card(name):
                 try:
-                    cards[name] = config.load(Card, name, kind="cards")
+                    cards[name] = config.load(Card, name, builtin="cards")
                 except MmtuneError as error:
                     problems.append(config.problem("data", "; ".join(str(error).splitlines())))
         if not problems and self.format is None:
@@ -161,7 +161,7 @@ class StreamSection(Config):
         """The patterns of all shards, those of cards included."""
         found: list[str] = []
         for name in self.data:
-            found += config.load(Card, name, kind="cards").patterns() if is_card(name) else [name]
+            found += config.load(Card, name, builtin="cards").patterns() if is_card(name) else [name]
         return tuple(found)
 
 

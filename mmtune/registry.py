@@ -38,8 +38,8 @@ ROOMS = (
 )
 OPEN = ("experts",)
 """Rooms to which installed packages may add names."""
-Shelf = Literal["recipes", "prompts", "cards"]
-SHELVES: tuple[Shelf, ...] = ("recipes", "prompts", "cards")
+Builtin = Literal["recipes", "prompts", "cards"]
+BUILTINS: tuple[Builtin, ...] = ("recipes", "prompts", "cards")
 """Folders of YAML files that ship with mmtune."""
 SUGGESTED = 3
 """Names that an error shows of a longer list."""
@@ -132,7 +132,7 @@ def plugins(room: str) -> dict[str, str]:
 
 def _files(room: str) -> list[str]:
     if room not in ROOMS:
-        raise ConfigError(f"no room {room!r}", f"one of {suggest(room, (*ROOMS, *SHELVES))}")
+        raise ConfigError(f"no room {room!r}", f"one of {suggest(room, (*ROOMS, *BUILTINS))}")
     folder = Path(__file__).parent / room
     files = (path.stem for path in folder.glob("*.py"))
     return sorted(name for name in files if not name.startswith("_") and name != "base")
@@ -148,7 +148,8 @@ def suggest(name: str, known: Iterable[str], room: str | None = None) -> str:
     """The names most like a wrong one, for an error; of a long list three, and the command that prints all of it.
 
     Args:
-        room: the room or shelf that the names are of; without one, `known` are the rooms and shelves themselves.
+        room: the room, or set of built-in files, that the names are of; without one, `known` are the rooms and sets of
+            built-in files themselves.
     """
     alike = nearest(name, list(known))
     if len(alike) <= SUGGESTED + 1:
@@ -157,24 +158,24 @@ def suggest(name: str, known: Iterable[str], room: str | None = None) -> str:
     return f"{', '.join(alike[:SUGGESTED])} (all {len(alike)}: {command})"
 
 
-def shelf(kind: Shelf) -> Path:
+def builtin_folder(room: Builtin) -> Path:
     """The folder of the shipped recipes, prompts or cards. Raises ConfigError when there is none."""
     package = Path(__file__).resolve().parent
-    outside = package.parent / ("data/cards" if kind == "cards" else f"configs/{kind}")
-    inside = package / "configs" / kind
+    outside = package.parent / ("data/cards" if room == "cards" else f"configs/{room}")
+    inside = package / "configs" / room
     # A folder called configs may lie beside an installed package by accident; only a checkout has pyproject.toml there.
     if outside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return outside
     if inside.is_dir():
         return inside
     raise ConfigError(
-        f"no folder of {kind} at {outside} or {inside}", "mmtune with its configs", "install mmtune again"
+        f"no folder of {room} at {outside} or {inside}", "mmtune with its configs", "install mmtune again"
     )
 
 
-def shipped(kind: Shelf) -> dict[str, Path]:
-    """Name to file of everything on a shelf, sorted by name."""
-    return {path.stem: path for path in sorted(shelf(kind).glob("*.yaml"))}
+def shipped(room: Builtin) -> dict[str, Path]:
+    """Name to file of every built-in file of a kind, sorted by name."""
+    return {path.stem: path for path in sorted(builtin_folder(room).glob("*.yaml"))}
 
 
 def contract(room: str) -> type:

@@ -50,8 +50,8 @@ def handed_on() -> list[str]:
     here, own = current(), os.path.dirname(os.__file__)
     behind = sys.path.index(own) if own in sys.path else 0
     found = []
-    for place, entry in enumerate(sys.path):
+    for index, entry in enumerate(sys.path):
         whole = os.path.abspath(entry) if entry else here
-        if entry and whole and (whole != here or place > behind):
+        if entry and whole and (whole != here or index > behind):
             found.append(whole)
     return found

@@ -310,7 +310,7 @@ class Batch:
     """int32 [B,T]"""
     media: dict[str, Tensor] = field(default_factory=dict)
     """Branch to [M,F,...]."""
-    frames: dict[str, Tensor] = field(default_factory=dict)
+    frame_mask: dict[str, Tensor] = field(default_factory=dict)
     """Branch to bool [M,F]: which frames are real."""
     slots: dict[str, Tensor] = field(default_factory=dict)
     """Branch to int64 [M,4] = row, segment, start, length; one line per item."""
@@ -326,13 +326,13 @@ class Batch:
         if self.weights is not None:
             _check("batch weights", self.weights, 2, "float32", "[B,T]")
             _same("batch tokens and weights", self.tokens.shape, self.weights.shape, "[B,T]")
-        if not set(self.media) == set(self.frames) == set(self.slots):
+        if not set(self.media) == set(self.frame_mask) == set(self.slots):
             raise ShapeError(
-                f"branches: media {sorted(self.media)}, frames {sorted(self.frames)}, slots {sorted(self.slots)}",
+                f"branches: media {sorted(self.media)}, frames {sorted(self.frame_mask)}, slots {sorted(self.slots)}",
                 "the same branches in all three",
             )
         for branch, media in self.media.items():
-            frames, slots = self.frames[branch], self.slots[branch]
+            frames, slots = self.frame_mask[branch], self.slots[branch]
             _check(f"frames of {branch}", frames, 2, "bool", "[M,F]")
             _same(f"media and frames of {branch}", media.shape[:2], frames.shape, "[M,F]")
             _check(f"slots of {branch}", slots, 2, "int64", "[M,4]")
@@ -346,7 +346,7 @@ class Batch:
                 return {key: move(item) for key, item in value.items()}
             return value if value is None else value.to(device, non_blocking=non_blocking)
 
-        names = ("tokens", "labels", "positions", "segments", "media", "frames", "slots", "weights")
+        names = ("tokens", "labels", "positions", "segments", "media", "frame_mask", "slots", "weights")
         return replace(self, **{name: move(getattr(self, name)) for name in names})
 
 
@@ -356,15 +356,15 @@ class Features:
 
     tokens: Tensor
     """[M,F,N,E]"""
-    frames: Tensor
+    frame_mask: Tensor
     """bool [M,F]: which frames are real."""
     grid: tuple[int, int] | None = None
     """(height, width) in tokens with height * width == N, or none where tokens have no place in a picture."""
 
     def __post_init__(self) -> None:
         _check("feature tokens", self.tokens, 4, None, "[M,F,N,E]")
-        _check("feature frames", self.frames, 2, "bool", "[M,F]")
-        _same("feature tokens and frames", self.tokens.shape[:2], self.frames.shape, "[M,F]")
+        _check("feature frames", self.frame_mask, 2, "bool", "[M,F]")
+        _same("feature tokens and frames", self.tokens.shape[:2], self.frame_mask.shape, "[M,F]")
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens.shape[2]:
             raise ShapeError(f"grid {self.grid} with N = {self.tokens.shape[2]}", "height * width == N")
 

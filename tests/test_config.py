@@ -202,7 +202,7 @@ def test_shelves_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "site" / "configs" / "recipes").mkdir(parents=True)  # somebody else's folder of that name
     monkeypatch.setattr(registry, "__file__", str(package / "registry.py"))
     assert registry.shipped("recipes") == {"one": package / "configs/recipes/one.yaml"}
-    assert config.read("one", kind="cards") == {"a": 1}
+    assert config.read("one", builtin="cards") == {"a": 1}
 
 
 # ------------------------------------------------------------------------------------------------------- validation

@@ -15,11 +15,11 @@ from mmtune import config, registry
 from mmtune.errors import MmtuneError
 
 ROOT = Path(__file__).resolve().parent.parent
-SHELVES = {"recipes": ROOT / "configs/recipes", "prompts": ROOT / "configs/prompts", "cards": ROOT / "data/cards"}
+BUILTINS = {"recipes": ROOT / "configs/recipes", "prompts": ROOT / "configs/prompts", "cards": ROOT / "data/cards"}
 LAUNCH = ROOT / "configs/accelerate"
 """Not ours to read: for `accelerate launch`, see tests/training/test_launch.py."""
 FILES = sorted(p for top in ("configs", "data") for p in (ROOT / top).rglob("*.yaml") if p.parent != LAUNCH)
-RECIPES = [path for path in FILES if path.parent == SHELVES["recipes"]]
+RECIPES = [path for path in FILES if path.parent == BUILTINS["recipes"]]
 
 
 def _id(path: Path) -> str:
@@ -34,10 +34,10 @@ def test_every_file_is_counted() -> None:
             for name in names if Path(folder) != LAUNCH else ():
                 if name.lower().endswith((".yaml", ".yml", ".yaml.in", ".json")):
                     seen += 1
-                    assert Path(folder) in SHELVES.values(), f"{folder}/{name} lies on no shelf, so nobody loads it"
+                    assert Path(folder) in BUILTINS.values(), f"{folder}/{name} lies on no shelf, so nobody loads it"
                     assert name.endswith(".yaml"), name
     assert seen == len(FILES)
-    assert len(FILES) == sum(len(registry.shipped(shelf)) for shelf in SHELVES)
+    assert len(FILES) == sum(len(registry.shipped(builtin_folder)) for builtin_folder in BUILTINS)
     assert RECIPES and len(FILES) > len(RECIPES)
 
 
@@ -46,11 +46,11 @@ def test_it_loads(path: Path) -> None:
     from mmtune import prompt
     from mmtune.recipe import Card, Recipe
 
-    shelf = next(name for name, folder in SHELVES.items() if folder == path.parent)
-    if shelf == "prompts":
+    builtin_folder = next(name for name, folder in BUILTINS.items() if folder == path.parent)
+    if builtin_folder == "prompts":
         assert prompt.load(path.stem).stop
         return
-    loaded = config.load({"recipes": Recipe, "cards": Card}[shelf], path.stem, kind=shelf)  # type: ignore[arg-type]
+    loaded = config.load({"recipes": Recipe, "cards": Card}[builtin_folder], path.stem, builtin=builtin_folder)  # type: ignore[arg-type]
     again = config.validate(type(loaded), config.parse(config.dump(loaded), "the dump"))
     assert again == loaded, "a file that is resolved and read again means the same"
 

@@ -90,7 +90,7 @@ def test_an_answer_ends_at_a_row_of_tokens(model):
 class Whisper(Fusion):
     """Media take no places: their mean is added to every token, in every call."""
 
-    takes_places = False
+    uses_placeholders = False
 
     def __init__(self):
         super().__init__(FusionConfig(name="toy"), 32, 2, 4)
@@ -108,7 +108,7 @@ def test_media_without_places_stay_with_their_rows(model, tmp_path):
     other = make(tiny.folder(tmp_path)).eval()
     other.fusion = Whisper()
     one = processor(other)
-    one.takes_places = False
+    one.uses_placeholders = False
     asked = ((picture(), "what is this"), ("how many",), (clip(3, (0, 255, 0)), "now"), (picture((0, 0, 255)), "a"))
     examples = [one.example(Sample("s", (Turn("user", parts),)), answer=True) for parts in asked]
     free = [naive(other, example, 8) for example in examples]

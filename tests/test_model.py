@@ -205,7 +205,7 @@ def test_features_of_another_shape_are_refused(folder):
 def test_items_of_a_strange_branch_are_refused(folder):
     model = make(folder)
     given = batch(model, sample(picture(), "what"))
-    for table in (given.media, given.frames, given.slots):
+    for table in (given.media, given.frame_mask, given.slots):
         table["smell"] = table.pop("sight")
     with pytest.raises(ModelError, match="smell"):
         model(given)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mmtune.output import Reader
+from mmtune.output import Output
 
 
 class Pipe:
@@ -42,7 +42,7 @@ def pipe():
 
 
 def test_a_pipe_with_a_reader_gets_every_line(pipe):
-    reader = Reader("stdout")
+    reader = Output("stdout")
     lines = [f"step {number} äöü {'x' * number}" for number in range(100)]
     with pipe:
         for line in lines:
@@ -51,7 +51,7 @@ def test_a_pipe_with_a_reader_gets_every_line(pipe):
 
 
 def test_a_full_pipe_is_waited_for_once_and_what_is_lost_is_said_later(pipe):
-    reader, line = Reader("stdout", patience=0.3), "y" * 999
+    reader, line = Output("stdout", patience=0.3), "y" * 999
     with pipe:
         begun = time.monotonic()
         for _ in range(1000):  # a pipe holds 64 KiB
@@ -66,14 +66,14 @@ def test_a_full_pipe_is_waited_for_once_and_what_is_lost_is_said_later(pipe):
 
 
 def test_a_line_longer_than_a_pipe_holds(pipe):
-    reader = Reader("stdout", patience=0.2)
+    reader = Output("stdout", patience=0.2)
     with pipe:
         reader.say("z" * 200_000)
         assert reader.lost == 1 and set(pipe.held()) == {"z"}
 
 
 def test_a_reader_that_left_and_a_stream_that_is_none(pipe, monkeypatch):
-    reader = Reader("stdout")
+    reader = Output("stdout")
     with pipe:
         os.close(pipe.end)
         pipe.end = None
@@ -86,8 +86,8 @@ def test_a_reader_that_left_and_a_stream_that_is_none(pipe, monkeypatch):
 
 def test_a_program_whose_output_nobody_reads_comes_to_its_end():
     code = (
-        "from mmtune.training.log import Voice\n"
-        "voice = Voice('lines'); voice._say.__self__._patience = 0.2\n"
+        "from mmtune.training.log import Progress\n"
+        "voice = Progress('lines'); voice._say.__self__._patience = 0.2\n"
         "for number in range(3000): voice.line('a line of some length, number %d' % number)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

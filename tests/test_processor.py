@@ -104,7 +104,7 @@ def test_the_last_label_of_an_answer_is_a_stop():
 
 
 def test_fusions_without_places_leave_no_trace_in_the_text():
-    example = processor(takes_places=False).example(TWO_TURNS)
+    example = processor(uses_placeholders=False).example(TWO_TURNS)
     assert example.tokens.tolist() == ids(
         "<b> <u> what is this </s> <a> a red cat </s> <u> and <q> ocr: stop </q> now </s> <a> blue </s>"
     )
@@ -288,7 +288,7 @@ def test_every_control_token_of_a_prompt_was_written_by_the_template(name, data)
 
     evil = conversation(lambda: data.draw(text))
     plain = conversation(lambda: "a")
-    assert [i for i in evil if i in tokenizer.controls] == [i for i in plain if i in tokenizer.controls]
+    assert [i for i in evil if i in tokenizer.special_ids] == [i for i in plain if i in tokenizer.special_ids]
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -310,14 +310,14 @@ def test_joined_spans_equal_the_whole_string_as_the_tokenizer_reads_it(name):
 
 def test_times_of_frames_are_told_as_they_are_shown(monkeypatch):
     """The whole prompt of a video, as one string, gives the same ids."""
-    monkeypatch.setattr(media, "moments", lambda ref, sampling, limits: [0.0, 1.25], raising=False)
+    monkeypatch.setattr(media, "frame_times", lambda ref, sampling, limits: [0.0, 1.25], raising=False)
     tokenizer = FastTokenizer(tiny.llama_bpe().to_str(), "<s>", "</s>")
     turns = (Turn("system", ("S",)), Turn("user", (clip(), "what moves")))
     one = processor(tokenizer=tokenizer, template=prompt.load("video_llama2"))
     example = one.example(Sample("s", turns), answer=True)
     (slot,) = example.slots
     ahead, behind = example.tokens[: slot.start].tolist(), example.tokens[slot.start + slot.length :].tolist()
-    assert ahead == tokenizer.control("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\n<Video>")
+    assert ahead == tokenizer.encode_special("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\n<Video>")
     said = "</Video> The video contains 2 frames sampled at 0.0, 1.2 seconds. what moves [/INST]"
     assert behind == tokenizer.encode(said, "start")
 
@@ -349,16 +349,16 @@ def test_too_long_is_cut_where_that_is_the_rule():
 
 
 def test_an_all_zero_picture_where_a_conversation_has_none():
-    class Blank(toys.Pair):
-        def nothing(self):
+    class BlackImage(toys.Pair):
+        def black_image(self):
             return torch.zeros(1, 2, 3)
 
-    one = processor(branches={"sight": Blank()}, takes_places=False, blank="sight")
+    one = processor(branches={"sight": BlackImage()}, uses_placeholders=False, default_image_branch="sight")
     text = one.example(Sample("s", (Turn("user", ("what",)), Turn("assistant", ("a",)))))
     assert [(slot.branch, slot.length, slot.item) for slot in text.slots] == [("sight", 0, 0)]
     assert torch.equal(text.media["sight"][0], torch.zeros(1, 2, 3))
     shown = one.example(Sample("s", (Turn("user", (picture(), "what")), Turn("assistant", ("a",)))))
     assert len(shown.slots) == 1 and shown.media["sight"][0].any()
-    for wrong in ({"takes_places": True}, {"blank": "sound"}):
+    for wrong in ({"uses_placeholders": True}, {"blank": "sound"}):
         with pytest.raises(ConfigError, match="all-zero picture"):
-            processor(**{"takes_places": False, "blank": "sight", **wrong})
+            processor(**{"uses_placeholders": False, "blank": "sight", **wrong})

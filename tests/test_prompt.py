@@ -134,7 +134,7 @@ def test_only_assistants_are_learned():
 def test_media_and_quotes_stand_where_they_were_put():
     turns = (Turn("user", ("look ", PICTURE, Quote("ocr", " STOP\n"), " what?", "now")),)
     spans = prompt.load("pocket").spans(Sample("s", turns), answer=True)
-    assert [(span.kind, span.text) for span in spans] == [
+    assert [(span.type, span.text) for span in spans] == [
         ("control", "<|bos|><|user|>"),
         ("text", "look"),
         ("control", "<|media|>"),
@@ -157,8 +157,8 @@ def test_llava_puts_a_line_break_behind_a_picture():
 def test_the_times_of_a_video_are_said_behind_it():
     clip = MediaRef("video", b"x", "a.mp4")
     spans = prompt.load("video_llama2").spans(Sample("s", (Turn("user", (clip, " q ")),)), answer=True)
-    spans = spans[next(n for n, span in enumerate(spans) if span.kind == "media") :]
-    assert [(span.kind, span.text) for span in spans] == [
+    spans = spans[next(n for n, span in enumerate(spans) if span.type == "media") :]
+    assert [(span.type, span.text) for span in spans] == [
         ("media", ""),
         ("control", "</Video>"),
         ("times", " The video contains {count} frames sampled at {times} seconds."),
@@ -169,13 +169,13 @@ def test_the_times_of_a_video_are_said_behind_it():
     shown = prompt.load("video_llama").render(Sample("s", (Turn("user", (PICTURE, "q")),)), answer=True)
     assert shown == "<s>\n\n###Human: <Image>[image]</Image> q\n###Assistant:"
     bare = prompt.load("video_llama2").spans(Sample("s", (Turn("user", (clip, "q")),)), answer=True, marks=False)
-    assert "times" not in {span.kind for span in bare}
+    assert "times" not in {span.type for span in bare}
 
 
 def test_without_marks_only_the_place_is_kept():
     turns = (Turn("user", (PICTURE, "q")),)
     spans = prompt.load("pocket").spans(Sample("s", turns), answer=True, marks=False)
-    assert [(span.kind, span.text) for span in spans] == [
+    assert [(span.type, span.text) for span in spans] == [
         ("control", "<|bos|><|user|>"),
         ("media", ""),
         ("text", "q"),
@@ -210,12 +210,12 @@ def test_control_text_stays_content():
         turns = (Turn("system", (evil,)), Turn("user", (evil, Quote(evil, evil))), Turn("assistant", (evil,)))
         for name in PUBLISHED:
             template = prompt.load(name)
-            controls = [span.text for span in template.spans(Sample("s", turns)) if span.kind == "control"]
+            special_ids = [span.text for span in template.spans(Sample("s", turns)) if span.type == "control"]
             blank = tuple(
                 Turn(t.role, tuple(Quote("x", "x") if isinstance(p, Quote) else "x" for p in t.parts)) for t in turns
             )
-            expected = [span.text for span in template.spans(Sample("s", blank)) if span.kind == "control"]
-            assert controls == expected
+            expected = [span.text for span in template.spans(Sample("s", blank)) if span.type == "control"]
+            assert special_ids == expected
 
 
 def test_a_side_may_keep_its_texts_as_they_are():

@@ -40,6 +40,25 @@ def test_the_exit_code_says_so(lines: dict[str, str]) -> None:
     assert lines["exit"] == "0", lines
 
 
+FIND = """
+import sys
+sys.path[:0] = [".", "tools"]
+from proofs import mutants
+for proof, guard in mutants.guards():
+    text, tree, _ = mutants._source(guard.module)
+    first, last = mutants._lines(tree, guard.function)
+    found = "".join(text.splitlines(keepends=True)[first - 1 : last]).count(guard.old)
+    if found != 1:
+        print(f"{proof}: {guard.name}: {found} times in {guard.module}:{guard.function}")
+"""
+
+
+def test_the_text_of_every_guard_is_found_once() -> None:
+    words = [sys.executable, "-c", FIND]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr[-2000:]
+
+
 def test_unknown_names_are_refused() -> None:
     done = subprocess.run([*PROVE, "nonsense"], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2 and "no proof nonsense" in done.stderr

@@ -60,25 +60,25 @@ def test_no_text_changes_the_marks_of_a_prompt(name: str) -> None:
     tokenizer, template = TEMPLATES[name](), prompt.load(name)
     processor = Processor({}, tokenizer, template)
 
-    def controls(quotes: tuple[Quote, ...]) -> list[int]:
+    def special_ids(quotes: tuple[Quote, ...]) -> list[int]:
         ids = processor.example(sample(*quotes), answer=True).tokens.tolist()
-        return [token for token in ids if token in tokenizer.controls]
+        return [token for token in ids if token in tokenizer.special_ids]
 
-    expected = controls((Quote("ocr", "EXIT"),))
+    expected = special_ids((Quote("ocr", "EXIT"),))
     assert expected  # a template without marks would prove nothing
     for text in HOSTILE:
-        assert controls((Quote("ocr", text),)) == expected, text
-        assert controls((Quote(text, "EXIT"),)) == expected, text
+        assert special_ids((Quote("ocr", text),)) == expected, text
+        assert special_ids((Quote(text, "EXIT"),)) == expected, text
         made = quote("ocr", [Evidence(text)], ExpertConfig(name="ocr"))
         if made:
-            assert controls((made,)) == expected, text
+            assert special_ids((made,)) == expected, text
 
 
 @pytest.mark.parametrize("name", ["chatml", "vicuna", "llama2", "alpaca"])
 def test_no_text_steps_out_of_brackets(name: str) -> None:
     template = prompt.load(name)
     for text in HOSTILE:
-        [inside] = [span.text for span in template.spans(sample(Quote("ocr", text)), True) if span.kind == "quote"]
+        [inside] = [span.text for span in template.spans(sample(Quote("ocr", text)), True) if span.type == "quote"]
         assert not {"[", "]", "\n"} & set(inside), text
         assert inside.split()[0] == "ocr:" or not plain(text)
 
@@ -86,7 +86,7 @@ def test_no_text_steps_out_of_brackets(name: str) -> None:
 def test_marks_that_are_control_tokens_need_no_such_care() -> None:
     template = prompt.load("pocket")
     text = "a [b]\n<|/quote|>"
-    assert [span.text for span in template.spans(sample(Quote("ocr", text)), True) if span.kind == "quote"] == [
+    assert [span.text for span in template.spans(sample(Quote("ocr", text)), True) if span.type == "quote"] == [
         f"ocr: {text}"
     ]
 
@@ -94,7 +94,7 @@ def test_marks_that_are_control_tokens_need_no_such_care() -> None:
 def test_longer_marks_that_are_plain_text() -> None:
     template = prompt.Template(quote=("<<quote>>", "<</quote>>\n"))
     text = "a <</qu<</quote>>ote>> b <<quote>>"
-    [inside] = [span.text for span in template.spans(sample(Quote("ocr", text)), True) if span.kind == "quote"]
+    [inside] = [span.text for span in template.spans(sample(Quote("ocr", text)), True) if span.type == "quote"]
     assert "<</quote>>" not in inside and "<<quote>>" not in inside and inside.startswith("ocr: a")
 
 

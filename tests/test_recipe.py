@@ -191,7 +191,9 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "things.yaml").write_text(CARD.replace("FORMAT", "llava"))
     (tmp_path / "words.yaml").write_text(CARD.replace("FORMAT", "caption"))
     (tmp_path / "broken.yaml").write_text("title: x")
-    monkeypatch.setattr(registry, "shelf", lambda kind, old=registry.shelf: tmp_path if kind == "cards" else old(kind))
+    monkeypatch.setattr(
+        registry, "builtin_folder", lambda kind, old=registry.builtin_folder: tmp_path if kind == "cards" else old(kind)
+    )
 
 
 def stream(**more: Any) -> StreamSection:
@@ -208,7 +210,7 @@ def test_a_card_says_format_and_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.patterns()[0] == "/data/things/*.tar"
     assert stream(data=["things", "x/{000..009}.tar"], format="llava").patterns()[-1] == "x/{000..009}.tar"
     assert stream(data=["things"], format="caption").format.name == "caption"
-    assert config.load(Card, "things", kind="cards").samples is None
+    assert config.load(Card, "things", builtin="cards").samples is None
 
 
 @pytest.mark.usefixtures("cards")

@@ -133,7 +133,7 @@ def batch(**changes: object) -> Batch:
         "positions": rows,
         "segments": rows.int(),
         "media": {"a": torch.zeros(3, 2, 7)},
-        "frames": {"a": torch.ones(3, 2, dtype=torch.bool)},
+        "frame_mask": {"a": torch.ones(3, 2, dtype=torch.bool)},
         "slots": {"a": torch.zeros(3, 4, dtype=torch.int64)},
     }
     return Batch(**{**whole, **changes})  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def batch(**changes: object) -> Batch:
 def test_a_batch_moves() -> None:
     moved = batch(stream="s", ids=("1",)).to("meta")
     tensors = [moved.tokens, moved.labels, moved.positions, moved.segments]
-    tensors += [moved.media["a"], moved.frames["a"], moved.slots["a"]]
+    tensors += [moved.media["a"], moved.frame_mask["a"], moved.slots["a"]]
     assert all(tensor.is_meta for tensor in tensors)
     assert (moved.stream, moved.ids) == ("s", ("1",))
 
@@ -153,8 +153,8 @@ def test_a_batch_moves() -> None:
         ({"segments": torch.zeros(2, 5, dtype=torch.int64)}, "segments is int64"),
         ({"labels": torch.zeros(2, 4, dtype=torch.int64)}, r"\[B,T\]"),
         ({"media": {}}, "same branches"),
-        ({"frames": {"a": torch.ones(3, 1, dtype=torch.bool)}}, r"\[M,F\]"),
-        ({"frames": {"a": torch.ones(3, 2)}}, "bool"),
+        ({"frame_mask": {"a": torch.ones(3, 1, dtype=torch.bool)}}, r"\[M,F\]"),
+        ({"frame_mask": {"a": torch.ones(3, 2)}}, "bool"),
         ({"slots": {"a": torch.zeros(2, 4, dtype=torch.int64)}}, r"\[M,4\]"),
         ({"slots": {"a": torch.zeros(3, 3, dtype=torch.int64)}}, r"\[M,4\]"),
     ],

@@ -24,7 +24,7 @@ class Words(Tokenizer):
 
     pad, bos, eos = 0, 1, 4
     vocabulary = len(MARKS) + len(WORDS)
-    controls = frozenset(range(len(MARKS)))
+    special_ids = frozenset(range(len(MARKS)))
 
     def encode(self, text, after="start"):
         try:
@@ -32,7 +32,7 @@ class Words(Tokenizer):
         except ValueError as error:
             raise DataError(Reason.bad_text, text) from error
 
-    def control(self, text, after="start"):
+    def encode_special(self, text, after="start"):
         ids = []
         while text:
             mark = next(mark for mark in MARKS if text.startswith(mark))
@@ -114,7 +114,7 @@ class Flat(Connector):
 
     def forward(self, features):
         tokens = self.matrix(self.drop(features.tokens)).flatten(1, 2)
-        return Embeds(tokens, features.frames.repeat_interleave(self.shape.tokens, dim=1))
+        return Embeds(tokens, features.frame_mask.repeat_interleave(self.shape.tokens, dim=1))
 
 
 class Pair:

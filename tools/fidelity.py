@@ -168,7 +168,7 @@ def based(kind: str, folder: Path) -> Base:
 
     made = make(kind, folder / kind / "published")
     changes = [] if kind == "p2p" else made.changes  # those of its tiny run are no part of the layout
-    run = convert.bring(kind, made.words, folder / kind / "run", made.options, changes)
+    run = convert.import_checkpoint(kind, made.words, folder / kind / "run", made.options, changes)
     if (run / "encoder.yaml").is_file():
         run = runs.around(run, folder / kind / "around")
     return run, list(made.export or ()), next(iter(store.read_recipe(run).model.branches), "")
@@ -211,9 +211,9 @@ def one(kind: str, base: Base, case: Case, folder: Path) -> Any:
         return None, ""  # such a run cannot be made, so nobody exports it
     try:
         if changed is None:
-            convert.send(run, kind, here / "out", options)
+            convert.export_checkpoint(run, kind, here / "out", options)
         else:
-            convert.send_opened(changed, kind, here / "out", options)
+            convert.export_opened(changed, kind, here / "out", options)
     except MmtuneError as error:
         left, text = sorted(path.name for path in here.iterdir()), str(error)
         named = bool(word) and (word in text or "tuner" in text or "trained" in text)

@@ -21,7 +21,7 @@ LISTED = 16
 
 
 @dataclass
-class Given:
+class Match:
     """What sources gave, under our names."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Given:
     idle: list[str] = field(default_factory=list)
 
     @classmethod
-    def trace(cls, imported: Imported) -> Given:
+    def trace(cls, imported: Imported) -> Match:
         """All pieces through their tables; what is strange is kept for `compare`."""
         found = cls()
         for piece in imported.pieces:

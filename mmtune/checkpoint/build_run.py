@@ -15,13 +15,13 @@ from mmtune import config as configs
 from mmtune import disk, dtypes, paths, registry
 from mmtune import model as models
 from mmtune.checkpoint import store, write
-from mmtune.checkpoint._match import Given, state_of
+from mmtune.checkpoint._match import Match, state_of
 from mmtune.checkpoint.foreign import _llm
 from mmtune.checkpoint.foreign.base import Imported, Part, submodule
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.recipe import EncoderEntry, LLMEntry, Recipe
 
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -34,10 +34,11 @@ class Made:
 
 
 def make_run(
-    imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str], tell: Tell = lambda line: None
+    imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str], say: Say = lambda line: None
 ) -> None:
-    """Write the run that an importer describes into a folder that is there and empty. Raises as `carry.bring` does."""
-    made = make_model(imported, draft, changes, facts, tell)
+    """Write the run that an importer describes into a folder that is there and empty. Raises as `convert.bring`
+    does."""
+    made = make_model(imported, draft, changes, facts, say)
     store.save_run(draft, made.model, made.recipe, made.facts)
 
 
@@ -46,29 +47,29 @@ def make_model(
     draft: Path,
     changes: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
-    tell: Tell = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Made:
-    """The model that an importer describes; of its files, only `parts/` are written. Raises as `carry.bring` does."""
+    """The model that an importer describes; of its files, only `parts/` are written. Raises as `convert.bring` does."""
     for name, part in imported.parts.items():
         write.write_files(draft / "parts" / name, part.files)
     tree = imported.recipe
     for text in changes:
         tree = configs.override(tree, text)
-    given = Given.trace(imported)
-    tree, facts = _types(tree, given, facts or {}, tell)
+    found = Match.trace(imported)
+    tree, facts = _types(tree, found, facts or {}, say)
     recipe = configs.validate(Recipe, paths.from_here(tree, draft), "the recipe of the import")
     _refuse_random(recipe, imported.parts)
-    plan = models.build(recipe.model, weights=False, device="meta")
-    given.compare(*_wanted(plan, recipe, imported))
-    given.require_finite()
-    _speaks(recipe, plan)
+    skeleton = models.build(recipe.model, weights=False, device="meta")
+    found.compare(*_wanted(skeleton, recipe, imported))
+    found.require_finite()
+    _check_prompts(recipe, skeleton)
     for name, part in imported.parts.items():
-        write.write_part(draft / "parts" / name, part, given.part(name))
+        write.write_part(draft / "parts" / name, part, found.part(name))
     model = models.build(recipe.model, weights=True)
     with torch.no_grad():
         for tensors in store.trained_tensors(model, store.groups_of(model, recipe)).values():
             for name, tensor in tensors.items():
-                tensor.copy_(given.tensors[name])
+                tensor.copy_(found.tensors[name])
     return Made(model, recipe, facts)
 
 
@@ -84,17 +85,17 @@ def make_part(
     for text in changes:
         tree = configs.override(tree, text)
     write.write_files(draft, part.files)
-    room, place = ("encoders", "weights") if "encoder" in tree else ("llm", "folder")
+    room, path_key = ("encoders", "weights") if "encoder" in tree else ("llm", "folder")
     ((kind, entry),) = tree.items()
     with torch.device("meta"):
-        built = part_of(room, {**_as_stored(entry, imported.recipe[kind]), place: str(draft)})
-    given = Given.trace(imported)
+        built = part_of(room, {**_as_stored(entry, imported.recipe[kind]), path_key: str(draft)})
+    found = Match.trace(imported)
     inside = part.holds.removeprefix("llm").removeprefix(".") if room == "llm" else part.holds
-    given.compare(*state_of(submodule(built, inside), name))
-    write.write_part(draft, part, given.part(name))
-    loaded = part_of(room, {**entry, place: str(draft)})
+    found.compare(*state_of(submodule(built, inside), name))
+    write.write_part(draft, part, found.part(name))
+    loaded = part_of(room, {**entry, path_key: str(draft)})
     loaded.load_weights()
-    disk.write_file(draft / f"{kind}.yaml", configs.dump({kind: {**entry, place: "FOLDER"}}))
+    disk.write_file(draft / f"{kind}.yaml", configs.dump({kind: {**entry, path_key: "FOLDER"}}))
     lines = [
         f"# {entry['name']}: a part for mmtune",
         "",
@@ -150,13 +151,13 @@ def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
 
 
 def _types(
-    tree: dict[str, Any], given: Given, facts: Mapping[str, str], tell: Tell
+    tree: dict[str, Any], found: Match, facts: Mapping[str, str], say: Say
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
     """The recipe with the language model opened in the type that it was published in, and the facts with a line about
     it; as they are where the recipe says a type, or the run's precision, itself."""
     llm, run = tree["model"]["llm"], tree.get("run") or {}
     folder = Path(str(llm.get("folder", "")))
-    held = given.part(_llm.PART)
+    held = found.part(_llm.PART)
     stored = dtypes.commonest(held.values()) or dtypes.stored_in(sorted(folder.glob("*.safetensors")))
     if llm.get("name") != "hf" or "dtype" in llm or "precision" in run or stored not in ("float16", "bfloat16"):
         return tree, facts
@@ -164,12 +165,12 @@ def _types(
     size = sum(tensor.numel() for tensor in held.values() if tensor.is_floating_point())
     line = f"published in {stored}, opened in {opened}" + (f" ({2 * size / 1e9:.1f} GB)" if size else "")
     line += "; trained on with run.precision: bf16, which keeps what trains in float32"
-    tell(f"language model: {line}. --set model.llm.dtype=float32 takes twice the memory")
+    say(f"language model: {line}. --set model.llm.dtype=float32 takes twice the memory")
     model = {**tree["model"], "llm": {**llm, "dtype": opened}}
     return {**tree, "model": model, "run": {**run, "precision": "bf16"}}, {**facts, "types": line}
 
 
-def _speaks(recipe: Recipe, model: models.MultimodalModel) -> None:
+def _check_prompts(recipe: Recipe, model: models.MultimodalModel) -> None:
     """Raise ConfigError for prompts that the tokenizer cannot serve: the run could neither talk nor train."""
     named = {f"streams.{name}.prompt": stream.prompt for name, stream in recipe.streams.items()}
     named["chat.prompt"] = str(recipe.chat.prompt)

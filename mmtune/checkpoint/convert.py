@@ -18,8 +18,8 @@ from typing import Any
 from mmtune import config as configs
 from mmtune import disk, dtypes, paths, registry
 from mmtune.checkpoint import build_run, fidelity, store, write
-from mmtune.checkpoint.build_run import Tell
-from mmtune.checkpoint.foreign.base import Back, Foreign, Opened, Source
+from mmtune.checkpoint.build_run import Say
+from mmtune.checkpoint.foreign.base import Foreign, Opened, ReadBack, Source
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
 
 ROOM = "checkpoint/foreign"
@@ -27,17 +27,17 @@ _SENSE = "settings that a model can be made of"
 _COMPARE = "compare the JSON files with those that were published"
 
 
-def importer(kind: str, options: Sequence[str] = ()) -> Foreign:
+def importer(layout: str, options: Sequence[str] = ()) -> Foreign:
     """The importer of a kind, with options written as NAME=VALUE.
 
     Raises ConfigError for an unknown kind, option or value.
     """
-    found = registry.find(ROOM, kind)
+    found = registry.find(ROOM, layout)
     tree: dict[str, Any] = {}
     for text in options:
         tree = configs.override(tree, text)
     hint = "`mmtune import --list` shows the options with their defaults"
-    return found(configs.validate(found.Config, tree, f"the options of {kind}", hint))
+    return found(configs.validate(found.Config, tree, f"the options of {layout}", hint))
 
 
 def assign(foreign: Foreign, paths: Sequence[str], scratch: Path) -> dict[str, Source]:
@@ -80,13 +80,13 @@ def _usage(foreign: Foreign) -> str:
 # --------------------------------------------------------------------------------------------------------------- in
 
 
-def bring(
-    kind: str,
+def import_checkpoint(
+    layout: str,
     paths: Sequence[str],
     out: Path | str,
     options: Sequence[str] = (),
     changes: Sequence[str] = (),
-    tell: Tell = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Path:
     """Make a run folder (or the folder of an encoder) from published files; returns it.
 
@@ -94,32 +94,32 @@ def bring(
         paths: as `assign` takes them.
         options: NAME=VALUE for the importer.
         changes: a.b.c=value for the recipe.
-        tell: gets a line about the type that the language model is opened in.
+        say: gets a line about the type that the language model is opened in.
 
     Raises:
         ConfigError, UsageError: what was asked for, a prompt that the tokenizer cannot serve among it. CheckpointError:
             what the files hold.
     """
     out = Path(out)
-    foreign = importer(kind, options)
-    with _whole(out) as (draft, scratch):
+    foreign = importer(layout, options)
+    with _atomic_folder(out) as (draft, scratch):
         sources = assign(foreign, paths, scratch)
-        with _making_sense_of(sources, draft):
+        with _named_errors(sources, draft):
             imported = foreign.read(sources)
             facts = {
-                "imported from": f"{kind}: " + ", ".join(f"{name} {one.path.name}" for name, one in sources.items()),
+                "imported from": f"{layout}: " + ", ".join(f"{name} {one.path.name}" for name, one in sources.items()),
                 **({"options": ", ".join(options)} if options else {}),
                 **imported.facts,
             }
-            if foreign.brings == "run":
-                build_run.make_run(imported, draft, changes, facts, tell)
+            if foreign.imports == "run":
+                build_run.make_run(imported, draft, changes, facts, say)
             else:
                 build_run.make_part(imported, draft, changes, facts)
     return out
 
 
 @contextmanager
-def _making_sense_of(sources: Mapping[str, Source], draft: Path) -> Iterator[None]:
+def _named_errors(sources: Mapping[str, Source], draft: Path) -> Iterator[None]:
     """Settings in published files go to several libraries, each of which fails in its own way where they make no sense:
     sizes below zero, words for numbers, heads that do not divide a width. Raises CheckpointError instead, and names
     the sources where an error names the draft, which nobody finds afterwards."""
@@ -144,7 +144,7 @@ def _making_sense_of(sources: Mapping[str, Source], draft: Path) -> Iterator[Non
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
+def _atomic_folder(out: Path) -> Iterator[tuple[Path, Path]]:
     """A draft folder beside `out` that becomes `out` at the end, and a scratch folder; neither outlives a failure."""
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already", "a new or empty folder", "give another --out")
@@ -167,73 +167,73 @@ def _whole(out: Path) -> Iterator[tuple[Path, Path]]:
 # -------------------------------------------------------------------------------------------------------------- out
 
 
-def send(
+def export_checkpoint(
     run: Path | str,
-    kind: str,
+    layout: str,
     out: Path | str,
     options: Sequence[str] = (),
-    tell: Tell = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Path:
     """Write a run in a published layout into a new folder, read it back and compare; returns the folder.
 
     Args:
-        tell: gets a line for what stays behind, and for how exact the export is.
+        say: gets a line for what stays behind, and for how exact the export is.
 
     Raises:
         ConfigError, UsageError: what was asked for. CheckpointError: a run that the layout has no place for, or that
             becomes another model in it. Nothing is left behind then.
     """
-    _check_written(kind)  # before anything slow begins
+    _check_written(layout)  # before anything slow begins
     model, _, recipe = store.load_run(run, widen=True)
-    return send_opened(Opened(model, recipe, Path(paths.resolve(str(run)))), kind, out, options, tell)
+    return export_opened(Opened(model, recipe, Path(paths.resolve(str(run)))), layout, out, options, say)
 
 
-def send_opened(
-    run: Opened, kind: str, out: Path | str, options: Sequence[str] = (), tell: Tell = lambda line: None
+def export_opened(
+    run: Opened, layout: str, out: Path | str, options: Sequence[str] = (), say: Say = lambda line: None
 ) -> Path:
-    """`send` for a run in memory, held in float32; its weights are gone afterwards."""
-    _check_written(kind)
-    foreign = importer(kind, options)
-    with _whole(Path(out)) as (draft, scratch):
+    """`export_checkpoint` for a run in memory, held in float32; its weights are gone afterwards."""
+    _check_written(layout)
+    foreign = importer(layout, options)
+    with _atomic_folder(Path(out)) as (draft, scratch):
         dtype = foreign.config.dtype or foreign.type_of(run)
-        asked = fidelity.Asked(kind, dtypes.TYPES[dtype], run.model.llm.depth)
+        comparison = fidelity.Comparison(layout, dtypes.TYPES[dtype], run.model.llm.depth)
         write.write_export(foreign.write(run), draft, dtype)
-        fidelity.check(asked, foreign, run, draft, scratch, _read_back)
-        for line in asked.told():
-            tell(line)
+        fidelity.check(comparison, foreign, run, draft, scratch, _read_back)
+        for line in comparison.report():
+            say(line)
     return Path(out)
 
 
-def _check_written(kind: str) -> None:
-    if not writes(registry.find(ROOM, kind)):
+def _check_written(layout: str) -> None:
+    if not writes(registry.find(ROOM, layout)):
         raise UsageError(
-            f"{kind} is read only", "a kind that can be written", f"--kind with one of {', '.join(kinds_out())}"
+            f"{layout} is read only", "a kind that can be written", f"--kind with one of {', '.join(layouts_out())}"
         )
 
 
-def writes(kind: type[Foreign]) -> bool:
+def writes(layout: type[Foreign]) -> bool:
     """Whether an importer has a way out."""
-    return kind.write is not Foreign.write
+    return layout.write is not Foreign.write
 
 
-def kinds_out() -> list[str]:
+def layouts_out() -> list[str]:
     """Layouts that a run can be written in."""
-    return [kind for kind in registry.names(ROOM) if writes(registry.find(ROOM, kind))]
+    return [layout for layout in registry.names(ROOM) if writes(registry.find(ROOM, layout))]
 
 
-def _read_back(foreign: Foreign, back: Back, scratch: Path) -> tuple[dict[str, Any], fidelity.Make]:
+def _read_back(foreign: Foreign, back: ReadBack, scratch: Path) -> tuple[dict[str, Any], fidelity.Make]:
     """What an export and its base say they are, as the tree of a recipe; and what makes it of them."""
     tree = {**foreign.config.model_dump(mode="json", exclude={"dtype"}), **back.options}
     reader = type(foreign)(configs.validate(type(foreign).Config, tree, "the options of reading back"))
     draft = scratch / "back"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    with _making_sense_of(back.sources, draft):
+    with _named_errors(back.sources, draft):
         imported = reader.read(back.sources)
 
     def make() -> Any:
-        with _making_sense_of(back.sources, draft):
-            if reader.brings == "encoder":
+        with _named_errors(back.sources, draft):
+            if reader.imports == "encoder":
                 return build_run.make_part(imported, draft)
             return build_run.make_model(imported, draft, ("model.llm.dtype=float32",))
 

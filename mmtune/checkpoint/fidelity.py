@@ -18,7 +18,7 @@ from torch import Tensor
 from mmtune import config, dtypes
 from mmtune.checkpoint import probe, store
 from mmtune.checkpoint.build_run import Made
-from mmtune.checkpoint.foreign.base import Back, Foreign, Opened, tuner_name
+from mmtune.checkpoint.foreign.base import Foreign, Opened, ReadBack, tuner_name
 from mmtune.checkpoint.probe import Answer, Question
 from mmtune.errors import CheckpointError, MmtuneError
 from mmtune.types import Example, Kind, Media
@@ -29,15 +29,15 @@ TEXT = "USER: what is this? a red circle"
 
 Make = Callable[[], Any]
 """Makes a run (`Made`), or an encoder with its weights."""
-Read = Callable[[Foreign, Back, Path], tuple[dict[str, Any], Make]]
+Read = Callable[[Foreign, ReadBack, Path], tuple[dict[str, Any], Make]]
 """Reads what was written: what it says it is, as the tree of a recipe; and what makes it. From `carry`."""
 
 
 @dataclass
-class Asked:
+class Comparison:
     """What the run itself says, taken down before anything is written."""
 
-    kind: str
+    layout: str
     dtype: torch.dtype
     """Of what is written."""
     layers: int
@@ -51,7 +51,7 @@ class Asked:
     def tolerance(self) -> float:
         return dtypes.ROUNDING[self.dtype] * max(1.0, self.layers / SHALLOW)
 
-    def told(self) -> list[str]:
+    def report(self) -> list[str]:
         """Lines for whoever exports."""
         how = f"the same to {self.worst:.1g} of the largest value" if self.worst else "the same to the last digit"
         how = f"read back and compared with the run: {how}"
@@ -65,7 +65,7 @@ class Asked:
             return
         if not bool(ours.isfinite().all()):
             raise CheckpointError(
-                f"{self.kind}: {what} of the run itself are not finite",
+                f"{self.layout}: {what} of the run itself are not finite",
                 "a run that works, to compare what is written with it",
                 "look at its losses; train it again, or from an earlier state",
             )
@@ -76,7 +76,7 @@ class Asked:
 
     def _other(self, what: str, settings: str = "") -> CheckpointError:
         return CheckpointError(
-            f"{self.kind}: loaded back it is another model: {what}"
+            f"{self.layout}: loaded back it is another model: {what}"
             + (f"; not the same: {settings}" if settings else ""),
             f"the model of the run, to {self.tolerance:.0e}",
             "the layout has no word for what is named here; keep the run folder, or train without it",
@@ -88,7 +88,7 @@ class Asked:
                 yield question.media, answer.example, answer.logits
 
 
-def check(asked: Asked, foreign: Foreign, run: Opened, folder: Path, scratch: Path, read: Read) -> None:
+def check(comparison: Comparison, foreign: Foreign, run: Opened, folder: Path, scratch: Path, read: Read) -> None:
     """Read an export back and compare it with the run.
 
     The run is asked first and its weights are let go, so that memory for one model is enough.
@@ -96,14 +96,14 @@ def check(asked: Asked, foreign: Foreign, run: Opened, folder: Path, scratch: Pa
     Raises:
         CheckpointError: what was written cannot be read, or is another model.
     """
-    backs = foreign.back(run, folder, scratch)
+    backs = foreign.read_back(run, folder, scratch)
     heard: dict[str, Heard] = {}
-    if foreign.brings == "encoder":
+    if foreign.imports == "encoder":
         heard = {branch: _hear(run.model.branches[branch].encoder) for back in backs for branch in back.branches}
     else:
         apart = {branch for back in backs for branch in back.apart}
         questions = probe.questions(run.model)
-        asked.answers = [(one, probe.ask(run.model, one, one.branch, one.branch in apart)) for one in questions]
+        comparison.answers = [(one, probe.ask(run.model, one, one.branch, one.branch in apart)) for one in questions]
     run.model.to("meta")
     for back in backs:
         tree: dict[str, Any] = {}
@@ -111,22 +111,22 @@ def check(asked: Asked, foreign: Foreign, run: Opened, folder: Path, scratch: Pa
             tree, make = read(foreign, back, scratch)
             made = make()
         except MmtuneError as error:
-            told = _settings_unlike(run, back, tree)
+            settings = _settings_unlike(run, back, tree)
             raise CheckpointError(
-                f"{asked.kind}: what was written cannot be read back: {error.seen}"
-                + (f"; not the same: {told}" if told else ""),
+                f"{comparison.layout}: what was written cannot be read back: {error.seen}"
+                + (f"; not the same: {settings}" if settings else ""),
                 error.expected,
                 "the layout has no word for what is named here; keep the run folder, or train without it"
-                if told
+                if settings
                 else error.hint or "keep the run folder; the layout has no place for this run",
             ) from error
         if isinstance(made, Made):
-            _whole(asked, run, back, made)
+            _whole(comparison, run, back, made)
         else:
             for branch in back.branches:
-                _encoder(asked, run, branch, made, heard[branch])
+                _encoder(comparison, run, branch, made, heard[branch])
         del made, make
-    foreign.outside(folder, asked)
+    foreign.outside(folder, comparison)
 
 
 Heard = dict[Kind, tuple[Tensor, Tensor]]
@@ -137,76 +137,80 @@ def _hear(encoder: Any) -> Heard:
     return {kind: probe.features(encoder, probe.item(encoder, kind)) for kind in encoder.kinds}
 
 
-def _encoder(asked: Asked, run: Opened, branch: str, made: Any, heard: Heard) -> None:
+def _encoder(comparison: Comparison, run: Opened, branch: str, made: Any, heard: Heard) -> None:
     """An encoder that was read back alone."""
-    told = _unlike(run.recipe.model.branches[branch].encoder, made.config)
+    settings = _unlike(run.recipe.model.branches[branch].encoder, made.config)
     for kind, (item, tokens) in heard.items():
         if kind not in made.kinds:
-            raise asked._other(f"branch {branch} takes no {kind}", told)
+            raise comparison._other(f"branch {branch} takes no {kind}", settings)
         again, seen = probe.features(made, probe.item(run.model.branches[branch].encoder, kind))
-        asked.close(f"what the encoder of {branch} is given of a probe ({kind})", item, again, told)
-        asked.close(f"the features of {branch} for a probe ({kind})", tokens, seen, told)
+        comparison.close(f"what the encoder of {branch} is given of a probe ({kind})", item, again, settings)
+        comparison.close(f"the features of {branch} for a probe ({kind})", tokens, seen, settings)
 
 
-def _whole(asked: Asked, run: Opened, back: Back, made: Made) -> None:
+def _whole(comparison: Comparison, run: Opened, back: ReadBack, made: Made) -> None:
     """A run that was read back whole."""
     model, recipe = made.model, made.recipe
-    _say_prompt(asked, run, back, recipe)
-    _same_words(asked, run.model, model)
-    for question, answer in asked.answers:
+    _say_prompt(comparison, run, back, recipe)
+    _same_words(comparison, run.model, model)
+    for question, answer in comparison.answers:
         if question.branch is None:
-            told = _words_unlike(run, recipe)
-            _compare(asked, "the logits of a text", answer, probe.ask(model, question, None), told)
+            settings = _words_unlike(run, recipe)
+            _compare(comparison, "the logits of a text", answer, probe.ask(model, question, None), settings)
             continue
         there = back.branches.get(question.branch, question.branch)
         if there not in model.branches:
-            raise asked._other(f"it has no branch {question.branch}")
-        told = _parts_unlike(run.recipe.model.branches[question.branch], recipe.model.branches[there])
+            raise comparison._other(f"it has no branch {question.branch}")
+        settings = _parts_unlike(run.recipe.model.branches[question.branch], recipe.model.branches[there])
         if question.branch in back.apart:
             again = probe.ask(model, question, there, apart=True)
-            _compare(asked, f"the logits behind the encoder of {question.branch}", answer, again, told)
+            _compare(comparison, f"the logits behind the encoder of {question.branch}", answer, again, settings)
             continue
         if question.kind not in model.branches[there].kinds:
-            asked.notes.append(f"branch {question.branch}: {question.kind} is not part of the layout and stays behind")
+            comparison.notes.append(
+                f"branch {question.branch}: {question.kind} is not part of the layout and stays behind"
+            )
             continue
         what = f"branch {question.branch} ({question.kind})"
         mine = run.model.branches[question.branch].encoder.sampling(question.kind)
         if mine != (other := model.branches[there].encoder.sampling(question.kind)):
-            raise asked._other(f"{what} takes {mine} in the run and {other} there", told)
+            raise comparison._other(f"{what} takes {mine} in the run and {other} there", settings)
         again = probe.ask(model, question, there)
         if answer.item is not None and again.item is not None:
-            asked.close(f"{what}: what the encoder is given of a probe", answer.item, again.item, told)
+            comparison.close(f"{what}: what the encoder is given of a probe", answer.item, again.item, settings)
         if answer.seen is not None and again.seen is not None:
-            asked.close(f"{what}: the features of a probe", answer.seen, again.seen, told)
-        _compare(asked, f"{what}: the logits for a probe", answer, again, told)
+            comparison.close(f"{what}: the features of a probe", answer.seen, again.seen, settings)
+        _compare(comparison, f"{what}: the logits for a probe", answer, again, settings)
 
 
-def _compare(asked: Asked, what: str, ours: Answer, theirs: Answer, told: str) -> None:
+def _compare(comparison: Comparison, what: str, ours: Answer, theirs: Answer, settings: str) -> None:
     if len(ours.example) != len(theirs.example):
-        raise asked._other(f"{what}: {len(ours.example)} places in the run and {len(theirs.example)} there", told)
+        raise comparison._other(
+            f"{what}: {len(ours.example)} places in the run and {len(theirs.example)} there", settings
+        )
     words = min(ours.logits.shape[1], theirs.logits.shape[1])  # a mark for pictures may have been added
-    asked.close(what, ours.logits[:, :words], theirs.logits[:, :words], told)
+    comparison.close(what, ours.logits[:, :words], theirs.logits[:, :words], settings)
 
 
-def _say_prompt(asked: Asked, run: Opened, back: Back, recipe: Any) -> None:
+def _say_prompt(comparison: Comparison, run: Opened, back: ReadBack, recipe: Any) -> None:
     mine, there = run.recipe.chat.prompt, back.prompt or recipe.chat.prompt
     if mine != there:
-        asked.notes.append(f"the run talks with the prompt `{mine}`, readers of this layout with `{there}`")
+        comparison.notes.append(f"the run talks with the prompt `{mine}`, readers of this layout with `{there}`")
     else:
-        asked.notes.append(f"the prompt is `{mine}`")
-    asked.notes += back.notes
+        comparison.notes.append(f"the prompt is `{mine}`")
+    comparison.notes += back.notes
 
 
-def _same_words(asked: Asked, ours: Any, theirs: Any) -> None:
+def _same_words(comparison: Comparison, ours: Any, theirs: Any) -> None:
     """Both tokenizers give the same ids."""
     pairs = [(one.llm.tokenizer.encode(TEXT), one.llm.tokenizer.bos, one.llm.tokenizer.eos) for one in (ours, theirs)]
     if pairs[0] != pairs[1]:
-        raise asked._other(
+        raise comparison._other(
             f"the tokenizer gives {pairs[0]} in the run and {pairs[1]} there for {TEXT!r}, begin and end"
         )
 
 
-def _settings_unlike(run: Opened, back: Back, tree: dict[str, Any]) -> str:
+def _settings_unlike(run: Opened, back: ReadBack, tree: dict[str, Any]) -> str:
     """The settings in which the branches of a run differ from those of a tree that was read back."""
     found = []
     for branch, section in run.recipe.model.branches.items():
@@ -218,8 +222,8 @@ def _settings_unlike(run: Opened, back: Back, tree: dict[str, Any]) -> str:
             ours, entry = getattr(section, part), parts[part]
             if entry.get("name") != ours.name:
                 found.append(f"{part} {ours.name} (there {entry.get('name')})")
-            elif told := _unlike(ours, config.validate(type(ours), entry, part)):
-                found.append(f"{part} {told}")
+            elif settings := _unlike(ours, config.validate(type(ours), entry, part)):
+                found.append(f"{part} {settings}")
     return "; ".join(found)
 
 
@@ -235,7 +239,7 @@ def _unlike(ours: Any, theirs: Any) -> str:
 
 def _parts_unlike(ours: Any, theirs: Any) -> str:
     found = {part: _unlike(getattr(ours, part), getattr(theirs, part)) for part in ("encoder", "connector")}
-    return "; ".join(f"{part} {told}" for part, told in found.items() if told)
+    return "; ".join(f"{part} {settings}" for part, settings in found.items() if settings)
 
 
 def _words_unlike(run: Opened, there: Any) -> str:

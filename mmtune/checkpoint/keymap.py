@@ -56,13 +56,13 @@ class Rule:
 def _compile(pattern: str) -> re.Pattern[str]:
     text, end = "", 0
     seen: set[str] = set()
-    for place in _FIELD.finditer(pattern):
-        text += re.escape(pattern[end : place.start()])
-        name, many = place.groups()
+    for found in _FIELD.finditer(pattern):
+        text += re.escape(pattern[end : found.start()])
+        name, many = found.groups()
         body = r"[^.]+(?:\.[^.]+)*" if many else r"[^.]+"
         text += f"(?P={name})" if name in seen else f"(?P<{name}>{body})"
         seen.add(name)
-        end = place.end()
+        end = found.end()
     return re.compile(text + re.escape(pattern[end:]))
 
 

@@ -86,7 +86,7 @@ def item(encoder: Any, kind: Kind) -> Media:
 
 def _words(model: MultimodalModel, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     tokenizer = model.llm.tokenizer
-    usual = torch.tensor([one for one in range(tokenizer.vocabulary) if one not in tokenizer.controls] or [0])
+    usual = torch.tensor([one for one in range(tokenizer.vocabulary) if one not in tokenizer.special_ids] or [0])
     ids = usual[torch.randint(len(usual), (2 * WORDS,), generator=generator)]
     return ids[:WORDS], ids[WORDS:]
 
@@ -101,23 +101,26 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
     before, behind = question.words
     slots: tuple[Slot, ...] = ()
     media: dict[str, list[Tensor]] = {}
-    given, places = None, 0
+    given, num_tokens = None, 0
     if branch is not None:
         held = model.branches[branch]
         encoder = held.encoder
         given = _features(encoder) if apart else encoder.prepare(question.media)
-        places = held.connector.places(given, encoder) if model.fusion.takes_places else 0
-        slots, media = (Slot(branch, len(before), places, 0),), {branch: [given]}
-    elif model.fusion.blank is not None:
-        slots, media = (Slot(model.fusion.blank, 0, 0, 0),), {model.fusion.blank: [_blank(model)]}
+        num_tokens = held.connector.num_tokens(given, encoder) if model.fusion.uses_placeholders else 0
+        slots, media = (Slot(branch, len(before), num_tokens, 0),), {branch: [given]}
+    elif model.fusion.default_image_branch is not None:
+        slots, media = (
+            (Slot(model.fusion.default_image_branch, 0, 0, 0),),
+            {model.fusion.default_image_branch: [_blank(model)]},
+        )
     pad = model.llm.tokenizer.pad
-    tokens = torch.cat([before, before.new_full((places,), pad), behind])
+    tokens = torch.cat([before, before.new_full((num_tokens,), pad), behind])
     example = Example("a probe", tokens, torch.full_like(tokens, IGNORE), slots, media)
     with torch.no_grad(), _behind(model, branch if apart else None):
         batch = _batch(example)
         seen = None
         if branch is not None and not apart:
-            seen = model.branches[branch].encoder(batch.media[branch], batch.frames[branch]).tokens[0].float()
+            seen = model.branches[branch].encoder(batch.media[branch], batch.frame_mask[branch]).tokens[0].float()
         return Answer(given, example, model.llm.head(model(batch)[0]).float(), seen)
 
 
@@ -145,7 +148,7 @@ def _features(encoder: Any) -> Tensor:
 
 
 def _blank(model: MultimodalModel) -> Tensor:
-    return model.branches[model.fusion.blank].nothing()
+    return model.branches[model.fusion.default_image_branch].black_image()
 
 
 class _behind:

@@ -331,8 +331,8 @@ def processor_for(
         template,
         length=recipe.run.length,
         too_long=recipe.run.too_long,
-        takes_places=model.fusion.takes_places,
-        blank=model.fusion.blank,
+        uses_placeholders=model.fusion.uses_placeholders,
+        default_image_branch=model.fusion.default_image_branch,
         limits=recipe.limits,
     )
 

@@ -80,15 +80,15 @@ def write(
     # wide types first, so that every tensor begins at a multiple of its width
     names = sorted(tensors, key=lambda name: (-held(name).itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    place = 0
+    offset = 0
     for name in names:
         size = tensors[name].numel() * held(name).itemsize
         header[name] = {
             "dtype": _TYPES[held(name)],
             "shape": list(tensors[name].shape),
-            "data_offsets": [place, place + size],
+            "data_offsets": [offset, offset + size],
         }
-        place += size
+        offset += size
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % _ALIGN)
 

@@ -46,8 +46,8 @@ def write_export(exported: Exported, folder: Path, dtype: str = "float32") -> No
     Raises CheckpointError for numbers that are not finite, or are not any more in that type.
     """
     files, kind = dict(exported.files), dtypes.TYPES[dtype]
-    if isinstance(plan := files.get("config.json"), dict):
-        files["config.json"] = {**plan, "dtype": dtype}
+    if isinstance(hf_config := files.get("config.json"), dict):
+        files["config.json"] = {**hf_config, "dtype": dtype}
     write_files(folder, files)
     for name, tensors in exported.tensors.items():
         _require_plain(name)

@@ -11,14 +11,14 @@ from mmtune.cli.complete import room
 from mmtune.cli.options import AllowCode, app, overrides_of
 from mmtune.errors import UsageError
 
-kinds = room("checkpoint/foreign")
+layouts = room("checkpoint/foreign")
 
 
 @app.command("import")
 def import_(
-    kind: Annotated[
+    layout: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.", autocompletion=kinds),
+        typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.", autocompletion=layouts),
     ] = None,
     paths: Annotated[
         list[str] | None,
@@ -40,21 +40,21 @@ def import_(
     if show_list:
         command.show()
         return
-    if kind is None or not paths or out is None:
+    if layout is None or not paths or out is None:
         raise UsageError(
-            seen="mmtune import without " + ("a kind" if kind is None else "paths" if not paths else "--out"),
+            seen="mmtune import without " + ("a kind" if layout is None else "paths" if not paths else "--out"),
             expected="mmtune import KIND PATH... --out RUN",
             hint="mmtune import --list shows the kinds and what each takes",
         )
-    command.run(kind, paths, out, option or [], overrides_of(change))
+    command.run(layout, paths, out, option or [], overrides_of(change))
 
 
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    kind: Annotated[
+    layout: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="The layout: a name from `mmtune import --list`.", autocompletion=kinds),
+        typer.Option(metavar="KIND", help="The layout: a name from `mmtune import --list`.", autocompletion=layouts),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="New folder for the published layout.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind.")] = None,
@@ -67,10 +67,10 @@ def export(
     """
     from mmtune.commands import export as command
 
-    if kind is None or out is None:
+    if layout is None or out is None:
         raise UsageError(
-            seen="mmtune export without " + " and ".join(["--kind"] * (kind is None) + ["--out"] * (out is None)),
-            expected="mmtune export RUN --kind KIND --out FOLDER, with one of " + ", ".join(command.kinds()),
+            seen="mmtune export without " + " and ".join(["--kind"] * (layout is None) + ["--out"] * (out is None)),
+            expected="mmtune export RUN --kind KIND --out FOLDER, with one of " + ", ".join(command.layouts()),
             hint="pllava for videos behind the connector pool, llava_hf for pictures behind mlp; mmtune export --help",
         )
-    command.run(run, kind, out, option or [])
+    command.run(run, layout, out, option or [])

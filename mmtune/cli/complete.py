@@ -15,9 +15,9 @@ def _starting(known: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in known if name.startswith(incomplete)]
 
 
-def shelf(kind: registry.Shelf) -> Completion:
+def builtins(builtin: registry.Builtin) -> Completion:
     """Completion by the names of a shelf."""
-    return lambda incomplete: _starting(registry.shipped(kind), incomplete)
+    return lambda incomplete: _starting(registry.shipped(builtin), incomplete)
 
 
 def room(name: str) -> Completion:
@@ -25,18 +25,18 @@ def room(name: str) -> Completion:
     return lambda incomplete: _starting(registry.names(name), incomplete)
 
 
-recipes = shelf("recipes")
+recipes = builtins("recipes")
 
 
 def rooms(incomplete: str) -> list[str]:
     """Rooms, shelves, and the sections of a recipe."""
-    return _starting((*registry.ROOMS, *registry.SHELVES, "sections"), incomplete)
+    return _starting((*registry.ROOMS, *registry.BUILTINS, "sections"), incomplete)
 
 
 def entries(ctx: typer.Context, incomplete: str) -> list[str]:
     """The names of the room that was typed before."""
     chosen = ctx.params.get("room")
-    if chosen in registry.SHELVES:
+    if chosen in registry.BUILTINS:
         return _starting(registry.shipped(chosen), incomplete)
     return _starting(registry.names(chosen), incomplete) if chosen in registry.ROOMS else []
 

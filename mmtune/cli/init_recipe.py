@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mmtune.cli.complete import encoders, methods, room, shelf
+from mmtune.cli.complete import builtins, encoders, methods, room
 from mmtune.cli.options import app
 from mmtune.errors import MmtuneError, UsageError
 
@@ -44,7 +44,7 @@ def init(
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="NAME", help="From `mmtune list prompts`.", autocompletion=shelf("prompts"))
+        str | None, typer.Option(metavar="NAME", help="From `mmtune list prompts`.", autocompletion=builtins("prompts"))
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data.")] = None,
     hold_out: Annotated[

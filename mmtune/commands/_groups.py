@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mmtune.data.build import schedule_of
-from mmtune.training.train_plan import Pace, paces_of
+from mmtune.training.train_plan import LRSchedule, lr_schedules_of
 
 if TYPE_CHECKING:
     from mmtune.recipe import Recipe
@@ -34,8 +34,8 @@ def lines(recipe: Recipe, model: Any, parts: Mapping[str, Named]) -> list[str]:
     for name, stream in recipe.streams.items():
         trained = [group for group, settings in recipe.groups.items() if settings.trained_by(name)]
         out.append(f"  {name}: {stream.objective.name} moves {', '.join(trained)}")
-    for name, pace in paces_of(recipe, schedule, steps).items():
-        out += ["", *_group(name, pace, steps, recipe, parts[name])]
+    for name, group_schedule in lr_schedules_of(recipe, schedule, steps).items():
+        out += ["", *_group(name, group_schedule, steps, recipe, parts[name])]
     total = sum(parameter.numel() for parameter in model.parameters())
     trains = {name: sum(parameter.numel() for _, parameter in named) for name, named in parts.items()}
     out += ["", f"trained  {sum(trains.values()):,} = " + " + ".join(f"{n:,} ({g})" for g, n in trains.items())]
@@ -43,20 +43,20 @@ def lines(recipe: Recipe, model: Any, parts: Mapping[str, Named]) -> list[str]:
     return out
 
 
-def _group(name: str, pace: Pace, steps: int, recipe: Recipe, named: Named) -> list[str]:
+def _group(name: str, schedule: LRSchedule, steps: int, recipe: Recipe, named: Named) -> list[str]:
     group = recipe.groups[name]
     streams = [stream for stream in recipe.streams if group.trained_by(stream)]
     numbers = sum(parameter.numel() for _, parameter in named)
     decayed = sum(parameter.numel() for _, parameter in named if parameter.ndim >= 2)
     clip = recipe.run.clip if group.clip is None else group.clip
-    falls = "stays" if pace.kind == "constant" else f"falls ({pace.kind}) to {pace.lr * pace.floor!r}"
+    falls = "stays" if schedule.kind == "constant" else f"falls ({schedule.kind}) to {schedule.lr * schedule.floor!r}"
     decay = f"{group.weight_decay!r} on {decayed:,} of them" if group.weight_decay else "none"
     folded = _folded(named)
     wide = max((len(row[0]) for row in folded), default=0)
     return [
         f"{name}: {numbers:,} parameters, {len(named):,} tensors",
-        f"  by      {', '.join(streams)}: {pace.steps:,} of {steps:,} steps",
-        f"  rate    {pace.lr!r} after {pace.warmup:,} steps, then {falls}",
+        f"  by      {', '.join(streams)}: {schedule.steps:,} of {steps:,} steps",
+        f"  rate    {schedule.lr!r} after {schedule.warmup:,} steps, then {falls}",
         f"  adamw   betas {group.betas[0]!r} {group.betas[1]!r}, decay {decay}, clip {clip if clip else 'none'}",
         *(f"  {full:{wide}}  {shape}  {count:,}" for full, shape, count in folded),
     ]
@@ -67,12 +67,12 @@ def _folded(named: Named) -> list[tuple[str, str, int]]:
     found: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], int]]] = {}
     for name, parameter in named:
         key = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), tuple(parameter.shape)
-        places = tuple(int(place) for place in re.findall(r"(?<=\.)(\d+)(?=\.|$)", name))
-        found.setdefault(key, []).append((places, parameter.numel()))
+        numbers = tuple(int(index) for index in re.findall(r"(?<=\.)(\d+)(?=\.|$)", name))
+        found.setdefault(key, []).append((numbers, parameter.numel()))
     rows = []
     for (name, shape), several in found.items():
-        for place in range(name.count("#")):
-            name = name.replace("#", _ranges(sorted({places[place] for places, _ in several})), 1)
+        for index in range(name.count("#")):
+            name = name.replace("#", _ranges(sorted({numbers[index] for numbers, _ in several})), 1)
         times = f" x {len(several)}" if len(several) > 1 else ""
         rows.append((name, f"{list(shape)}{times}", sum(count for _, count in several)))
     return rows

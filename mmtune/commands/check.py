@@ -141,9 +141,9 @@ def histogram(values: Sequence[int], bins: int = BINS) -> list[str]:
     counts = Counter((value - low) // width for value in values)
     most = max(counts.values())
     return [
-        f"  {low + place * width:>6}..{low + (place + 1) * width - 1:<6} {counts[place]:>6} "
-        f"{'#' * round(40 * counts[place] / most)}"
-        for place in range((high - low) // width + 1)
+        f"  {low + index * width:>6}..{low + (index + 1) * width - 1:<6} {counts[index]:>6} "
+        f"{'#' * round(40 * counts[index] / most)}"
+        for index in range((high - low) // width + 1)
     ]
 
 
@@ -159,26 +159,26 @@ def labelled(example: Example, tokenizer: Tokenizer) -> str:
     counts = [0.0, *weights.tolist()]  # of each token, by the place before it
     words: list[str] = []
     stretch: list[int] = []
-    learning, place = 0.0, 0
+    learning, index = 0.0, 0
 
     def write() -> None:
         words.append(_plain(stretch, tokenizer))
         stretch.clear()
 
-    while place < len(tokens):
-        if counts[place] != learning:
+    while index < len(tokens):
+        if counts[index] != learning:
             write()
             words.append("<<" if learning else "")
-            learning = counts[place]
+            learning = counts[index]
             words.append("" if not learning else ">>" if learning == 1 else f">>{learning:g}:")
-        slot: Slot | None = slots.get(place)
+        slot: Slot | None = slots.get(index)
         if slot is not None:
             write()
             words.append(f"[{slot.branch}: {slot.length} places]")
-            place += slot.length
+            index += slot.length
             continue
-        stretch.append(tokens[place])
-        place += 1
+        stretch.append(tokens[index])
+        index += 1
     write()
     return "".join(words) + ("<<" if learning else "")
 
@@ -187,7 +187,7 @@ def _plain(ids: list[int], tokenizer: Tokenizer) -> str:
     text: list[str] = []
     plain: list[int] = []
     for token in ids:
-        if token in tokenizer.controls:
+        if token in tokenizer.special_ids:
             text += [tokenizer.decode(plain), f"<{token}>"]
             plain = []
         else:

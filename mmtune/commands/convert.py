@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtune.output import Reader
+from mmtune.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ def run(source: str, out: str, options: Options, workers: int, resume: bool, ove
     """
     from mmtune.data.convert.run import convert
 
-    errors = Reader("stderr")
+    errors = Output("stderr")
     start = time.monotonic()
     if (size := _size(source)) >= LARGE:  # COCO's two lists are joined before the first record is there
         errors.say(f"reading {source} ({size / 1e6:.0f} MB)")
@@ -71,7 +71,7 @@ def summary(report: Report, out: str) -> list[str]:
 
 
 @contextmanager
-def _progress(errors: Reader) -> Iterator[Callable[[Report], None]]:
+def _progress(errors: Output) -> Iterator[Callable[[Report], None]]:
     """A line that changes on a terminal, and one now and then elsewhere."""
     if sys.stderr is not None and sys.stderr.isatty():
         from rich.console import Console
@@ -84,13 +84,13 @@ def _progress(errors: Reader) -> Iterator[Callable[[Report], None]]:
         return
     last = time.monotonic()
 
-    def tell(report: Report) -> None:
+    def say(report: Report) -> None:
         nonlocal last
         if time.monotonic() - last >= EVERY:
             last = time.monotonic()
             errors.say(_so_far(report))
 
-    yield tell
+    yield say
 
 
 def _so_far(report: Report) -> str:

@@ -15,7 +15,7 @@ def run(
     out: Path | None,
     device: str,
     experts: list[str] | None = None,
-    kinds: list[str] | None = None,
+    types: list[str] | None = None,
     allow_remote: bool = False,
 ) -> None:
     """Ask, score, print the report and write it.
@@ -24,7 +24,7 @@ def run(
         controls: what to ask under; empty asks plainly.
         every: the plain questions and every control.
         experts: NAME[:key=value,...]; with any, everything is asked without them and with them.
-        kinds: ask only questions of these types; all when none are given.
+        types: ask only questions of these types; all when none are given.
         allow_remote: contact addresses that only the recipe of the run names.
     """
     from mmtune.serve.experts import Adviser, Panel
@@ -45,7 +45,7 @@ def run(
             out=out,
             device=device,
             experts=Adviser(panel, say) if panel else None,
-            kinds=kinds or (),
+            types=types or (),
             allow_remote=allow_remote,
         )
     finally:

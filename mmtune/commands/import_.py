@@ -7,11 +7,11 @@ from pathlib import Path
 from mmtune import registry
 
 
-def run(kind: str, paths: list[str], out: Path, options: list[str], changes: list[str]) -> None:
-    """Import, and say what to do with the result. Raises what `carry.bring` raises."""
+def run(layout: str, paths: list[str], out: Path, options: list[str], changes: list[str]) -> None:
+    """Import, and say what to do with the result. Raises what `convert.bring` raises."""
     from mmtune.checkpoint import convert
 
-    folder = convert.bring(kind, paths, out, options, changes, tell=print)
+    folder = convert.import_checkpoint(layout, paths, out, options, changes, say=print)
     for part in ("encoder", "llm"):
         if (folder / f"{part}.yaml").is_file():
             print(f"a part for recipes is in {folder}. Use it as in {folder / part}.yaml")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SECTIONS = "sections"
 """The room of the parts of a recipe itself."""
-KNOWN = (*registry.ROOMS, *registry.SHELVES, SECTIONS)
+KNOWN = (*registry.ROOMS, *registry.BUILTINS, SECTIONS)
 WIDTH = 100
 
 
@@ -34,7 +34,7 @@ def run(room: str | None, name: str | None = None) -> None:
         raise UsageError(f"no room {room!r}", f"one of {registry.suggest(room, KNOWN)}")
     if name is None:
         print("\n".join(_names(room)))
-    elif room in registry.SHELVES:
+    elif room in registry.BUILTINS:
         _print_file(room, name)
     else:
         print("\n".join(_options(room, name)))
@@ -43,7 +43,7 @@ def run(room: str | None, name: str | None = None) -> None:
 def _names(room: str) -> list[str]:
     if room == SECTIONS:
         return list(_sections())
-    return list(registry.shipped(room)) if room in registry.SHELVES else registry.names(room)  # type: ignore[arg-type]
+    return list(registry.shipped(room)) if room in registry.BUILTINS else registry.names(room)  # type: ignore[arg-type]
 
 
 def _sections() -> dict[str, type[Config]]:

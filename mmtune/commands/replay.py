@@ -16,5 +16,5 @@ def run(run: Path, ids: list[str], device: str, allow_remote: bool = False) -> N
         paths.refuse_unasked(store.read_recipe(run).model_dump(mode="json"))
     step, trials = replay(run, ids, device)
     bad = sum(not trial.finite for trial in trials)
-    print("\n".join(nonfinite.said(trials)))
+    print("\n".join(nonfinite.report(trials)))
     print(f"{bad} of {len(trials)} samples are not finite alone, with the weights of step {step}")

@@ -31,11 +31,11 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
     parts = params.partition(model, loaded.groups, loaded.model.freeze)
     for name, branch in model.branches.items():
         shape = branch.encoder.shape
-        places = branch.connector.tokens_out(shape.frames)
+        tokens = branch.connector.tokens_out(shape.frames)
         print(
             f"branch {name}: {', '.join(branch.kinds)} -> {loaded.model.branches[name].encoder.name}, up to "
             f"{shape.frames} frames of {shape.tokens} tokens -> {loaded.model.branches[name].connector.name}, "
-            f"up to {places} places"
+            f"up to {tokens} places"
         )
     llm = model.llm
     print(f"llm: width {llm.width}, depth {llm.depth}, heads {llm.heads}, vocabulary {llm.tokenizer.vocabulary}")

@@ -31,9 +31,9 @@ class Tokenwise(Connector):
 
     def forward(self, features: Features) -> Embeds:
         """[M,F,N,E] -> tokens [M,F*N,D], frame-major; places of masked frames are zero and masked."""
-        tokens = features.tokens[features.frames].to(next(self.parameters()).dtype)
+        tokens = features.tokens[features.frame_mask].to(next(self.parameters()).dtype)
         real = self.scale(self.project(tokens))
-        out = real.new_zeros(*features.frames.shape, *real.shape[1:])
-        out = out.index_put((features.frames,), real)
-        mask = features.frames[:, :, None].expand(out.shape[:3])
+        out = real.new_zeros(*features.frame_mask.shape, *real.shape[1:])
+        out = out.index_put((features.frame_mask,), real)
+        mask = features.frame_mask[:, :, None].expand(out.shape[:3])
         return Embeds(out.flatten(1, 2), mask.flatten(1, 2))

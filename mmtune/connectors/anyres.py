@@ -51,10 +51,10 @@ class Anyres(Mlp):
             )
 
     def tokens_out(self, frames: int) -> int:
-        """Places K of an item of `frames` plain frames; for tiles see `places`."""
+        """Places K of an item of `frames` plain frames; for tiles see `num_tokens`."""
         return frames * self.tokens + (frames > 0)
 
-    def places(self, item: Tensor, encoder: Any) -> int:
+    def num_tokens(self, item: Tensor, encoder: Any) -> int:
         """K of one item, prepared or as stored features."""
         return len(_order(encoder.marks(item).flatten(0, 1)))
 
@@ -62,16 +62,16 @@ class Anyres(Mlp):
         """[M,F,N,E+2] -> tokens [M,K,D]"""
         tokens, marks = features.tokens[..., :-MARKS], features.tokens[..., -MARKS:]
         weight = self.layers[0].weight
-        seen = self.scale(self.project(tokens[features.frames].to(weight.dtype)))
-        counts = features.frames.sum(dim=1).tolist()
+        seen = self.scale(self.project(tokens[features.frame_mask].to(weight.dtype)))
+        counts = features.frame_mask.sum(dim=1).tolist()
         items = []
-        for item, (one, real) in enumerate(zip(seen.split(counts), features.frames, strict=True)):
+        for item, (one, real) in enumerate(zip(seen.split(counts), features.frame_mask, strict=True)):
             order = _order(marks[item, real].flatten(0, 1))
             # the end of a line is the token behind all others
             items.append(torch.cat([one.flatten(0, 1), self.newline[None].to(one.dtype)])[order])
-        places = max(map(len, items), default=0)
-        mask = torch.arange(places, device=seen.device) < torch.tensor([[len(i)] for i in items], device=seen.device)
-        out = seen.new_zeros(len(items), places, self.llm_width) + self.newline.sum().to(seen.dtype) * 0
+        most = max(map(len, items), default=0)
+        mask = torch.arange(most, device=seen.device) < torch.tensor([[len(i)] for i in items], device=seen.device)
+        out = seen.new_zeros(len(items), most, self.llm_width) + self.newline.sum().to(seen.dtype) * 0
         return Embeds(out.masked_scatter(mask[..., None], torch.cat(items)) if items else out, mask)
 
 

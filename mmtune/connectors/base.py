@@ -51,7 +51,7 @@ class Connector(nn.Module):
     def check(self, encoder: Any) -> None:
         """Raise ConfigError for an encoder whose features it cannot read, although their shape fits."""
 
-    def places(self, item: Tensor, encoder: Any) -> int:
+    def num_tokens(self, item: Tensor, encoder: Any) -> int:
         """K of one item as the processor has it, prepared [F,...] or as stored features [F,N,E].
 
         That is `tokens_out` of its frames, but for a connector whose places depend on what is in them.

@@ -149,8 +149,8 @@ class ImagebindBridge(Connector):
 
         Raises CheckpointError when the file of the retrieval cache cannot be used; it is read when first needed.
         """
-        real = features.frames[:, :, None, None].to(features.tokens.dtype)
-        tokens = features.tokens.masked_fill(~features.frames[:, :, None, None], 0)
+        real = features.frame_mask[:, :, None, None].to(features.tokens.dtype)
+        tokens = features.tokens.masked_fill(~features.frame_mask[:, :, None, None], 0)
         mean = tokens.sum((1, 2)) / (real.sum((1, 2)) * tokens.shape[2]).clamp(min=1)
         x = self.mix([mean.to(self.proj.weight.dtype)], [1.0])
         if self.config.retrieval is not None and not self.training:

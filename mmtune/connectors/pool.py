@@ -85,20 +85,20 @@ class Pool(Connector):
 
     def forward(self, features: Features) -> Embeds:
         """[M,F,N,E] -> tokens [M,K,D], bins in order time, height, width; each item is pooled over its real frames."""
-        x = features.tokens[features.frames].to(self.linear_1.weight.dtype)
+        x = features.tokens[features.frame_mask].to(self.linear_1.weight.dtype)
         x = F.gelu(self.linear_1(x if self.norm is None else self.norm(x)))
         x = pool_grid(x, self.grid, (self.config.height, self.config.width))
-        counts = features.frames.sum(dim=1)
+        counts = features.frame_mask.sum(dim=1)
         starts = counts.cumsum(0) - counts
         lengths = counts.tolist()
-        places = max((self.tokens_out(count) for count in lengths), default=0)
-        mask = torch.arange(places) < torch.tensor([self.tokens_out(count) for count in lengths])[:, None]
-        out = x.new_zeros(len(lengths), places, self.linear_2.out_features)
+        most = max((self.tokens_out(count) for count in lengths), default=0)
+        mask = torch.arange(most) < torch.tensor([self.tokens_out(count) for count in lengths])[:, None]
+        out = x.new_zeros(len(lengths), most, self.linear_2.out_features)
         for count in sorted(set(lengths)):
             items = (counts == count).nonzero()[:, 0]
             index = starts[items, None] + torch.arange(count, device=items.device)
             pooled = self._pool_time(x[index])
-            out = out.index_put((items,), F.pad(pooled, (0, 0, 0, places - pooled.shape[1])).to(out.dtype))
+            out = out.index_put((items,), F.pad(pooled, (0, 0, 0, most - pooled.shape[1])).to(out.dtype))
         return Embeds(out, mask.to(out.device))
 
     def _time(self, frames: int, device: torch.device) -> Tensor:

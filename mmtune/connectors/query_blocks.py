@@ -71,9 +71,9 @@ class QueryBlocks(Connector):
         x = self.proj_norm(self.proj(features.tokens.to(self.proj.weight.dtype)))
         items, _, each = x.shape[:3]
         x = torch.cat([self.query.expand(items, -1, -1), x.flatten(1, 2)], dim=1)
-        if bool(features.frames.all()):
+        if bool(features.frame_mask.all()):
             return x, None  # attention is faster without a mask
-        real = features.frames.repeat_interleave(each, dim=1)
+        real = features.frame_mask.repeat_interleave(each, dim=1)
         return x, torch.cat([real.new_ones(items, self.config.queries), real], dim=1)
 
     def forward(self, features: Features) -> Embeds:

@@ -114,7 +114,7 @@ class Resampler(Connector):
         x = features.tokens.to(self.proj.weight.dtype)
         x = x if self.reduce is None else self.reduce(x)
         x = x + self.frame_positions(x.shape[1])[:, None]
-        mask = features.frames[:, :, None].expand(x.shape[:3]).flatten(1, 2)
+        mask = features.frame_mask[:, :, None].expand(x.shape[:3]).flatten(1, 2)
         # A batch without padding needs no mask, and attention is faster without one.
         seen = None if bool(mask.all()) else mask
         media, latents = x.flatten(1, 2), self.latents.expand(len(x), -1, -1)

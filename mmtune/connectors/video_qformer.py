@@ -7,8 +7,8 @@ Parameters carry the published names less their prefix, so a table of names move
 `video_query_tokens` -> `query_tokens` [1,Q,width], `video_frame_position_embedding.weight` -> `frame_positions.weight`
 [frames,E], `video_Qformer.bert.` -> `qformer.`, `llama_proj.` -> `proj.`; the sound branch alike.
 
-`norm`, `pool`, `places`, `out_norm` and `match_scale` are off as published. Over raw patch tokens, which unlike an
-image Q-Former's outputs are many and carry no place of their own, `places` is needed to answer where things are.
+`norm`, `pool`, `num_tokens`, `out_norm` and `match_scale` are off as published. Over raw patch tokens, which unlike an
+image Q-Former's outputs are many and carry no place of their own, `num_tokens` is needed to answer where things are.
 """
 
 import torch
@@ -23,7 +23,7 @@ from mmtune.layers.positions import FramePositions, pool_grid
 from mmtune.layers.qformer import INIT_STD, QFormer
 from mmtune.types import Embeds, Features, FeatureShape
 
-PLACE_STD = 0.5
+POSITION_STD = 0.5
 
 
 class Config(ScaledConfig):
@@ -46,7 +46,7 @@ class Config(ScaledConfig):
     """Average each frame's grid to pool * pool tokens first; null keeps all N."""
     norm: bool = False
     """Layer norm over the encoder's tokens before positions are added."""
-    places: bool = False
+    token_positions: bool = False
     """Add a learned vector for each token's place within its frame."""
 
 
@@ -79,8 +79,8 @@ class VideoQFormer(Connector):
         self.norm = LayerNormFloat32(shape.width) if config.norm else None
         self.frame_positions = FramePositions(config.frames, shape.width)
         self.token_positions: nn.Parameter | None = None
-        if config.places:
-            self.token_positions = nn.Parameter(torch.randn(tokens, shape.width) * PLACE_STD)
+        if config.token_positions:
+            self.token_positions = nn.Parameter(torch.randn(tokens, shape.width) * POSITION_STD)
         self.query_tokens = nn.Parameter(torch.randn(1, config.queries, config.width) * INIT_STD)
         hidden = config.hidden or 4 * config.width
         self.qformer = QFormer(
@@ -106,7 +106,7 @@ class VideoQFormer(Connector):
         x = x + self.frame_positions(x.shape[1])[:, None]
         if self.token_positions is not None:
             x = x + self.token_positions
-        mask = features.frames[:, :, None].expand(x.shape[:3])
+        mask = features.frame_mask[:, :, None].expand(x.shape[:3])
         return x.flatten(1, 2), mask.flatten(1, 2)
 
     def forward(self, features: Features) -> Embeds:

@@ -24,7 +24,7 @@ MOST = 1 << 31
 """Largest index that is read, bytes."""
 
 
-class Shelf:
+class FeatureFile:
     """Arrays [F,N,E] of one encoder.
 
     Args:
@@ -37,22 +37,22 @@ class Shelf:
         self.folder, self.tokens, self.width = folder, tokens, width
         self._about = {**about, "tokens": tokens, "width": width, "dtype": "float16"}
         self._map: np.memmap | None = None
-        self.places: dict[str, tuple[int, int]] = {}
+        self.offsets: dict[str, tuple[int, int]] = {}
         """Key to offset in numbers and F."""
         self.faults: dict[str, tuple[str, str]] = {}
         """Key to reason and detail."""
-        self.marks: set[str] = set()
+        self.complete: set[str] = set()
         """Corpora that are in here whole."""
         self._cut = False
         self.load()
 
     def __contains__(self, key: str) -> bool:
-        return key in self.places or key in self.faults
+        return key in self.offsets or key in self.faults
 
     def load(self) -> None:
         """Read the index anew. Raises DataError when it is of arrays of another shape."""
         self._map = None
-        self.places, self.faults, self.marks = {}, {}, set()
+        self.offsets, self.faults, self.complete = {}, {}, set()
         about = self.folder / "about.json"
         if not about.exists():
             return
@@ -69,22 +69,22 @@ class Shelf:
             except (ValueError, RecursionError):  # the last line of a writer that was killed
                 continue
             if "mark" in row:
-                self.marks.add(row["mark"])
+                self.complete.add(row["mark"])
             elif "reason" in row:
                 self.faults[row["key"]] = row["reason"], row["detail"]
             elif row["at"] + row["frames"] * self.tokens * self.width <= length:
-                self.places[row["key"]] = row["at"], row["frames"]
+                self.offsets[row["key"]] = row["at"], row["frames"]
             else:
                 whole = False  # of a file that was cut
         self._cut = not whole
         if self._cut:
-            self.marks.clear()
+            self.complete.clear()
         if length:
             self._map = np.memmap(self._bin, dtype=np.float16, mode="r", shape=(length,))
 
     def read(self, key: str) -> np.ndarray:
         """A copy of an array, float16 [F,N,E]."""
-        at, frames = self.places[key]
+        at, frames = self.offsets[key]
         size = frames * self.tokens * self.width
         assert self._map is not None
         return np.array(self._map[at : at + size]).reshape(frames, self.tokens, self.width)
@@ -110,7 +110,7 @@ class Shelf:
 
     def _forget(self) -> None:
         """Leave out the lines whose arrays are not there: others will lie in their places."""
-        rows = [{"key": key, "at": at, "frames": frames} for key, (at, frames) in self.places.items()]
+        rows = [{"key": key, "at": at, "frames": frames} for key, (at, frames) in self.offsets.items()]
         rows += [{"key": key, "reason": why, "detail": detail} for key, (why, detail) in self.faults.items()]
         disk.write_file(self._index, "".join(json.dumps(row) + "\n" for row in rows))
         self._cut = False
@@ -152,14 +152,14 @@ def _row(line: str) -> dict[str, Any]:
 class Writer:
     """Appends to a shelf."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
-        step = shelf.tokens * shelf.width
-        self._end = max((at + frames * step for at, frames in shelf.places.values()), default=0)
-        shelf._map = None
-        self._bin = _open(shelf._bin, "ab")
+    def __init__(self, feature_file: FeatureFile) -> None:
+        self._file = feature_file
+        step = feature_file.tokens * feature_file.width
+        self._end = max((at + frames * step for at, frames in feature_file.offsets.values()), default=0)
+        feature_file._map = None
+        self._bin = _open(feature_file._bin, "ab")
         self._bin.truncate(self._end * 2)
-        self._index = _open(shelf._index, "a")
+        self._index = _open(feature_file._index, "a")
         self._end_line()
         self._lines: list[dict[str, Any]] = []
         self._waiting = 0
@@ -168,7 +168,7 @@ class Writer:
         """A torn last line must not swallow the next one."""
         size = self._index.seek(0, os.SEEK_END)
         if size:
-            with self._shelf._index.open("rb") as file:
+            with self._file._index.open("rb") as file:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     self._index.write("\n")
@@ -185,7 +185,7 @@ class Writer:
             )
         self._bin.write(half.tobytes())
         self._lines.append({"key": key, "at": self._end, "frames": array.shape[0]})
-        self._shelf.places[key] = self._end, array.shape[0]
+        self._file.offsets[key] = self._end, array.shape[0]
         self._end += half.size
         self._waiting += half.nbytes
         if self._waiting > 64 << 20:
@@ -194,7 +194,7 @@ class Writer:
     def fault(self, key: str, reason: str, detail: str) -> None:
         """Note an item that cannot be decoded."""
         self._lines.append({"key": key, "reason": reason, "detail": detail})
-        self._shelf.faults[key] = reason, detail
+        self._file.faults[key] = reason, detail
 
     def mark(self, name: str) -> None:
         """Note that all of a corpus is in here."""

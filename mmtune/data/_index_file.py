@@ -80,7 +80,7 @@ class ShardIndex:
     def dump(self) -> str:
         """As JSON, in columns: a sample has `sizes[i]` members, which follow each other in `members`."""
         suffixes = sorted({suffix for group in self.groups for suffix in group.members})
-        number = {suffix: place for place, suffix in enumerate(suffixes)}
+        number = {suffix: index for index, suffix in enumerate(suffixes)}
         flat = [(number[s], *where) for group in self.groups for s, where in group.members.items()]
         tree = {
             "version": VERSION,
@@ -96,7 +96,7 @@ class ShardIndex:
             "sizes": [len(group.members) for group in self.groups],
             "suffixes": suffixes,
             "members": {
-                name: [row[place] for row in flat] for place, name in enumerate(("suffix", "offset", "size", "sha256"))
+                name: [row[index] for row in flat] for index, name in enumerate(("suffix", "offset", "size", "sha256"))
             },
         }
         return json.dumps(tree, separators=(",", ":"))
@@ -187,21 +187,21 @@ class _Stored(_Part):
         for key, size in zip(self.keys, self.sizes, strict=True):
             members = {self.suffixes[row[0]]: row[1:] for row in islice(rows, size)}
             groups.append(Group(printable(key), 0, members))
-        for place, ordinal in self.duplicates.items():
-            groups[int(place)].ordinal = ordinal
-        for place, (reason, detail) in self.refused.items():
-            groups[int(place)].refuse(Reason(reason), printable(detail))
+        for index, ordinal in self.duplicates.items():
+            groups[int(index)].ordinal = ordinal
+        for index, (reason, detail) in self.refused.items():
+            groups[int(index)].refuse(Reason(reason), printable(detail))
         return groups
 
 
 def regrouped(groups: list[Group]) -> list[Group]:
     """Samples of an index of version 1, by today's keys; those that it refuses stay as they are."""
-    places = keys(f"{group.key}.{suffix}" for group in groups for suffix in group.members)
+    split_names = keys(f"{group.key}.{suffix}" for group in groups for suffix in group.members)
     found = []
     for group in groups:
         split: dict[str, Group] = {}
         for suffix, where in group.members.items():
-            key, rest = places.get(f"{group.key}.{suffix}", (group.key, suffix))
+            key, rest = split_names.get(f"{group.key}.{suffix}", (group.key, suffix))
             split.setdefault(key, Group(key, group.ordinal)).members[rest] = where
         found += [group] if group.reason or set(split) <= {group.key} else split.values()
     return found

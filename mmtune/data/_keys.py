@@ -23,10 +23,10 @@ def keys(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     dotted: dict[str, list[str]] = {}
     for name in names:
-        if (place := split(name)) is not None:
-            found[name] = place
-            if "." in place[1]:
-                dotted[place[0]] = []
+        if (split_name := split(name)) is not None:
+            found[name] = split_name
+            if "." in split_name[1]:
+                dotted[split_name[0]] = []
     if dotted:
         for name, (short, _) in found.items():
             if short in dotted:

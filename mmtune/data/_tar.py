@@ -193,8 +193,8 @@ def _nonzero(file: int, position: int) -> int | None:
     """The first block from `position` on that is not all zeros, or none."""
     while chunk := os.pread(file, _CHUNK, position):
         if chunk.count(0) != len(chunk):
-            place = len(chunk) - len(chunk.lstrip(b"\0"))
-            return position + place // BLOCK * BLOCK
+            found_at = len(chunk) - len(chunk.lstrip(b"\0"))
+            return position + found_at // BLOCK * BLOCK
         position += len(chunk)
     return None
 
@@ -213,12 +213,12 @@ def _resync(file: int, position: int) -> int | None:
 def _pax(text: bytes) -> dict[str, str]:
     """Records of the form "LENGTH KEY=VALUE\\n"; what is not of this form ends the reading."""
     fields: dict[str, str] = {}
-    place = 0
-    while (space := text.find(b" ", place, place + 9)) > place and text[place:space].isdigit():
-        end = place + int(text[place:space])
+    found_at = 0
+    while (space := text.find(b" ", found_at, found_at + 9)) > found_at and text[found_at:space].isdigit():
+        end = found_at + int(text[found_at:space])
         key, sign, value = text[space + 1 : end].rstrip(b"\n").partition(b"=")
         if not sign:
             break
         fields[_text(key)] = _text(value)
-        place = end
+        found_at = end
     return fields

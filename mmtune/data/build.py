@@ -10,15 +10,15 @@ from mmtune import registry
 from mmtune.data.exchange import Peers
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
-from mmtune.data.pack import Plan
+from mmtune.data.pack import BatchSpec
 from mmtune.data.streams import Schedule, Turns
 from mmtune.recipe import Recipe
 
 
-def plan_of(recipe: Recipe) -> Plan:
+def batch_spec_of(recipe: Recipe) -> BatchSpec:
     """What a step of a recipe holds: as many whole rows as `batch_tokens` has room for, in each micro-step."""
     run = recipe.run
-    return Plan(rows=run.batch_tokens // run.length, length=run.length, accumulate=run.accumulate)
+    return BatchSpec(rows=run.batch_tokens // run.length, length=run.length, accumulate=run.accumulate)
 
 
 def streams_of(
@@ -45,7 +45,7 @@ def streams_of(
     return streams
 
 
-def likes_of(recipe: Recipe) -> dict[str, str]:
+def held_out_sections(recipe: Recipe) -> dict[str, str]:
     """Held-out stream to the stream whose prompt, format and objective it has."""
     split = {name: name for name in recipe.streams if _fraction(recipe, name)}
     return {**split, **{name: held.like or name for name, held in recipe.eval.streams.items()}}
@@ -65,7 +65,7 @@ def held_out_of(
     Raises ConfigError and DataError.
     """
     streams = []
-    for name, like in likes_of(recipe).items():
+    for name, like in held_out_sections(recipe).items():
         held, section = recipe.eval.streams.get(name), recipe.streams[like]
         options = {"say": say, "write": write}
         if held is None:
@@ -112,7 +112,9 @@ def loader_of(
     path = out / "skipped.jsonl" if out is not None and rank == 0 else None
     ledger = Ledger(path, max_bad_fraction=run.max_bad_fraction, max_in_a_row=run.max_bad_in_a_row)
     streams = streams_of(recipe, processors, say, write)
-    return Loader(streams, plan_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe), peers)
+    return Loader(
+        streams, batch_spec_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe), peers
+    )
 
 
 def schedule_of(recipe: Recipe) -> Schedule:

@@ -65,7 +65,7 @@ def collate(rows: Sequence[Sequence[Example]], pad: int = 0, stream: str = "", w
     media, frames = {}, {}
     for branch, tensors in items.items():
         media[branch], frames[branch] = _stack(branch, tensors)
-    where = {branch: torch.tensor(places, dtype=torch.int64) for branch, places in slots.items()}
+    where = {branch: torch.tensor(rows, dtype=torch.int64) for branch, rows in slots.items()}
     ids = tuple(example.id for row in rows for example in row)
     return Batch(tokens, labels, positions, segments, media, frames, where, stream, ids, weights)
 
@@ -81,6 +81,6 @@ def _stack(branch: str, items: list[Tensor]) -> tuple[Tensor, Tensor]:
     if all(item.shape[0] == most for item in items):
         return torch.stack(items), torch.ones(len(items), most, dtype=torch.bool)
     media = items[0].new_zeros((len(items), most, *items[0].shape[1:]))
-    for place, item in enumerate(items):
-        media[place, : item.shape[0]] = item
+    for index, item in enumerate(items):
+        media[index, : item.shape[0]] = item
     return media, torch.arange(most)[None, :] < counts[:, None]

@@ -25,11 +25,11 @@ class Peers(Protocol):
     rank: int
     world: int
 
-    def tell(self, data: bytes) -> list[bytes]:
+    def all_gather(self, data: bytes) -> list[bytes]:
         """The data of all ranks, in their order."""
         ...
 
-    def hand(self, parts: Sequence[bytes]) -> list[bytes]:
+    def all_to_all(self, parts: Sequence[bytes]) -> list[bytes]:
         """A part for each rank; gives what each rank had for this one."""
         ...
 
@@ -47,7 +47,7 @@ class Notice:
         return self.length
 
 
-class Shared:
+class SharedPreparation:
     """The samples of one stream from a position on, prepared by all ranks together.
 
     Args:
@@ -80,7 +80,7 @@ class Shared:
             self._round()
         return self._told[0]
 
-    def take(self) -> None:
+    def advance(self) -> None:
         """Go on to the next."""
         self._told.popleft()
         self.position += 1
@@ -102,12 +102,12 @@ class Shared:
             else:
                 mine.append([self._next, made, 0, ()])
             self._next += peers.world
-        heard = [line for data in peers.tell(json.dumps(mine).encode()) for line in json.loads(data)]
+        heard = [line for data in peers.all_gather(json.dumps(mine).encode()) for line in json.loads(data)]
         for position, made, length, notes in sorted(heard, key=lambda line: line[0]):
             told = made if isinstance(made, dict) else Notice(made, length, position, tuple(map(Note, notes)))
             self._told.append(told)
 
-    def bring(self, notices: Sequence[Notice], owners: Sequence[int]) -> dict[int, Example]:
+    def collect(self, notices: Sequence[Notice], owners: Sequence[int]) -> dict[int, Example]:
         """The examples of a step that belong to this rank, by place in `notices`.
 
         Args:
@@ -117,19 +117,19 @@ class Shared:
         self._usual, self._taken = max(1, len(notices)), 0
         have: dict[int, Example] = {}
         parts: list[list[bytes]] = [[] for _ in range(peers.world)]
-        for place, (notice, owner) in enumerate(zip(notices, owners, strict=True)):
+        for index, (notice, owner) in enumerate(zip(notices, owners, strict=True)):
             if notice.position % peers.world != peers.rank:
                 continue
             example = self._held.pop(notice.position)
             if owner == peers.rank:
-                have[place] = example
+                have[index] = example
             else:
                 data = _serialize.dump(*_serialize.pack(example))
-                parts[owner] += [place.to_bytes(8, "little"), len(data).to_bytes(8, "little"), data]
-        for data in peers.hand([b"".join(part) for part in parts]):
+                parts[owner] += [index.to_bytes(8, "little"), len(data).to_bytes(8, "little"), data]
+        for data in peers.all_to_all([b"".join(part) for part in parts]):
             start = 0
             while start < len(data):
-                place, size = (int.from_bytes(data[start + at : start + at + 8], "little") for at in (0, 8))
-                have[place] = _serialize.unpack(*_serialize.load(data[start + 16 : start + 16 + size]))
+                index, size = (int.from_bytes(data[start + at : start + at + 8], "little") for at in (0, 8))
+                have[index] = _serialize.unpack(*_serialize.load(data[start + 16 : start + 16 + size]))
                 start += 16 + size
         return have

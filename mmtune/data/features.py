@@ -2,7 +2,7 @@
 
 The key is the digest of the encoded bytes, the clip range, the kind, and the encoder's fingerprint (its config and its
 weights), so a changed picture, another number of frames or other weights never meet old features. Numbers are float16.
-`warm` fills what is missing, before training; items that cannot be decoded are kept as such, and refused again without
+`fill` fills what is missing, before training; items that cannot be decoded are kept as such, and refused again without
 a try.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from mmtune import media
 from mmtune.config import dump
 from mmtune.data import _serialize
-from mmtune.data._feature_file import Shelf, Writer
+from mmtune.data._feature_file import FeatureFile, Writer
 from mmtune.data.loader import Stream
 from mmtune.data.pool import Pool
 from mmtune.data.shards import SampleKey
@@ -56,36 +56,36 @@ class FeatureCache:
         usual = self.limits == media.Limits()
         self._within = "" if usual else f" within {hashlib.sha256(dump(self.limits).encode()).hexdigest()[:12]}"
         self.branches = dict(branches.items())
-        self.shelves: dict[str, Shelf] = {}
+        self.feature_files: dict[str, FeatureFile] = {}
         for name, branch in self.branches.items():
-            shelf = self._shelf(branch.encoder)
+            feature_file = self._feature_file(branch.encoder)
             # branches with the same encoder have one between them
-            known = (other for other in self.shelves.values() if other.folder == shelf.folder)
-            self.shelves[name] = next(known, shelf)
+            known = (other for other in self.feature_files.values() if other.folder == feature_file.folder)
+            self.feature_files[name] = next(known, feature_file)
         self.kinds = {kind: name for name, branch in self.branches.items() for kind in branch.kinds}
 
-    def _shelf(self, encoder: Any) -> Shelf:
+    def _feature_file(self, encoder: Any) -> FeatureFile:
         print_ = encoder.fingerprint()
         about = {"encoder": encoder.config.name, "fingerprint": print_}
         folder = self.root / f"{encoder.config.name.rpartition(':')[2]}-{print_[:16]}"
-        return Shelf(folder, encoder.tokens_per_frame, encoder.width, about)
+        return FeatureFile(folder, encoder.tokens_per_frame, encoder.width, about)
 
     def get(self, branch: str, ref: MediaRef) -> Tensor | None:
         """float16 [F,N,E] of an item, or none for a branch that is not kept. Nothing is decoded for what is kept.
 
-        An item that is not kept is encoded here and now, which is slow; `warm` keeps it.
+        An item that is not kept is encoded here and now, which is slow; `fill` keeps it.
 
         Raises:
             MediaError: the item cannot be decoded.
             UsageError: it is not kept, and the encoder is on a device that a data worker must not touch.
         """
-        if branch not in self.shelves:
+        if branch not in self.feature_files:
             return None
-        shelf, key = self.shelves[branch], _key(ref)
-        if key in shelf.places:
-            return torch.from_numpy(shelf.read(key))
-        if self._fault(key) in shelf.faults:
-            reason, detail = shelf.faults[self._fault(key)]
+        feature_file, key = self.feature_files[branch], _key(ref)
+        if key in feature_file.offsets:
+            return torch.from_numpy(feature_file.read(key))
+        if self._fault(key) in feature_file.faults:
+            reason, detail = feature_file.faults[self._fault(key)]
             raise MediaError(Reason(reason), f"{ref.origin}: {detail}", "media that can be decoded")
         encoder = self.branches[branch].encoder
         if _device(encoder).type != "cpu":
@@ -93,16 +93,16 @@ class FeatureCache:
                 seen=f"{ref.origin} has no kept features for branch {branch}",
                 expected="features kept before the first step",
                 hint="--resume looks for what is missing; if that does not help, delete "
-                f"{shelf.folder} and it is made anew",
+                f"{feature_file.folder} and it is made anew",
             )
         return torch.from_numpy(_encode(encoder, _prepare(encoder, ref, self.limits)[None])[0].astype(np.float16))
 
     def reload(self) -> None:
         """Read the indexes again, after another process has filled the cache."""
-        for shelf in self.shelves.values():
-            shelf.load()
+        for feature_file in self.feature_files.values():
+            feature_file.load()
 
-    def warm(
+    def fill(
         self,
         streams: Iterable[Stream],
         workers: int = 0,
@@ -122,13 +122,13 @@ class FeatureCache:
         streams = [stream for stream in streams if self._unmarked(stream)]
         total, done = sum(len(stream.corpus) for stream in streams), 0
         counts = {"encoded": 0, "kept": 0, "failed": 0}
-        if not streams or not self.shelves:
+        if not streams or not self.feature_files:
             return counts
         with ExitStack() as stack:
             # locks in one order, whatever the recipe: two runs that share folders do not wait for each other
-            shelves = sorted(set(self.shelves.values()), key=lambda shelf: shelf.folder)
-            opened = {shelf: stack.enter_context(shelf.writing()) for shelf in shelves}
-            writers = {name: opened[shelf] for name, shelf in self.shelves.items()}
+            feature_files = sorted(set(self.feature_files.values()), key=lambda feature_file: feature_file.folder)
+            opened = {feature_file: stack.enter_context(feature_file.writing()) for feature_file in feature_files}
+            writers = {name: opened[feature_file] for name, feature_file in self.feature_files.items()}
             filling, unread = _Filling(self, writers, batch, counts), set()
             for number, head, example in _walk(self, streams, workers):
                 filling.take(head, example)
@@ -157,10 +157,12 @@ class FeatureCache:
         return key + self._within
 
     def _has(self, branch: str, key: str) -> bool:
-        return key in self.shelves[branch].places or self._fault(key) in self.shelves[branch].faults
+        return key in self.feature_files[branch].offsets or self._fault(key) in self.feature_files[branch].faults
 
     def _unmarked(self, stream: Stream) -> bool:
-        return any(self._mark(stream, name) not in shelf.marks for name, shelf in self.shelves.items())
+        return any(
+            self._mark(stream, name) not in feature_file.complete for name, feature_file in self.feature_files.items()
+        )
 
     def gather(self, stream: Stream, key: SampleKey) -> tuple[dict[str, Any], Example]:
         """What a sample lacks: keys and prepared items by branch, and items that cannot be decoded."""
@@ -192,9 +194,7 @@ class FeatureCache:
 class _Filling:
     """Prepared items on their way to the disk."""
 
-    def __init__(
-        self, cache: FeatureCache, writers: Mapping[str, Writer], batch: int, counts: dict[str, int]
-    ) -> None:
+    def __init__(self, cache: FeatureCache, writers: Mapping[str, Writer], batch: int, counts: dict[str, int]) -> None:
         self._cache, self._writers, self._batch, self._counts = cache, writers, batch, counts
         self._waiting: dict[tuple[str, tuple[int, ...]], dict[str, Tensor]] = {}
 
@@ -237,16 +237,16 @@ def _walk(cache: FeatureCache, streams: list[Stream], workers: int) -> Any:
             yield number, *cache.gather(streams[number], key)
         return
 
-    def work(number: int, shard: int, place: int) -> bytes:
-        head, example = cache.gather(streams[number], SampleKey(shard, place))
+    def work(number: int, shard: int, index: int) -> bytes:
+        head, example = cache.gather(streams[number], SampleKey(shard, index))
         shape, arrays = _serialize.pack(example)
         return _serialize.dump({"gathered": head, **shape}, arrays)
 
     pool = Pool(work, workers, lambda task: streams[task[0]].corpus.id(SampleKey(*task[1:])))
     try:
         asked = [pool.put(number, *key) for number, key in tasks[: workers * 8]]
-        for place, (number, _) in enumerate(tasks):
-            head, data, start = _serialize.load(pool.get(asked[place]))
+        for index, (number, _) in enumerate(tasks):
+            head, data, start = _serialize.load(pool.get(asked[index]))
             if len(asked) < len(tasks):
                 further, key = tasks[len(asked)]
                 asked.append(pool.put(further, *key))

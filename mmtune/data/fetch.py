@@ -214,7 +214,7 @@ def _is_public(url: str) -> bool:
         found = socket.getaddrinfo(urlsplit(url).hostname or "", None, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError, ValueError):
         return False
-    numbers = [ipaddress.ip_address(str(place[0]).partition("%")[0]) for *_, place in found]
+    numbers = [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
     return bool(numbers) and all(_is_open(number) for number in numbers)
 
 

@@ -81,7 +81,7 @@ def _scan(path: Path, file: int) -> ShardIndex:
     alike, key, broken = "", "", False
     whole = hashlib.sha256()
     items = list(walk(file))
-    places = keys(item.name for item in items if isinstance(item, Member))
+    split_names = keys(item.name for item in items if isinstance(item, Member))
     for item in items:
         if isinstance(item, Damage):
             if len(index.damage) < DAMAGES:
@@ -93,15 +93,15 @@ def _scan(path: Path, file: int) -> ShardIndex:
             continue
         if item.type == "5" and (safe(item.name) or item.name in (".", "./")):
             continue
-        place = places.get(item.name)
-        if place is None and (item.type != "0" or not safe(item.name)):
-            place = item.name, ""
-        if place is None:
+        split_name = split_names.get(item.name)
+        if split_name is None and (item.type != "0" or not safe(item.name)):
+            split_name = item.name, ""
+        if split_name is None:
             index.passed_count += 1
             index.passed = [*index.passed, printable(item.name)][:LISTED]
             continue
-        key, suffix = place
-        short = (split(item.name) or place)[0]
+        key, suffix = split_name
+        short = (split(item.name) or split_name)[0]
         if short != alike:
             beside, alike = {}, short
         if key not in beside:

@@ -23,11 +23,11 @@ import numpy as np
 
 from mmtune.data import _serialize
 from mmtune.data.collate import collate
-from mmtune.data.exchange import Notice, Peers, Shared
+from mmtune.data.exchange import Notice, Peers, SharedPreparation
 from mmtune.data.formats.base import Format
 from mmtune.data.ledger import Ledger
-from mmtune.data.pack import Packer, Plan
-from mmtune.data.patterns import expand, place
+from mmtune.data.pack import BatchSpec, Packer
+from mmtune.data.patterns import canonical_path, expand
 from mmtune.data.pool import Pool
 from mmtune.data.remote import Remote
 from mmtune.data.shards import Corpus, SampleKey, _hash
@@ -70,7 +70,12 @@ class Stream:
     """
 
     def __init__(
-        self, name: str, sources: Iterable[Source], processor: ProcessorLike, share: float = 1.0, augment: bool = False,
+        self,
+        name: str,
+        sources: Iterable[Source],
+        processor: ProcessorLike,
+        share: float = 1.0,
+        augment: bool = False,
         **options: Any,
     ) -> None:
         self.name, self.processor, self.share, self.augment = name, processor, share, augment
@@ -78,8 +83,8 @@ class Stream:
         paths: list[Path | Remote] = []
         for source in sources:
             found = expand(source.patterns)
-            known = {place(path) for path in paths}
-            if twice := {path for path in found if place(path) in known}:
+            known = {canonical_path(path) for path in paths}
+            if twice := {path for path in found if canonical_path(path) in known}:
                 raise ConfigError(
                     f"stream {name}: {min(twice)} in two places of its data", "each shard once", "make a second stream"
                 )
@@ -94,8 +99,7 @@ class Stream:
         sample = self.formats[key.shard].sample(self.corpus.record(key, seed, epoch))
         return replace(sample, stream=self.name)
 
-
-    def brings(self, kinds: Collection[str]) -> bool | None:
+    def has_media(self, kinds: Collection[str]) -> bool | None:
         """Whether a record has a medium of one of these kinds, by its text alone; none when `SCANNED` records say
         nothing. Records that cannot be used are passed over."""
         for number, key in enumerate(self.corpus.samples()):
@@ -110,9 +114,7 @@ class Stream:
         return False
 
 
-def _nothing(
-    name: str, shards: int, held_out: float = 0.0, only_held_out: bool = False, **_: Any
-) -> ConfigError:
+def _nothing(name: str, shards: int, held_out: float = 0.0, only_held_out: bool = False, **_: Any) -> ConfigError:
     where = f"{shards} shard{'' if shards == 1 else 's'}"
     if not held_out:
         return ConfigError(f"stream {name}: no samples in {where}", "at least one sample", "mmtune data check")
@@ -140,7 +142,7 @@ class Loader:
 
     Args:
         streams: see `Stream`.
-        plan: what a step holds; for all streams, or by name of the stream.
+        spec: what a step holds; for all streams, or by name of the stream.
         workers: processes that prepare samples; 0 does it here.
         ledger: takes what is skipped; one that keeps counts only when not given.
         rank, world: which rows to keep.
@@ -152,7 +154,7 @@ class Loader:
     def __init__(
         self,
         streams: Sequence[Stream],
-        plan: Plan | Mapping[str, Plan],
+        spec: BatchSpec | Mapping[str, BatchSpec],
         seed: int = 0,
         workers: int = 0,
         ledger: Ledger | None = None,
@@ -164,16 +166,16 @@ class Loader:
         peers: Peers | None = None,
     ) -> None:
         self.streams = {stream.name: stream for stream in streams}
-        self.plans = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(self.streams, plan)
-        if len(self.streams) != len(streams) or set(self.plans) != set(self.streams):
+        self.specs = dict(spec) if isinstance(spec, Mapping) else dict.fromkeys(self.streams, spec)
+        if len(self.streams) != len(streams) or set(self.specs) != set(self.streams):
             names = [stream.name for stream in streams]
-            raise ConfigError(f"streams {names} with plans {list(self.plans)}", "one plan for each stream")
+            raise ConfigError(f"streams {names} with plans {list(self.specs)}", "one plan for each stream")
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} of {world}", "a rank below the number of ranks")
         self.seed, self.workers, self.rank, self.world, self.pad = seed, workers, rank, world, pad
         self._peers = peers if world > 1 else None
         self.ledger = ledger or Ledger()
-        parts = {one.accumulate for one in self.plans.values()}
+        parts = {one.accumulate for one in self.specs.values()}
         if turns == "mixed" and len(parts) > 1:
             raise ConfigError(f"mixed steps with plans of {sorted(parts)} micro-steps", "one number for all streams")
         shares = {name: stream.share for name, stream in self.streams.items()}
@@ -205,7 +207,8 @@ class Loader:
             raise UsageError(seen=f"the place in the data after step {step}", expected=f"one of {list(self._history)}")
         counts, at = self.counts(), self._history[step]
         streams = {
-            name: {"epoch": place // counts[name], "position": place % counts[name]} for name, place in at.items()
+            name: {"epoch": at_position // counts[name], "position": at_position % counts[name]}
+            for name, at_position in at.items()
         }
         return {"step": step, "streams": streams}
 
@@ -246,7 +249,7 @@ class Loader:
                 turns, batches, self.held = self.schedule.streams(step), [], {}
                 names = [name for name in self.streams if name in turns]
                 for name in names:
-                    examples, rows = self._fill(feeds[name], self._plan(name, turns.count(name), len(turns)), step)
+                    examples, rows = self._fill(feeds[name], self._spec(name, turns.count(name), len(turns)), step)
                     batches += self._batches(feeds[name], examples, rows)
                     self.held[name] = tuple(example.id for example in examples)
                 self._history[step + 1] = {stream: feed.position for stream, feed in feeds.items()}
@@ -267,41 +270,43 @@ class Loader:
         total = sum(stream.share for stream in self.streams.values())
         return max(2, round(self.workers * AHEAD * self.streams[name].share / total)) if self.workers else 0
 
-    def _plan(self, name: str, micro_steps: int, of: int) -> Plan:
+    def _spec(self, name: str, micro_steps: int, of: int) -> BatchSpec:
         """What a step holds of a stream that has so many of its micro-steps; all of them where `of` is one."""
-        plan = self.plans[name]
+        spec = self.specs[name]
         if of == 1:
-            return plan
-        examples = None if plan.examples is None else max(1, plan.examples * micro_steps // of)
-        return replace(plan, accumulate=micro_steps, examples=examples)
+            return spec
+        examples = None if spec.examples is None else max(1, spec.examples * micro_steps // of)
+        return replace(spec, accumulate=micro_steps, examples=examples)
 
-    def _fill(self, feed: _Feed | _SharedFeed, plan: Plan, step: int) -> tuple[list[Example | Notice], list[list[int]]]:
+    def _fill(
+        self, feed: _Feed | _SharedFeed, spec: BatchSpec, step: int
+    ) -> tuple[list[Example | Notice], list[list[int]]]:
         """Examples of a step, and which go into which row."""
-        packer = Packer(plan)
+        packer = Packer(spec)
         examples: list[Example | Notice] = []
         while not packer.full:
             found = feed.peek()
             if isinstance(found, Skip):
                 self.ledger.skip(**vars(found), step=step, stream=feed.name, epoch=feed.epoch)
-                feed.take()
+                feed.advance()
                 continue
             if not packer.add(len(found)):
                 break
             examples.append(found)
-            feed.take()
+            feed.advance()
             self.ledger.take(notes=found.notes)
         return examples, packer.rows()
 
     def _batches(self, feed: _Feed | _SharedFeed, found: list[Example | Notice], rows: list[list[int]]) -> list[Batch]:
         """This rank's part of each micro-step; rows of a micro-step have the same width on all ranks."""
-        size = self.plans[feed.name].rows
-        owner = {place: number % size % self.world for number, row in enumerate(rows) for place in row}
-        examples = feed.bring(found, [owner[place] for place in range(len(found))])
+        size = self.specs[feed.name].rows
+        owner = {index: number % size % self.world for number, row in enumerate(rows) for index in row}
+        examples = feed.collect(found, [owner[index] for index in range(len(found))])
         batches = []
         for start in range(0, len(rows), size):
             micro = rows[start : start + size]
-            width = max(sum(len(found[place]) for place in row) for row in micro)
-            mine = [[examples[place] for place in row] for row in micro[self.rank :: self.world]]
+            width = max(sum(len(found[index]) for index in row) for row in micro)
+            mine = [[examples[index] for index in row] for row in micro[self.rank :: self.world]]
             batches.append(collate(mine, self.pad, feed.name, width=-(-width // 8) * 8))
         return batches
 
@@ -309,8 +314,8 @@ class Loader:
 
     def make(self, name: str, position: int) -> Example | Skip:
         """The sample of a stream at a position, prepared, or why it cannot be used."""
-        epoch, place = divmod(position, len(self.streams[name].corpus))
-        return self.prepare(name, self.streams[name].corpus.order(self._seeds[name], epoch, place), epoch)
+        epoch, index = divmod(position, len(self.streams[name].corpus))
+        return self.prepare(name, self.streams[name].corpus.order(self._seeds[name], epoch, index), epoch)
 
     def prepare(self, name: str, key: SampleKey, epoch: int = 0) -> Example | Skip:
         """A sample of a stream as it is in an epoch, prepared, or why it cannot be used."""
@@ -319,7 +324,7 @@ class Loader:
             sample = stream.sample(key, seed, epoch)
             rng = np.random.default_rng([seed, epoch, _hash(sample.id)]) if stream.augment else None
             example = stream.processor.example(sample, rng=rng) if stream.augment else stream.processor.example(sample)
-            self.plans[name].check(example.id, len(example))
+            self.specs[name].check(example.id, len(example))
         except (DataError, MediaError) as error:
             id, shard = stream.corpus.id(key), stream.corpus.label(key)
             return Skip(id, shard, id.removeprefix(f"{shard}/"), str(error.reason), error.seen)
@@ -336,8 +341,8 @@ class Loader:
         """What a worker is at, in words."""
         name, position = task
         corpus = self.streams[name].corpus
-        epoch, place = divmod(position, len(corpus))
-        return f"sample {corpus.id(corpus.order(self._seeds[name], epoch, place))} of stream {name}"
+        epoch, index = divmod(position, len(corpus))
+        return f"sample {corpus.id(corpus.order(self._seeds[name], epoch, index))} of stream {name}"
 
 
 class _Feed:
@@ -368,24 +373,24 @@ class _Feed:
                 self._head = made(message)
         return self._head
 
-    def take(self) -> None:
+    def advance(self) -> None:
         """Go on to the next."""
         self._head = None
         self.position += 1
 
-    def bring(self, found: Sequence[Example], owners: Sequence[int]) -> dict[int, Example]:
+    def collect(self, found: Sequence[Example], owners: Sequence[int]) -> dict[int, Example]:
         """The examples of a step by place; other ranks' are here too."""
         return dict(enumerate(found))
 
 
-class _SharedFeed(Shared):
+class _SharedFeed(SharedPreparation):
     """The same, prepared by all ranks together."""
 
     def __init__(self, loader: Loader, name: str, position: int, depth: int) -> None:
         pool = loader._pool
         ask = (lambda position: position) if pool is None else (lambda position: pool.put(name, position))
         # every rank has workers of its own
-        super().__init__(position, loader._peers, ask, self._fetch, depth, loader.plans[name].all_rows)
+        super().__init__(position, loader._peers, ask, self._fetch, depth, loader.specs[name].all_rows)
         self.name, self._loader, self._pool, self._count = name, loader, pool, len(loader.streams[name].corpus)
 
     @property

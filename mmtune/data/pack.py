@@ -13,7 +13,7 @@ from mmtune.errors import ConfigError, DataError, Reason
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSpec:
     """How much one step holds, over all ranks. Raises ConfigError for values below one."""
 
     rows: int
@@ -47,8 +47,8 @@ class Plan:
 class Packer:
     """The rows of one step while they fill."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, spec: BatchSpec) -> None:
+        self.spec = spec
         self.lengths: list[int] = []
         self._rows: list[list[int]] = []
         self._room: list[int] = []
@@ -56,7 +56,7 @@ class Packer:
     @property
     def full(self) -> bool:
         """Whether the step has as many examples as it may."""
-        return self.plan.examples is not None and len(self.lengths) >= self.plan.examples
+        return self.spec.examples is not None and len(self.lengths) >= self.spec.examples
 
     def add(self, length: int) -> bool:
         """Take one more example; False, and nothing changed, when the step cannot hold it.
@@ -65,32 +65,32 @@ class Packer:
         """
         if self.full:
             return False
-        place = len(self.lengths)
-        if not self._place(self._rows, self._room, place, length):
-            if not self.plan.pack or sum(self.lengths) + length > self.plan.all_rows * self.plan.length:
+        index = len(self.lengths)
+        if not self._fit(self._rows, self._room, index, length):
+            if not self.spec.pack or sum(self.lengths) + length > self.spec.all_rows * self.spec.length:
                 return False
             sizes = [*self.lengths, length]
             rows: list[list[int]] = []
             room: list[int] = []
             for one in sorted(range(len(sizes)), key=lambda one: (-sizes[one], one)):
-                if not self._place(rows, room, one, sizes[one]):
+                if not self._fit(rows, room, one, sizes[one]):
                     return False
             self._rows, self._room = rows, room
         self.lengths.append(length)
         return True
 
-    def _place(self, rows: list[list[int]], room: list[int], place: int, length: int) -> bool:
+    def _fit(self, rows: list[list[int]], room: list[int], index: int, length: int) -> bool:
         best = None
-        if self.plan.pack:
+        if self.spec.pack:
             fits = (row for row in range(len(rows)) if room[row] >= length)
             best = min(fits, key=lambda row: room[row], default=None)
         if best is None:
-            if len(rows) == self.plan.all_rows or length > self.plan.length:
+            if len(rows) == self.spec.all_rows or length > self.spec.length:
                 return False
             best = len(rows)
             rows.append([])
-            room.append(self.plan.length)
-        rows[best].append(place)
+            room.append(self.spec.length)
+        rows[best].append(index)
         room[best] -= length
         return True
 

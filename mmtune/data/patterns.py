@@ -41,11 +41,11 @@ def expand(patterns: Iterable[str | Path | Remote] | str | Path) -> list[Path | 
     found: dict[str, Path | Remote] = {}
     for pattern in [patterns] if isinstance(patterns, (str, Path)) else patterns:
         for one in [pattern] if isinstance(pattern, Remote) else _files(str(pattern)):
-            found.setdefault(place(one), one)
+            found.setdefault(canonical_path(one), one)
     return list(found.values())
 
 
-def place(path: Path | Remote) -> str:
+def canonical_path(path: Path | Remote) -> str:
     """The same for every spelling of a path."""
     return path.url if isinstance(path, Remote) else os.path.abspath(path)
 

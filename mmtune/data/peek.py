@@ -96,11 +96,11 @@ def read(path: Path, most: int) -> tuple[list[Record], bool]:
         index.check_plain(path, file.fileno())
         plain = (item for item in _tar.walk(file.fileno()) if isinstance(item, _tar.Member) and item.type == "0")
         members = [item for item in islice(plain, most * MEMBERS) if item.size <= MEMBER]
-        places = _keys.keys(item.name for item in members)
+        split_names = _keys.keys(item.name for item in members)
         groups: dict[str, dict[str, _tar.Member]] = {}
         for item in members:
-            if item.name in places:
-                key, suffix = places[item.name]
+            if item.name in split_names:
+                key, suffix = split_names[item.name]
                 groups.setdefault(key, {})[suffix] = item
         whole = len(groups) <= most and next(plain, None) is None
         if not whole and 1 < len(groups) <= most:

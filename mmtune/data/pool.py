@@ -21,7 +21,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from mmtune.errors import MmtuneError, UsageError
-from mmtune.output import Reader
+from mmtune.output import Output
 
 Task = tuple[Any, ...]
 
@@ -54,7 +54,7 @@ class Pool:
                 seen=f"{count} data workers", expected="0 on this system, which cannot fork", hint="run.workers=0"
             )
         context = multiprocessing.get_context("fork")
-        self._name, self._patience, self._errors = name, patience, Reader("stderr")
+        self._name, self._patience, self._errors = name, patience, Output("stderr")
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._tasks: dict[int, Task] = {}

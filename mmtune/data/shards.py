@@ -41,7 +41,7 @@ class SampleKey(NamedTuple):
     """A sample of a corpus: number of its shard and place in that shard."""
 
     shard: int
-    place: int
+    index: int
 
 
 class Corpus:
@@ -113,8 +113,8 @@ class Corpus:
     def samples(self) -> Iterator[SampleKey]:
         """All samples in the order of their shards."""
         for shard in range(len(self.paths)):
-            for place in self._load(shard)[1]:
-                yield SampleKey(shard, int(place))
+            for ordinal in self._load(shard)[1]:
+                yield SampleKey(shard, int(ordinal))
 
     def fingerprint(self) -> str:
         """sha256 over names and digests of the shards, over what is left out, and over damage, in hex."""
@@ -140,8 +140,8 @@ class Corpus:
         shards, ends = self._epoch(seed, epoch)
         block = int(np.searchsorted(ends, position, side="right"))
         start = int(ends[block - 1]) if block else 0
-        numbers, places = self._mixed(seed, epoch, block, shards)
-        return SampleKey(int(numbers[position - start]), int(places[position - start]))
+        numbers, indexes = self._mixed(seed, epoch, block, shards)
+        return SampleKey(int(numbers[position - start]), int(indexes[position - start]))
 
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of the shards [shards], and the position after each window [windows]."""
@@ -162,10 +162,10 @@ class Corpus:
             members = shards[block * self.window : (block + 1) * self.window]
             loaded = [self._load(int(number)) for number in members]
             hashes = np.concatenate([hashed for _, _, hashed in loaded])
-            numbers = np.repeat(members, [len(places) for _, places, _ in loaded])
-            places = np.concatenate([places for _, places, _ in loaded])
+            numbers = np.repeat(members, [len(indexes) for _, indexes, _ in loaded])
+            indexes = np.concatenate([indexes for _, indexes, _ in loaded])
             ranks = np.argsort(_mix(hashes ^ np.uint64(_hash(f"{seed} {epoch}"))), kind="stable")
-            self._windows[name] = numbers[ranks], places[ranks]
+            self._windows[name] = numbers[ranks], indexes[ranks]
             while len(self._windows) > 3:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(name)
@@ -175,7 +175,7 @@ class Corpus:
 
     def id(self, key: SampleKey) -> str:
         """`SHARD/KEY`, with `#1`, `#2`, ... where a key comes again in its shard."""
-        group = self._load(key.shard)[0].groups[key.place]
+        group = self._load(key.shard)[0].groups[key.index]
         return _id(self._labels[key.shard], group)
 
     def record(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Record:
@@ -184,7 +184,7 @@ class Corpus:
         Raises DataError, here or when a file is read: the sample is refused by the index, lies beyond the end of a
         shard that was cut, is not what was indexed, or its shard cannot be read.
         """
-        group = self._load(key.shard)[0].groups[key.place]
+        group = self._load(key.shard)[0].groups[key.index]
         name = _id(self._labels[key.shard], group)
         if group.reason is not None:
             raise DataError(group.reason, f"{name}: {group.detail}", "a sample that the index accepts")
@@ -323,9 +323,9 @@ class Corpus:
         names = [_id(self._labels[number], group) for group in index.groups]
         both = zip(names, index.groups, strict=True)
         here = (name not in self._without and self._wanted(index, group) for name, group in both)
-        places = np.array([place for place, chosen in enumerate(here) if chosen], dtype=np.int64)
-        hashes = np.array([_hash(names[place]) for place in places], dtype=np.uint64)
-        self._indexes[number] = index, places, hashes
+        chosen_indexes = np.array([ordinal for ordinal, chosen in enumerate(here) if chosen], dtype=np.int64)
+        hashes = np.array([_hash(names[ordinal]) for ordinal in chosen_indexes], dtype=np.uint64)
+        self._indexes[number] = index, chosen_indexes, hashes
         if self._on_disk:
             while len(self._indexes) > 3 * self.window:
                 self._indexes.popitem(last=False)

@@ -87,8 +87,8 @@ class TowerEncoder(Encoder):
     def fingerprint(self) -> str:
         """sha256 over what the tower is built from, its settings and its weights, wherever these lie."""
         config = self.config.model_dump(mode="json")
-        for place in ("weights", "model", "revision", "chunk"):
-            config.pop(place, None)
+        for key in ("weights", "model", "revision", "chunk"):
+            config.pop(key, None)
         digest = hashlib.sha256()
         about = [type(self).__qualname__, config, *self.identity()]
         digest.update(json.dumps(about, sort_keys=True, default=str).encode())

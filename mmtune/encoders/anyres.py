@@ -131,9 +131,9 @@ class Anyres(Encoder):
         height, width = rows * tiles[0], columns * tiles[1]
         top, left = border(size, (height, width))
         lines = torch.arange(1, height + 1) - top
-        places = torch.arange(1, width + 1) - left
-        shown = ((lines > 0) & (lines <= height - 2 * top))[:, None] & ((places > 0) & (places <= width - 2 * left))
-        marks = torch.stack([lines[:, None].expand(height, width), places.expand(height, width)], dim=-1)
+        across = torch.arange(1, width + 1) - left
+        shown = ((lines > 0) & (lines <= height - 2 * top))[:, None] & ((across > 0) & (across <= width - 2 * left))
+        marks = torch.stack([lines[:, None].expand(height, width), across.expand(height, width)], dim=-1)
         marks = torch.where(shown[..., None], marks, -1).float()
         cut = marks.unflatten(0, (-1, rows)).unflatten(2, (-1, columns))  # [tiles down,rows,tiles across,columns,2]
         return cut.transpose(1, 2).reshape(tiles[0] * tiles[1], rows * columns, MARKS)

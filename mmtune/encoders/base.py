@@ -40,7 +40,7 @@ class Encoder(nn.Module):
     Config: ClassVar[type[EncoderConfig]] = EncoderConfig
     kinds: ClassVar[tuple[Kind, ...]] = ()
     """Kinds of media it takes."""
-    wakes: ClassVar[tuple[str, ...]] = ()
+    train_mode_modules: ClassVar[tuple[str, ...]] = ()
     """Modules of its own that go into training mode while their parameters train; all else stays in evaluation mode."""
 
     width: int

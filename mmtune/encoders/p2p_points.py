@@ -99,7 +99,7 @@ class P2PPoints(Encoder):
     Config = Config
     config: Config
     kinds: ClassVar[tuple[Kind, ...]] = ("points",)
-    wakes: ClassVar[tuple[str, ...]] = ("draw",)
+    train_mode_modules: ClassVar[tuple[str, ...]] = ("draw",)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -202,7 +202,7 @@ class P2PPoints(Encoder):
         """Turned points [R,P,3] -> pixels int64 [R,P,9,2], and which of them lie inside where some may not."""
         if self.config.extent is None:
             return clouds.project(seen, side).index, None
-        return clouds.place(seen, side, self.config.extent)
+        return clouds.to_pixels(seen, side, self.config.extent)
 
     def _painted(self, seen: Tensor, colours: Tensor) -> Tensor:
         """Turned points [F,P,3], colours [P,3] -> [F,3,size,size] in 0..1."""

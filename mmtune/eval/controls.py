@@ -80,8 +80,8 @@ def next_of_kind(refs: Sequence[MediaRef], spare: Sequence[MediaRef] = ()) -> di
         UsageError: there is only one item in all.
     """
     result = {}
-    for place, ref in enumerate(refs):
-        ahead = [one for one in (*refs[place + 1 :], *refs[:place], *spare) if one is not ref]
+    for index, ref in enumerate(refs):
+        ahead = [one for one in (*refs[index + 1 :], *refs[:index], *spare) if one is not ref]
         ahead.sort(key=lambda one, kind=ref.kind: one.kind != kind)
         other = next(iter(ahead), None)
         if other is None:

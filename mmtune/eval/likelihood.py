@@ -35,18 +35,18 @@ def answer_nats(model: MultimodalModel, examples: Sequence[Example | None], rows
         rows: examples at once.
     """
     found = [(0.0, 0)] * len(examples)
-    there = [place for place, example in enumerate(examples) if example is not None]
-    there.sort(key=lambda place: len(examples[place]))  # type: ignore[arg-type]
+    there = [index for index, example in enumerate(examples) if example is not None]
+    there.sort(key=lambda index: len(examples[index]))  # type: ignore[arg-type]
     for start in range(0, len(there), rows):
-        places = there[start : start + rows]
-        batch = generate.rows([examples[place] for place in places], model.llm.tokenizer.pad)  # type: ignore[misc]
+        indexes = there[start : start + rows]
+        batch = generate.rows([examples[index] for index in indexes], model.llm.tokenizer.pad)  # type: ignore[misc]
         batch = batch.to(model.device)
         hidden, wanted = model(batch), batch.labels != IGNORE
         size = max(1, LOGITS // model.llm.tokenizer.vocabulary)
         pairs = zip(hidden[wanted].split(size), batch.labels[wanted].split(size), strict=True)
         nats = [F.cross_entropy(model.llm.head(x).float(), labels, reduction="none") for x, labels in pairs]
         counts = wanted.sum(1).tolist()
-        each = torch.cat(nats).double().cpu().split(counts) if nats else [torch.zeros(0)] * len(places)
-        for place, part, count in zip(places, each, counts, strict=True):
-            found[place] = (float(part.sum()), count)
+        each = torch.cat(nats).double().cpu().split(counts) if nats else [torch.zeros(0)] * len(indexes)
+        for index, part, count in zip(indexes, each, counts, strict=True):
+            found[index] = (float(part.sum()), count)
     return found

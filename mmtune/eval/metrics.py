@@ -57,8 +57,8 @@ def _common_share(a: list[str], b: list[str]) -> float:
     for word in a:
         before = row
         row = [0]
-        for place, other in enumerate(b):
-            row.append(before[place] + 1 if word == other else max(row[-1], before[place + 1]))
+        for index, other in enumerate(b):
+            row.append(before[index] + 1 if word == other else max(row[-1], before[index + 1]))
     return 2 * row[-1] / (len(a) + len(b)) if a or b else 0.0
 
 
@@ -110,7 +110,7 @@ def score(marks: Sequence[bool]) -> Score:
 class Mark:
     """One question with its outcome."""
 
-    kind: str
+    type: str
     temporal: bool
     right: bool
     answer: str
@@ -126,23 +126,23 @@ def rows_of(marks: Sequence[Mark]) -> dict[str, list[int]]:
     """Overall, static, temporal, each medium if there are several, then every type by name -> places of its marks."""
     rows = {
         OVERALL: list(range(len(marks))),
-        STATIC: [place for place, mark in enumerate(marks) if not mark.temporal],
-        TEMPORAL: [place for place, mark in enumerate(marks) if mark.temporal],
+        STATIC: [index for index, mark in enumerate(marks) if not mark.temporal],
+        TEMPORAL: [index for index, mark in enumerate(marks) if mark.temporal],
     }
     media = sorted({mark.medium for mark in marks if mark.medium})
     for medium in media if len(media) > 1 else ():
-        rows[f"about {medium}"] = [place for place, mark in enumerate(marks) if mark.medium == medium]
-    by_kind: dict[str, list[int]] = defaultdict(list)
-    for place, mark in enumerate(marks):
-        by_kind[mark.kind].append(place)
-    if set(by_kind) == {""}:  # nobody named a type
+        rows[f"about {medium}"] = [index for index, mark in enumerate(marks) if mark.medium == medium]
+    by_type: dict[str, list[int]] = defaultdict(list)
+    for index, mark in enumerate(marks):
+        by_type[mark.type].append(index)
+    if set(by_type) == {""}:  # nobody named a type
         return rows
-    return rows | {f"type {kind or '(none)'}": by_kind[kind] for kind in sorted(by_kind)}
+    return rows | {f"type {kind or '(none)'}": by_type[kind] for kind in sorted(by_type)}
 
 
 def table(marks: Sequence[Mark]) -> dict[str, Score]:
     """The share of right answers in each row of `rows_of`."""
-    return {row: score([marks[place].right for place in places]) for row, places in rows_of(marks).items()}
+    return {row: score([marks[index].right for index in indexes]) for row, indexes in rows_of(marks).items()}
 
 
 def constant_answers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -19,8 +19,8 @@ NOTE = "constant: the best single answer of each type, chosen on these very ques
 def summary(marks: Mapping[str, Sequence[Mark]]) -> dict[str, Any]:
     """Scores of each control, and of the best constant answer of each type."""
     first = next(iter(marks.values()))
-    best = constant_answers((mark.kind, mark.truth) for mark in first)
-    constant = [replace(m, right=exact_match(best[m.kind], [m.truth]), answer=best[m.kind]) for m in first]
+    best = constant_answers((mark.type, mark.truth) for mark in first)
+    constant = [replace(m, right=exact_match(best[m.type], [m.truth]), answer=best[m.type]) for m in first]
     return {
         "scores": {control: _rows(one) for control, one in marks.items()},
         "constant": {"chosen_on": "the answers of these questions", "answers": best, "scores": _rows(constant)},
@@ -29,7 +29,7 @@ def summary(marks: Mapping[str, Sequence[Mark]]) -> dict[str, Any]:
 
 def measures(task: Task, marks: Sequence[Mark], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     """Every measure of the task in each row that has a question."""
-    rows = {row: [outcomes[place] for place in places] for row, places in rows_of(marks).items()}
+    rows = {row: [outcomes[index] for index in indexes] for row, indexes in rows_of(marks).items()}
     return {row: task.summary(held) for row, held in rows.items() if held}
 
 

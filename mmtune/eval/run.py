@@ -86,7 +86,7 @@ def evaluate(
     max_tokens: int | None = None,
     quiet: bool = False,
     experts: Adviser | None = None,
-    kinds: Sequence[str] = (),
+    types: Sequence[str] = (),
     allow_remote: bool = False,
 ) -> dict[str, Any]:
     """Score a model on a task; print the tables and write the report.
@@ -105,7 +105,7 @@ def evaluate(
         quiet: print nothing.
         experts: adds to a sample what is found in its media; everything is then asked once more with that, and with
             that alone where the control blind is asked for.
-        kinds: ask only questions of these types; all when none are given.
+        types: ask only questions of these types; all when none are given.
         allow_remote: contact addresses that only the recipe of the run names.
 
     Returns:
@@ -130,7 +130,7 @@ def evaluate(
     records = 0
     with torch.inference_mode(), _stored_features(model, processor) as memo:
         spare: list[MediaRef] = []
-        for chunk in _chunks(_usable(task, patterns, limit, account.skipped, kinds, own)):
+        for chunk in _chunks(_usable(task, patterns, limit, account.skipped, types, own)):
             spare = _ask(model, processor, memo, chunk, tallies, spare, account, task, max_tokens, experts)
             records += len(chunk)
     if not records:
@@ -232,7 +232,7 @@ def _usable(
     patterns: Sequence[str],
     limit: int | None,
     skipped: Counter[str],
-    kinds: Sequence[str],
+    types: Sequence[str],
     write: bool,
 ) -> Iterator[list[Question]]:
     """The questions of each record, in the order of the shards; records that cannot be used are counted by reason.
@@ -246,7 +246,7 @@ def _usable(
         except DataError as error:
             skipped[error.reason.value] += 1
             continue
-        questions = [question for question in questions if not kinds or question.kind in kinds]
+        questions = [question for question in questions if not types or question.type in types]
         if questions:
             yield questions
 
@@ -302,14 +302,14 @@ def _ask(
 ) -> list[MediaRef]:
     """One chunk under every control; returns media that a next chunk of one record may borrow."""
     prepared = {}
-    for place, questions in enumerate(chunk):
+    for index, questions in enumerate(chunk):
         refs = {id(ref): ref for question in questions for ref in question.sample.media}
         notes: Counter[Note] = Counter()
         try:
             prepared.update({key: (ref, *_prepare(processor, ref, notes)) for key, ref in refs.items()})
         except (DataError, MediaError) as error:
             account.skipped[error.reason.value] += 1
-            chunk[place] = []
+            chunk[index] = []
         else:
             account.unusual.update(str(note) for note in notes.elements())
     refs = [ref for ref, _, _ in prepared.values()]
@@ -344,12 +344,12 @@ def _ask(
             tally.outcomes.append(Outcome(question, text, scores, lost, count))
             right = task.right is not None and scores[task.right] > 0.5
             medium = "+".join(sorted({ref.kind for ref in question.sample.media}))
-            tally.marks.append(Mark(question.kind, question.temporal, right, text, question.answers[0], medium))
+            tally.marks.append(Mark(question.type, question.temporal, right, text, question.answers[0], medium))
             asked = " ".join(part for part in question.sample.turns[-1].parts if isinstance(part, str))
             tally.answers.append(
                 {
                     "id": question.id,
-                    "type": question.kind,
+                    "type": question.type,
                     "temporal": question.temporal,
                     "question": asked,
                     "answer": text,

@@ -71,22 +71,22 @@ def over_frames(readings: Sequence[tuple[float | None, Sequence[Evidence]]]) -> 
         readings: for each frame its time in seconds (none for a still picture) and what was found.
     """
     groups: list[list[tuple[int, Evidence]]] = []
-    for place, (_, found) in enumerate(readings):
+    for index, (_, found) in enumerate(readings):
         for one in found:
             home = next((group for group in groups if any(_same(one, other) for _, other in group)), None)
             if home is None:
                 groups.append(home := [])
-            home.append((place, one))
+            home.append((index, one))
     result = []
-    for group in sorted(groups, key=lambda group: -len({place for place, _ in group})):  # stable: reading order stays
+    for group in sorted(groups, key=lambda group: -len({index for index, _ in group})):  # stable: reading order stays
         sums: dict[str, float] = {}
         for _, one in group:
             key = plain(one.text).casefold()
             sums[key] = sums.get(key, 0.0) + (1.0 if one.score is None else one.score)
         best = max(sums, key=lambda key: sums[key])
-        seen = sorted({place for place, _ in group})
+        seen = sorted({index for index, _ in group})
         picked = max((one for _, one in group if plain(one.text).casefold() == best), key=lambda one: one.score or 0.0)
-        times = [time for place in seen if (time := readings[place][0]) is not None]
+        times = [time for index in seen if (time := readings[index][0]) is not None]
         span = (min(times), max(times)) if times and len(seen) < len(readings) else None
         result.append(replace(picked, span=span))
     return result

@@ -55,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TileGrid:
     """The tiles of a picture, in reading order, and how much of it they are."""
 
     tiles: tuple[Tile, ...]
@@ -63,7 +63,7 @@ class Plan:
     """Parts of width and height that the tiles cover, from the upper left."""
 
 
-def plan(height: int, width: int, most: int) -> Plan:
+def tile_grid(height: int, width: int, most: int) -> TileGrid:
     """Tiles of one size, evenly laid, at most `most`: of a picture that needs more, the first rows or columns."""
     lefts, tops = _starts(width), _starts(height)
     columns, rows = len(lefts), len(tops)
@@ -79,7 +79,7 @@ def plan(height: int, width: int, most: int) -> Plan:
             box = (left, top, min(width, left + TILE), min(height, top + TILE))
             inner = (column > 0, row > 0, column < len(lefts) - 1, row < len(tops) - 1)
             tiles.append(Tile(box, inner))
-    return Plan(tuple(tiles), (tiles[-1].box[2] / width, tiles[-1].box[3] / height))
+    return TileGrid(tuple(tiles), (tiles[-1].box[2] / width, tiles[-1].box[3] / height))
 
 
 def placed(tile: Tile, number: int, text: str, score: float, box: Box) -> Line:

@@ -87,8 +87,8 @@ class OCR(Expert):
         pictures = media.data.permute(0, 2, 3, 1).numpy()  # [F,height,width,3]
         times = media.times.tolist() if media.times is not None and len(pictures) > 1 else [None] * len(pictures)
         readings: list[tuple[float | None, list[Evidence]]] = []
-        for place, (time, picture) in enumerate(zip(times, pictures, strict=True)):
-            same = place > 0 and (picture == pictures[place - 1]).all()  # short videos repeat frames
+        for index, (time, picture) in enumerate(zip(times, pictures, strict=True)):
+            same = index > 0 and (picture == pictures[index - 1]).all()  # short videos repeat frames
             readings.append((time, readings[-1][1] if same else self._read(picture, len(pictures))))
         return over_frames(readings)
 
@@ -99,11 +99,11 @@ class OCR(Expert):
         said: list[Evidence] = []
         lines = None
         if max(height, width) > WHOLE:
-            plan = _tiles.plan(height, width, self.config.tiles)
-            enough = plan.read == (1.0, 1.0) and len(plan.tiles) * pictures <= self.config.tiles
+            grid = _tiles.tile_grid(height, width, self.config.tiles)
+            enough = grid.read == (1.0, 1.0) and len(grid.tiles) * pictures <= self.config.tiles
             if pictures == 1 or enough:
-                lines = self._in_tiles(pixels, plan)
-                said = _unread(plan)
+                lines = self._in_tiles(pixels, grid)
+                said = _unread(grid)
         for line in self._lines(pixels) if lines is None else lines:
             if self.config.letters == "latin" and not _latin(line.text):
                 continue
@@ -128,10 +128,10 @@ class OCR(Expert):
             found.append(_tiles.placed(tile, number, str(text), float(score), box))
         return found
 
-    def _in_tiles(self, pixels: ndarray, plan: _tiles.Plan) -> list[_tiles.Line]:
+    def _in_tiles(self, pixels: ndarray, grid: _tiles.TileGrid) -> list[_tiles.Line]:
         """The lines of a large picture."""
         found: list[_tiles.Line] = []
-        for number, tile in enumerate(plan.tiles):
+        for number, tile in enumerate(grid.tiles):
             found += self._lines(pixels, tile, number)
         lines = _tiles.merged(found, lambda box: self._reread(pixels, box))
         short, long = sorted(pixels.shape[:2])
@@ -180,9 +180,9 @@ def _pieces(strip: ndarray) -> list[tuple[int, int]]:
     return [*pieces, (begin, width)]
 
 
-def _unread(plan: _tiles.Plan) -> list[Evidence]:
+def _unread(grid: _tiles.TileGrid) -> list[Evidence]:
     """What is to be said, first of all, where tiles do not reach over the whole picture."""
-    across, down = plan.read
+    across, down = grid.read
     if across >= 1 and down >= 1:
         return []
     part = f"the upper {down:.0%}" if down < 1 else f"the left {across:.0%}"

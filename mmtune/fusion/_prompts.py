@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmtune.errors import ConfigError, ModelError
 from mmtune.layers.gated_prompts import GatedPrompts
-from mmtune.llm._attention import Call, Extra, prompt_term
+from mmtune.llm._attention import AttentionTerm, Call, prompt_term
 from mmtune.llm.base import LLM
 from mmtune.types import Batch, Embeds
 
@@ -46,10 +46,10 @@ def gather(batch: Batch, embeds: dict[str, Embeds]) -> Gathered | None:
                 expected="one slot for each item, in a segment from 1 on",
                 hint="collate media and slots together",
             )
-        places, starts = embeds[branch].tokens.shape[1], []
+        num_tokens, starts = embeds[branch].tokens.shape[1], []
         for row, segment in lines:
             starts.append(used.get((row, segment), 0))
-            used[row, segment] = starts[-1] + places
+            used[row, segment] = starts[-1] + num_tokens
         if lines:
             plan.append((branch, torch.tensor(lines), torch.tensor(starts)))
     if not used:
@@ -61,13 +61,13 @@ def gather(batch: Batch, embeds: dict[str, Embeds]) -> Gathered | None:
     for branch, owners, starts in plan:
         given = embeds[branch]
         row, segment, start = (x.to(some.device)[:, None] for x in (owners[:, 0], owners[:, 1] - 1, starts))
-        place = start + torch.arange(given.tokens.shape[1], device=some.device)
-        tokens = tokens.index_put((row, segment, place), given.tokens.to(tokens.dtype))
-        mask[row, segment, place] = given.mask
+        offset = start + torch.arange(given.tokens.shape[1], device=some.device)
+        tokens = tokens.index_put((row, segment, offset), given.tokens.to(tokens.dtype))
+        mask[row, segment, offset] = given.mask
     return Gathered(tokens, mask)
 
 
-def term(prompts: Tensor, mask: Tensor | None, gate: Tensor) -> Extra:
+def term(prompts: Tensor, mask: Tensor | None, gate: Tensor) -> AttentionTerm:
     """What prompts [B,S,P,D] with mask [B,S,P] add to an attention module, for one call."""
 
     def extra(module: nn.Module, query: Tensor, call: Call) -> Tensor:
@@ -83,13 +83,13 @@ def run(
 
     `at` gives prompts and mask of a layer; without it no prompt joins, and the parameters are tied to the result.
     """
-    extras = {} if at is None else {layer: [term(*at(layer), table.gate(layer))] for layer in table.layers}
+    attention_terms = {} if at is None else {layer: [term(*at(layer), table.gate(layer))] for layer in table.layers}
     segments = batch.segments
     if cache is not None and bool((segments == 1).all()):
         segments = None
-    hidden = llm.forward(llm.embed(batch.tokens), batch.positions, segments, cache, extras=extras)
+    hidden = llm.forward(llm.embed(batch.tokens), batch.positions, segments, cache, attention_terms=attention_terms)
     if torch.is_grad_enabled() and (at is None or table.spare):
-        hidden = hidden + table.nothing().to(hidden.dtype)
+        hidden = hidden + table.zero_term().to(hidden.dtype)
     return hidden
 
 
@@ -101,7 +101,7 @@ def fitting(name: str, layers: int, depth: int) -> None:
 
 def apart(name: str, llm: LLM, layers: tuple[int, ...]) -> None:
     """Raises ModelError when the LLM takes no extra terms, or a tuner's prompts stand in one of these layers."""
-    if not hasattr(llm, "extras"):
+    if not hasattr(llm, "attention_terms"):
         raise ModelError(
             seen=f"fusion `{name}` with {type(llm).__name__}", expected="a language model of transformers (llm: hf)"
         )

@@ -5,8 +5,8 @@ Source: the published code and weights (`llama_adapter_v2_multimodal7b`), which 
 same in every layer, and the sum joins the attention with a gate for each head that starts at zero. ImageBind-LLM is
 the same with one prompt in every layer.
 
-Where a segment has no item, `absent` says what happens; the released code shows an all-zero picture, which is `blank`.
-Several items of a segment each come with the layer's prompts
+Where a segment has no item, `absent` says what happens; the released code shows an all-zero picture, which is
+`default_image_branch`. Several items of a segment each come with the layer's prompts
 of their own; the published code knows one item only.
 """
 
@@ -41,7 +41,7 @@ class Config(FusionConfig):
     """A gate in layers without prompts too, as published files have. It does nothing."""
     absent: Literal["plain", "prompts"] = "plain"
     """What a conversation without media meets: nothing, or the learned prompts alone."""
-    blank: str | None = None
+    default_image_branch: str | None = None
     """Name of a branch that is shown an all-zero picture where a conversation has none, as the released code does."""
 
 
@@ -53,20 +53,20 @@ class AddedPrompts(Fusion):
 
     Config = Config
     config: Config
-    takes_places = False
+    uses_placeholders = False
 
     def __init__(self, config: Config, llm_width: int, depth: int, heads: int) -> None:
         super().__init__(config, llm_width, depth, heads)
         layers = uppermost(config.layers, depth)
         fitting(config.name, len(layers), depth)
-        self.blank = config.blank
+        self.default_image_branch = config.default_image_branch
         spare = range(depth) if config.spare_gates else ()
         self.prompts = GatedPrompts(layers, heads, config.length, llm_width, config.gate, config.extra_gate, spare)
 
-    def check(self, llm: LLM, places: Mapping[str, int] | None = None) -> None:
+    def check(self, llm: LLM, num_tokens: Mapping[str, int] | None = None) -> None:
         """Raises ModelError when a tuner's prompts stand in the same layers, or items have another number of places."""
         apart(self.config.name, llm, self.prompts.layers)
-        for branch, number in (places or {}).items():
+        for branch, number in (num_tokens or {}).items():
             if number != self.config.length:
                 raise self._other(branch, str(number))
 
@@ -108,12 +108,12 @@ class AddedPrompts(Fusion):
     def _check(self, embeds: dict[str, Embeds]) -> None:
         for branch, given in embeds.items():
             if given.tokens.shape[1] != self.config.length or not bool(given.mask.all()):
-                places = given.mask.sum(1).tolist()
-                raise self._other(branch, f"{min(places)} to {max(places)}")
+                num_tokens = given.mask.sum(1).tolist()
+                raise self._other(branch, f"{min(num_tokens)} to {max(num_tokens)}")
 
-    def _other(self, branch: str, places: str) -> ModelError:
+    def _other(self, branch: str, num_tokens: str) -> ModelError:
         return ModelError(
-            seen=f"branch {branch}: items of {places} places",
+            seen=f"branch {branch}: items of {num_tokens} places",
             expected=f"{self.config.length} of each item, the prompts of a layer",
             hint="give the connector as many queries as the fusion has prompts: `queries` and `length`",
         )

@@ -24,9 +24,9 @@ class Fusion(nn.Module):
     """Embeddings and tokens to hidden states."""
 
     Config: ClassVar[type[FusionConfig]] = FusionConfig
-    takes_places: ClassVar[bool] = True
+    uses_placeholders: ClassVar[bool] = True
     """Whether media items occupy K positions in the text, or none."""
-    blank: str | None = None
+    default_image_branch: str | None = None
     """Branch that is shown an all-zero picture where a conversation has none for it; none for no such thing."""
 
     def __init__(self, config: FusionConfig, llm_width: int, depth: int, heads: int) -> None:
@@ -40,11 +40,11 @@ class Fusion(nn.Module):
         self.depth = depth
         self.heads = heads
 
-    def check(self, llm: LLM, places: Mapping[str, int] | None = None) -> None:
+    def check(self, llm: LLM, num_tokens: Mapping[str, int] | None = None) -> None:
         """Told once, when a model is built, the language model with its tuners; raises ModelError when it cannot be.
 
         Args:
-            places: branch to K, the places of an item of one frame.
+            num_tokens: branch to K, the places of an item of one frame.
         """
 
     @abstractmethod

@@ -34,14 +34,14 @@ class EarlyPrompts(Fusion):
     """Keys: `prompts.gates.<layer>.weight` [H,1]. Raises ConfigError when the model has fewer layers."""
 
     Config = Config
-    takes_places = False
+    uses_placeholders = False
 
     def __init__(self, config: Config, llm_width: int, depth: int, heads: int) -> None:
         super().__init__(config, llm_width, depth, heads)
         fitting(config.name, config.layers, depth)
         self.prompts = GatedPrompts(range(config.layers), heads, squash=config.gate)
 
-    def check(self, llm: LLM, places: Mapping[str, int] | None = None) -> None:
+    def check(self, llm: LLM, num_tokens: Mapping[str, int] | None = None) -> None:
         """Raises ModelError when a tuner's prompts stand in the same layers."""
         apart(self.config.name, llm, self.prompts.layers)
 

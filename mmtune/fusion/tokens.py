@@ -23,7 +23,7 @@ class Tokens(Fusion):
     """No parameters."""
 
     Config = Config
-    takes_places = True
+    uses_placeholders = True
 
     def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """Text embeddings [B,T,D] with the items written into their slots, through the LLM -> hidden [B,T,D].
@@ -54,8 +54,8 @@ def write(x: Tensor, branch: str, embeds: Embeds, slots: Tensor | None) -> Tenso
     _check(branch, x, slots, given)
     ends = length.cumsum(0)
     item = torch.repeat_interleave(torch.arange(len(slots), device=x.device), length)
-    place = torch.arange(item.shape[0], device=x.device) - (ends - length)[item]
-    return x.index_put((row[item], start[item] + place), embeds.tokens[embeds.mask].to(x.dtype))
+    offset = torch.arange(item.shape[0], device=x.device) - (ends - length)[item]
+    return x.index_put((row[item], start[item] + offset), embeds.tokens[embeds.mask].to(x.dtype))
 
 
 def _check(branch: str, x: Tensor, slots: Tensor, given: Tensor) -> None:
@@ -69,9 +69,9 @@ def _check(branch: str, x: Tensor, slots: Tensor, given: Tensor) -> None:
     wrong = (given != length) | outside
     if bool(wrong.any()):
         m = int(wrong.nonzero()[0, 0])
-        row, _, start, places = slots[m].tolist()
+        row, _, start, num_tokens = slots[m].tolist()
         raise ModelError(
-            seen=f"branch {branch}, item {m}: {int(given[m])} places from the connector, slot of {places} at "
+            seen=f"branch {branch}, item {m}: {int(given[m])} places from the connector, slot of {num_tokens} at "
             f"{start} in row {row} of {x.shape[1]} tokens",
             expected="as many places as `tokens_out` of the connector says, inside the row",
             hint="build the examples with the same encoder and connector settings as the model",

@@ -104,7 +104,7 @@ def project(cloud: Tensor, side: int) -> Projection:
     return Projection(size, cell.long(), centre.long(), offset, index)
 
 
-def place(cloud: Tensor, side: int, extent: float) -> tuple[Tensor, Tensor]:
+def to_pixels(cloud: Tensor, side: int, extent: float) -> tuple[Tensor, Tensor]:
     """[R,P,>=2] onto squares that show -extent..extent, wherever the object is.
 
     Returns:
@@ -125,7 +125,7 @@ def paint(
     Args:
         depth: [R,P], larger is nearer.
         colours: [R,P,3] in 0..1.
-        index, inside: [R,P,9,2] and bool [R,P,9], as from `place`.
+        index, inside: [R,P,9,2] and bool [R,P,9], as from `to_pixels`.
 
     Returns:
         [R,3,side,side] in 0..1; `background` where no point falls. Points of one depth are averaged.

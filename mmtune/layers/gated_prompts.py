@@ -82,10 +82,10 @@ class GatedPrompts(nn.Module):
 
     def prompts(self, layer: int) -> Tensor:
         """The learned prompts of a layer, [L,D]."""
-        place = self.layers.index(layer)
-        return self.weight[place * self.length : (place + 1) * self.length]
+        index = self.layers.index(layer)
+        return self.weight[index * self.length : (index + 1) * self.length]
 
-    def nothing(self) -> Tensor:
+    def zero_term(self) -> Tensor:
         """Zero, tied to every parameter: keeps what a batch does not use in the backward pass, with a zero gradient."""
         return sum((p.sum() * 0 for p in self.parameters()), torch.zeros((), device=next(self.parameters()).device))
 

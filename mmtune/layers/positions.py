@@ -60,8 +60,8 @@ def pooling_matrix(size: int, bins: int, device: torch.device | str = "cpu") -> 
     with torch.inference_mode(False):
         low = torch.arange(bins, device=device) * size // bins
         high = -(-(torch.arange(1, bins + 1, device=device) * size) // bins)
-        place = torch.arange(size, device=device)
-        inside = (place >= low[:, None]) & (place < high[:, None])
+        index = torch.arange(size, device=device)
+        inside = (index >= low[:, None]) & (index < high[:, None])
         return inside.float() / (high - low)[:, None].float()
 
 

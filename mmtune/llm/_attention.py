@@ -24,7 +24,7 @@ from mmtune.errors import ModelError
 NAME = "mmtune"
 """Name under which the function is registered with transformers."""
 
-Extra = Callable[[nn.Module, Tensor, "Call"], Tensor]
+AttentionTerm = Callable[[nn.Module, Tensor, "Call"], Tensor]
 """A term added to the output of one attention module: (module, rotated queries [B,H,T,d], call) -> [B,T,H,d]."""
 
 
@@ -39,14 +39,14 @@ class Call:
     `segments` int [B,T] of the tokens of this call, or None: every row is one segment without padding. `seen` int
     [B,P] are the segments of the cached places, None where `segments` is None. A place sees the places of its own
     segment up to itself. Padding (segment 0) sees padding only: what it computes is read by nobody, and no row of the
-    softmax is empty. `extras` are added to the output of the attention modules they name by layer number.
+    softmax is empty. `attention_terms` are added to the output of the attention modules they name by layer number.
     """
 
     length: int
     past: int = 0
     segments: Tensor | None = None
     seen: Tensor | None = None
-    extras: Mapping[int, Sequence[Extra]] = field(default_factory=dict)
+    attention_terms: Mapping[int, Sequence[AttentionTerm]] = field(default_factory=dict)
     prefix: Prefix = field(default_factory=dict)
     """Seen by every token, also from outside a sliding window."""
     reference: bool = False
@@ -69,15 +69,15 @@ class Call:
     def _make(self, window: int | None, total: int, device: torch.device) -> Tensor | None:
         if self.segments is None and window is None and (self.length == 1 or (self.past == 0 and not self.prefix)):
             return None
-        places = torch.arange(total, device=device)[None]
-        allowed = places[:, None] <= places[:, self.past :, None]
+        positions = torch.arange(total, device=device)[None]
+        allowed = positions[:, None] <= positions[:, self.past :, None]
         if self.segments is not None:
             keys = self.segments if self.seen is None else torch.cat([self.seen, self.segments], dim=1)
             allowed = allowed & (self.segments[:, :, None] == keys[:, None])
             # Padding may lie between a prompt and what is decoded behind it; a window does not count it.
-            places = (keys > 0).cumsum(1)
+            positions = (keys > 0).cumsum(1)
         if window is not None:
-            allowed = allowed & (places[:, None] > places[:, self.past :, None] - window)
+            allowed = allowed & (positions[:, None] > positions[:, self.past :, None] - window)
         return allowed[:, None]
 
 
@@ -143,8 +143,8 @@ def attend(
             query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling
         )
     out = out.transpose(1, 2)
-    for extra in call.extras.get(getattr(module, "layer_idx", -1), ()):
-        out = out + extra(module, query, call)
+    for term in call.attention_terms.get(getattr(module, "layer_idx", -1), ()):
+        out = out + term(module, query, call)
     return out.contiguous(), None
 
 

@@ -40,15 +40,15 @@ def check(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: {', '.join(odd[:8])}: no plain file", "files, which can be read to their end", "copy it again"
         )
-    plan = jsons.read(folder / "config.json")
+    hf_config = jsons.read(folder / "config.json")
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if os.path.lexists(folder / name):
             jsons.read(folder / name)
-    jsons.sizes(plan, f"{folder / 'config.json'}")
-    for tree in (plan, plan.get("text_config")):
+    jsons.sizes(hf_config, f"{folder / 'config.json'}")
+    for tree in (hf_config, hf_config.get("text_config")):
         if isinstance(tree, dict):
             _sizes(folder, tree)
-    attention = plan.get("_attn_implementation") or plan.get("attn_implementation")
+    attention = hf_config.get("_attn_implementation") or hf_config.get("attn_implementation")
     if isinstance(attention, str) and ("/" in attention or ":" in attention):
         raise CheckpointError(
             f"{folder}: config.json asks for the attention {attention!r}, which would be fetched",
@@ -70,7 +70,7 @@ def check(folder: Path) -> dict[str, Any]:
                 "`weight_map`",
                 "copy the file again",
             )
-    return plan
+    return hf_config
 
 
 def _sizes(folder: Path, tree: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 """Of a LLaVA repository, its language model."""
 
 
-def plan(repo: str) -> dict[str, Any] | None:
+def hf_config_of(repo: str) -> dict[str, Any] | None:
     """config.json of a repository, as far as the structure goes; none for one that is not known."""
     sizes = _SIZES.get(repo)
     return None if sizes is None else {**_LLAMA, **sizes}

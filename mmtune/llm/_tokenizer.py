@@ -62,9 +62,9 @@ class FastTokenizer(Tokenizer):
         unknown = _unknown(tree["model"])
         self.pad = next(number for number in (pad, self.eos, unknown, 0) if number is not None)
         # What stands for an unknown letter comes out of ordinary text and marks nothing.
-        controls = {token["id"] for token in added} - ({unknown} - {self.bos, self.eos})
-        self.controls = frozenset(controls)
-        plain = _without(tree, controls, unknown)
+        special_ids = {token["id"] for token in added} - ({unknown} - {self.bos, self.eos})
+        self.special_ids = frozenset(special_ids)
+        plain = _without(tree, special_ids, unknown)
         self._own = Backend.from_str(json.dumps(plain))
         self._joined = Backend.from_str(json.dumps(_unprefixed(plain)))
         self._mark_joins = self._try_mark(whole)
@@ -82,7 +82,7 @@ class FastTokenizer(Tokenizer):
     def _try_mark(self, whole: Backend) -> bool:
         """Whether a text right after a mark is encoded as if it went on from text."""
         for name, mark in self._marks.items():
-            if mark["id"] in self.controls and not (mark["rstrip"] or mark["lstrip"] or mark["single_word"]):
+            if mark["id"] in self.special_ids and not (mark["rstrip"] or mark["lstrip"] or mark["single_word"]):
                 ids = whole.encode(name + "a", add_special_tokens=False).ids
                 if ids[:1] == [mark["id"]]:
                     return ids[1:] == self._joined.encode("a", add_special_tokens=False).ids
@@ -101,24 +101,24 @@ class FastTokenizer(Tokenizer):
             ids = (self._joined if joins else self._own).encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises bare Exception, and TypeError for half a surrogate pair
             raise DataError(Reason.bad_text, f"text that cannot be encoded: {error}", "whole Unicode text") from error
-        if not self.controls.isdisjoint(ids):
+        if not self.special_ids.isdisjoint(ids):
             raise DataError(
                 Reason.bad_text, f"text that encodes to control tokens: {text[:80]!r}", "a tokenizer that can spell it"
             )
         return ids
 
-    def control(self, text: str, after: Before = "start") -> list[int]:
+    def encode_special(self, text: str, after: Before = "start") -> list[int]:
         key = (text, after)
         if key not in self._known:
-            self._known[key] = self._control(text, after)
+            self._known[key] = self._encode_special(text, after)
         return list(self._known[key])
 
-    def _control(self, text: str, after: Before) -> list[int]:
+    def _encode_special(self, text: str, after: Before) -> list[int]:
         ids: list[int] = []
         last = None
-        place = 0
+        position = 0
         for found in [*self._cut.finditer(text), None]:
-            between = text[place : found.start() if found else len(text)]
+            between = text[position : found.start() if found else len(text)]
             mark = self._mark(found.group()) if found else None
             if last is not None and last["rstrip"]:
                 between = between.lstrip()
@@ -128,7 +128,7 @@ class FastTokenizer(Tokenizer):
                 ids += self.encode(between, after)
                 after = "text"
             if found and mark:
-                place = found.end()
+                position = found.end()
                 if mark["id"] is not None:
                     ids.append(mark["id"])
                     after, last = "mark", mark
@@ -146,12 +146,12 @@ class FastTokenizer(Tokenizer):
         return {"id": number, "lstrip": False, "rstrip": False}
 
     def decode(self, ids: Sequence[int]) -> str:
-        text = self._own.decode([number for number in map(int, ids) if number not in self.controls])
+        text = self._own.decode([number for number in map(int, ids) if number not in self.special_ids])
         return text[1:] if self._drops_space and text.startswith(" ") else text
 
     def marks(self) -> dict[str, int]:
         """Every control string and its id."""
-        return {name: mark["id"] for name, mark in self._marks.items() if mark["id"] in self.controls}
+        return {name: mark["id"] for name, mark in self._marks.items() if mark["id"] in self.special_ids}
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([json.loads(self._text), self._names], sort_keys=True).encode()).hexdigest()
@@ -224,13 +224,13 @@ def _unknown(model: dict[str, Any]) -> int | None:
     return model["vocab"].get(model.get("unk_token"))
 
 
-def _without(tree: dict[str, Any], controls: Iterable[int], unknown: int | None) -> dict[str, Any]:
+def _without(tree: dict[str, Any], special_ids: Iterable[int], unknown: int | None) -> dict[str, Any]:
     """The tokenizer with another spelling, which nobody can guess, for every control, and no merge that builds one.
 
     The entries stay, because ids of others follow from their number.
     """
     tree = copy.deepcopy(tree)
-    secret = {number: secrets.token_hex(32) for number in controls}
+    secret = {number: secrets.token_hex(32) for number in special_ids}
     # The unknown token comes from the model; as an added token it would be cut out of texts that spell it.
     tree["added_tokens"] = [
         {**token, "content": secret.get(token["id"], token["content"])}

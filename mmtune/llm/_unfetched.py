@@ -33,7 +33,7 @@ class Unfetched(Tokenizer):
     def encode(self, text: str, after: Before = "start") -> list[int]:
         self._refuse()
 
-    def control(self, text: str, after: Before = "start") -> list[int]:
+    def encode_special(self, text: str, after: Before = "start") -> list[int]:
         self._refuse()
 
     def decode(self, ids: Sequence[int]) -> str:

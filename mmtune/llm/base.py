@@ -27,7 +27,8 @@ class LLMConfig(Config):
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Two doors: `encode` for what people and data say, `control` for what templates say."""
+    """Text to ids and back. Two doors: `encode` for what people and data say, `encode_special` for what templates
+    say."""
 
     pad: int
     """Id written at padding and at the places of media."""
@@ -35,8 +36,8 @@ class Tokenizer(ABC):
     eos: int | None
     vocabulary: int
     """Number of ids, control tokens included."""
-    controls: frozenset[int] = frozenset()
-    """Ids that only `control` gives: begin, end and turn marks. No text has them, whatever it says."""
+    special_ids: frozenset[int] = frozenset()
+    """Ids that only `encode_special` gives: begin, end and turn marks. No text has them, whatever it says."""
 
     @abstractmethod
     def encode(self, text: str, after: Before = "start") -> list[int]:
@@ -47,7 +48,7 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def control(self, text: str, after: Before = "start") -> list[int]:
+    def encode_special(self, text: str, after: Before = "start") -> list[int]:
         """Ids of a template's piece, which may hold control tokens. `{bos}` and `{eos}` stand for those two marks."""
 
     @abstractmethod
@@ -75,8 +76,8 @@ class LLM(nn.Module):
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
         self.config = config
-        self.attendants: dict[str, Any] = {}
-        """What tuners want to do in every training step, see `mmtune.tuners.base.Attendant`."""
+        self.step_callbacks: dict[str, Any] = {}
+        """What tuners want to do in every training step, see `mmtune.tuners.base.StepCallback`."""
 
     def load_weights(self) -> None:
         """Fill the structure from what the config names, strictly; seeded random weights where it names none.
@@ -86,7 +87,7 @@ class LLM(nn.Module):
         """
         raise NotImplementedError
 
-    def recompute(self) -> None:
+    def checkpoint_activations(self) -> None:
         """Keep only the input of every layer for the backward pass from now on, and compute the rest anew there.
 
         Raises ModelError when this model cannot.
@@ -103,7 +104,7 @@ class LLM(nn.Module):
         raise NotImplementedError
 
     @abstractmethod
-    def sites(self) -> list[nn.Module]:
+    def attention_modules(self) -> list[nn.Module]:
         """The attention modules, lowest first."""
         raise NotImplementedError
 

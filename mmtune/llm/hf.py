@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from mmtune import dtypes, jsons, paths
 from mmtune.errors import CheckpointError, ModelError
 from mmtune.llm import _attention, _folder_check, _known, _tokenizer
-from mmtune.llm._attention import Call, Extra, Prefix
+from mmtune.llm._attention import AttentionTerm, Call, Prefix
 from mmtune.llm._unfetched import Unfetched
 from mmtune.llm.base import LLM, LLMConfig
 
@@ -87,25 +87,29 @@ class HF(LLM):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._plan = _known_plan(config)
+        self._hf_config = _known_config(config)
         """config.json of a published model whose files are not here; none where the folder is."""
-        self._open(_folder(config, _STRUCTURE) if self._plan is None else None)
-        self.extras = nn.ModuleDict()
+        self._open(_folder(config, _STRUCTURE) if self._hf_config is None else None)
+        self.attention_terms = nn.ModuleDict()
         """Modules that tuners add to attention, by layer number: (module, query, call) -> [B,T,H,d]."""
-        self.soft: nn.Module | None = None
+        self.prefix: nn.Module | None = None
         """Virtual tokens that a tuner puts before every segment, see `mmtune.tuners._prefix`."""
 
     def _open(self, folder: Path | None) -> None:
         """Tokenizer and structure from a folder, or those that are known without one."""
         self.folder = folder
         self.model = self._structure()
-        plan = self.model.config.get_text_config()
-        self.tokenizer = Unfetched(self._origin, plan.vocab_size) if folder is None else _tokenizer.load(folder)
-        self.width, self.depth, self.heads = plan.hidden_size, plan.num_hidden_layers, plan.num_attention_heads
-        _refuse(plan)
-        if self.tokenizer.vocabulary > plan.vocab_size:
+        hf_config = self.model.config.get_text_config()
+        self.tokenizer = Unfetched(self._origin, hf_config.vocab_size) if folder is None else _tokenizer.load(folder)
+        self.width, self.depth, self.heads = (
+            hf_config.hidden_size,
+            hf_config.num_hidden_layers,
+            hf_config.num_attention_heads,
+        )
+        _refuse(hf_config)
+        if self.tokenizer.vocabulary > hf_config.vocab_size:
             raise ModelError(
-                seen=f"{self.tokenizer.vocabulary} ids of the tokenizer, {plan.vocab_size} of the model",
+                seen=f"{self.tokenizer.vocabulary} ids of the tokenizer, {hf_config.vocab_size} of the model",
                 expected="an embedding for every id",
                 hint=f"check that tokenizer and config of {self.folder} belong together",
             )
@@ -121,16 +125,16 @@ class HF(LLM):
             import_module("transformers.modeling_layers")
             from transformers import AutoConfig, AutoModelForCausalLM
 
-        tree = _folder_check.check(self.folder) if self.folder is not None else dict(self._plan or {})
+        tree = _folder_check.check(self.folder) if self.folder is not None else dict(self._hf_config or {})
         try:
             if self.folder is None:
-                plan = AutoConfig.for_model(**self._plan)
+                hf_config = AutoConfig.for_model(**self._hf_config)
             else:
-                plan = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+                hf_config = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 return AutoModelForCausalLM.from_config(
-                    plan, attn_implementation=_attention.register(), dtype=getattr(torch, self.config.dtype)
+                    hf_config, attn_implementation=_attention.register(), dtype=getattr(torch, self.config.dtype)
                 ).eval()
         except Exception as error:  # the library raises whatever a config that makes no sense leads to
             raise CheckpointError(
@@ -211,7 +215,7 @@ class HF(LLM):
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
 
-    def sites(self) -> list[nn.Module]:
+    def attention_modules(self) -> list[nn.Module]:
         found = {
             module.layer_idx: module
             for module in self.model.modules()
@@ -226,13 +230,15 @@ class HF(LLM):
         return [found[layer] for layer in range(self.depth)]
 
     def layers(self) -> list[nn.Module]:
-        sites = set(self.sites())
-        return [module for module in self.model.modules() if any(child in sites for child in module.children())]
+        attention_modules = set(self.attention_modules())
+        return [
+            module for module in self.model.modules() if any(child in attention_modules for child in module.children())
+        ]
 
     def decoder(self) -> nn.Module:
         return self.model.get_decoder()
 
-    def recompute(self) -> None:
+    def checkpoint_activations(self) -> None:
         """Non-reentrant checkpoints around every decoder layer; with a cache, or without gradients, they do nothing."""
         for layer in self.layers():
             # not transformers' own switch: that one sleeps in eval mode, which is where frozen layers stay
@@ -250,13 +256,14 @@ class HF(LLM):
         positions: Tensor,
         segments: Tensor | None,
         cache: Cache | None = None,
-        extras: Mapping[int, Sequence[Extra]] | None = None,
+        attention_terms: Mapping[int, Sequence[AttentionTerm]] | None = None,
     ) -> Tensor:
-        """As the contract says; `extras` are added to the attention of the layers they name, in this call only."""
-        call = self._call(x, segments, cache, extras or {})
-        if self.soft is not None:
-            call.prefix = self.soft.prefix(self) if cache is None or cache.prefix is None else cache.prefix
-            positions = positions + self.soft.length
+        """As the contract says; `attention_terms` are added to the attention of the layers they name, in this call
+        only."""
+        call = self._call(x, segments, cache, attention_terms or {})
+        if self.prefix is not None:
+            call.prefix = self.prefix.keys_and_values(self) if cache is None or cache.prefix is None else cache.prefix
+            positions = positions + self.prefix.length
             if cache is not None:
                 cache.prefix = call.prefix
         hidden = self.model.get_decoder()(
@@ -284,7 +291,11 @@ class HF(LLM):
         return {layer: (one.keys, one.values) for layer, one in enumerate(kept.layers)}
 
     def _call(
-        self, x: Tensor, segments: Tensor | None, cache: Cache | None, extras: Mapping[int, Sequence[Extra]]
+        self,
+        x: Tensor,
+        segments: Tensor | None,
+        cache: Cache | None,
+        attention_terms: Mapping[int, Sequence[AttentionTerm]],
     ) -> Call:
         past, seen = (0, None) if cache is None else (cache.length, cache.segments)
         if segments is not None and seen is None and _attention.plain(segments):
@@ -292,8 +303,8 @@ class HF(LLM):
         if segments is not None or seen is not None:
             segments = x.new_ones(x.shape[:2], dtype=torch.int32) if segments is None else segments
             seen = segments.new_ones(x.shape[0], past) if seen is None else seen
-        joined = {layer: tuple(terms) for layer, terms in extras.items()}
-        for layer, module in self.extras.items():
+        joined = {layer: tuple(terms) for layer, terms in attention_terms.items()}
+        for layer, module in self.attention_terms.items():
             joined[int(layer)] = (*joined.get(int(layer), ()), module)
         return Call(x.shape[1], past, segments, seen, joined, reference=self.config.attention == "math")
 
@@ -328,18 +339,18 @@ def _or_ones(seen: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 0, dtype=torch.int32) if seen is None else seen
 
 
-def _known_plan(config: Config) -> dict[str, Any] | None:
+def _known_config(config: Config) -> dict[str, Any] | None:
     """The structure of a published model whose files are not here; none where they are, or nothing is known of it."""
     if config.folder is not None:
         there = (Path(paths.resolve(config.folder)).expanduser() / "config.json").is_file()
-        return None if there or config.like is None else _known.plan(config.like)
-    plan = _known.plan(config.repo) or _known.plan(config.like or "")
-    if plan is None:
+        return None if there or config.like is None else _known.hf_config_of(config.like)
+    hf_config = _known.hf_config_of(config.repo) or _known.hf_config_of(config.like or "")
+    if hf_config is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(config.repo, "config.json", revision=config.revision)
-    return None if isinstance(found, str) else plan
+    return None if isinstance(found, str) else hf_config
 
 
 def _folder(config: Config, files: Sequence[str]) -> Path:
@@ -361,12 +372,12 @@ def _folder(config: Config, files: Sequence[str]) -> Path:
         ) from error
 
 
-def _refuse(plan: Any) -> None:
+def _refuse(hf_config: Any) -> None:
     """Refuse models that change logits after the head: leaving that out would be wrong in silence."""
     for name, neutral in _AFTER_HEAD.items():
-        if getattr(plan, name, None) not in (None, neutral):
+        if getattr(hf_config, name, None) not in (None, neutral):
             raise ModelError(
-                seen=f"a {plan.model_type} model with {name} = {getattr(plan, name)}",
+                seen=f"a {hf_config.model_type} model with {name} = {getattr(hf_config, name)}",
                 expected="logits that are a linear map of the hidden states",
                 hint="this architecture is not supported yet",
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PUBLIC = dict.fromkeys(("Sampling", "load", "moments", "sniff"), "base") | {
-    "spoken": "_frames",
+_PUBLIC = dict.fromkeys(("Sampling", "load", "frame_times", "sniff"), "base") | {
+    "format_times": "_frames",
     "Limits": "_limits",
     "said": "_limits",
     "say": "_limits",

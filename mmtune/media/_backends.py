@@ -30,8 +30,8 @@ def decode(name: str, data: bytes, line: Timeline, chosen: list[int], side: int 
     for index, second in zip(unique, seconds, strict=True):
         if abs(second - line.at(index)) > slack:
             raise Unfit(f"frame {index} at {second:.3f} s, not {line.at(index):.3f} s")
-    places = {index: place for place, index in enumerate(unique)}
-    frames = frames[[places[index] for index in chosen]]
+    index_of = {index: row for row, index in enumerate(unique)}
+    frames = frames[[index_of[index] for index in chosen]]
     factor = shrink(frames.shape[3], frames.shape[2], side)
     if factor > 1:
         size = (-(-frames.shape[2] // factor), -(-frames.shape[3] // factor))

@@ -96,8 +96,8 @@ class _Walk:
     def _runs(self, body: memoryview, entry: int) -> None:
         """A table of (how many samples, what they have in common)."""
         total = 0
-        for place in range(min(_number(body, 4), max(0, len(body) - 8) // entry)):
-            total += _number(body, 8 + place * entry)
+        for index in range(min(_number(body, 4), max(0, len(body) - 8) // entry)):
+            total += _number(body, 8 + index * entry)
             if total > self.size and total > self.limits.packets:
                 self.refuse(f"more than {total} samples")
         if not self.sound:

@@ -75,7 +75,7 @@ class Gate:
 def named(table: np.ndarray, names: tuple[str, ...] = ("x", "y", "z")) -> Columns:
     """[points,columns] as columns; those behind the last name have none."""
     names += ("",) * (table.shape[1] - len(names))
-    return [(name, table[:, place]) for place, name in enumerate(names)]
+    return [(name, table[:, index]) for index, name in enumerate(names)]
 
 
 def fields(table: np.ndarray) -> Columns:

@@ -48,10 +48,10 @@ def _of_av1(packet: bytes) -> int:
         at += 2 if head & 4 else 1
         if not head & 2:  # up to the end
             break
-        size = place = 0
-        while at < len(packet) and place < 56:
-            size |= (packet[at] & 127) << place
-            at, place = at + 1, place + 7
+        size = index = 0
+        while at < len(packet) and index < 56:
+            size |= (packet[at] & 127) << index
+            at, index = at + 1, index + 7
             if packet[at - 1] < 128:
                 break
         at += size

@@ -31,8 +31,8 @@ def _of_tiff(data: bytes) -> int | None:
         return int.from_bytes(data[at : at + size], order)  # type: ignore[arg-type]
 
     start = number(4, 4)
-    for place in range(min(number(start, 2), max(0, len(data) - start - 2) // 12)):
-        at = start + 2 + 12 * place
+    for index in range(min(number(start, 2), max(0, len(data) - start - 2) // 12)):
+        at = start + 2 + 12 * index
         if number(at, 2) == _TAG:
             value = number(at + 8, _READ.get(number(at + 2, 2), 2))
             return value if 1 <= value <= 8 else None

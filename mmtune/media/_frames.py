@@ -127,6 +127,6 @@ def video_llama(count: int, frames: int) -> list[int]:
     return [int(i * step) for i in range(ceil(count / step))]
 
 
-def spoken(seconds: Iterable[float]) -> list[str]:
+def format_times(seconds: Iterable[float]) -> list[str]:
     """Times as Video-LLaMA's prompt says them: seconds with one decimal."""
     return [str(round(second, 1)) for second in seconds]

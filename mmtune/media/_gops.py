@@ -23,14 +23,14 @@ def spans(pts: Sequence[int], enters: Sequence[int], chosen: set[int], codec: st
     if not starts or starts[0] != 0:
         starts.insert(0, 0)
     found: list[tuple[int, int]] = []
-    place = 0
+    index = 0
     for number, stamp in enumerate(pts):
-        while place + 1 < len(starts) and starts[place + 1] <= number:
-            place += 1
+        while index + 1 < len(starts) and starts[index + 1] <= number:
+            index += 1
         if stamp not in chosen:
             continue
         # A picture shown before its entry point leans on the group before that.
-        at = place
+        at = index
         while at > 0 and pts[starts[at]] > stamp:
             at -= 1
         if found and starts[at] <= found[-1][1]:

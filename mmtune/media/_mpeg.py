@@ -25,12 +25,12 @@ def frame(data: bytes, at: int) -> tuple[int, int] | None:
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
         return None
-    version, rate_of, place = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if version == 1 or rate_of in (0, 15) or place == 3:
+    version, rate_of, index = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if version == 1 or rate_of in (0, 15) or index == 3:
         return None
-    rate = _RATES[version][place]
+    rate = _RATES[version][index]
     size = (144 if version == 3 else 72) * 1000 * _KBPS[3 if version == 3 else 2][rate_of - 1] // rate
-    return size + (head[2] >> 1 & 1), version << 2 | place
+    return size + (head[2] >> 1 & 1), version << 2 | index
 
 
 def behind_tags(data: bytes) -> int:

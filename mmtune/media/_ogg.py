@@ -54,10 +54,10 @@ def starts(pages: list[Page]) -> list[tuple[int, int]]:
         gap = max(0, page.position - skipped - page.length - at) if page.position != _NONE else 0
         if not found and not LATE < gap / 48000 <= ABRUPT:
             skipped, gap = gap, 0
-        quiet = [place for place, (size, _) in enumerate(page.packets) if size <= _QUIET]
+        quiet = [index for index, (size, _) in enumerate(page.packets) if size <= _QUIET]
         before = quiet[-1] + 1 if quiet else len(page.packets) - 1 if found and gap > clocked else 0
-        for place, (size, samples) in enumerate(page.packets):
-            at += gap if place == before else 0
+        for index, (size, samples) in enumerate(page.packets):
+            at += gap if index == before else 0
             found.append((size, at))
             at += samples
         at += gap if before == len(page.packets) else 0

@@ -74,12 +74,12 @@ def _header(text: str, gate: Gate) -> tuple[np.dtype, int]:
             f"a header with {', '.join(sorted(said))[:120]}", "FIELDS, SIZE, TYPE and COUNT of one length"
         )
     layout: list[tuple] = []
-    for place, (name, size, kind, many) in enumerate(zip(names, sizes, types, counts, strict=True)):
+    for index, (name, size, kind, many) in enumerate(zip(names, sizes, types, counts, strict=True)):
         letter, width, number = _KINDS.get(kind, ""), gate.count(size), gate.count(many)
         if width not in _SIZES.get(letter, ()) or not 1 <= number <= 4096:
             raise gate.refusal(f"field {name[:40]}: {number} of type {kind[:8]}, {width} bytes", "numbers")
-        name = f".{place}" if name == "_" else name
-        if name.startswith(".") and name != f".{place}":
+        name = f".{index}" if name == "_" else name
+        if name.startswith(".") and name != f".{index}":
             raise gate.refusal(f"the field {name[:40]!r}", "a plain name")
         layout.append((name, f"<{letter}{width}", (number,)) if number > 1 else (name, f"<{letter}{width}"))
     if len({entry[0] for entry in layout}) != len(layout):

@@ -52,10 +52,10 @@ class _Element:
 def read(data: bytes, gate: Gate) -> Columns:
     """The points. Raises MediaError."""
     order, elements, start = _header(data, gate)
-    place = next((i for i, element in enumerate(elements) if element.name == "vertex"), None)
-    if place is None:
+    index = next((i for i, element in enumerate(elements) if element.name == "vertex"), None)
+    if index is None:
         raise gate.refusal("no element vertex", "points")
-    before, points, after = elements[:place], elements[place], elements[place + 1 :]
+    before, points, after = elements[:index], elements[index], elements[index + 1 :]
     if not order:
         return _ascii(data[start:], gate, before, points, after)
     for element in before:

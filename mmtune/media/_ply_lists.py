@@ -51,14 +51,14 @@ def _same(data: bytes, start: int, count: int, properties: list[Property], order
     """The type of one item where all lists are as long as those of the first item; else none."""
     layout: list[tuple] = []
     at = start
-    for place, one in enumerate(properties):
-        layout.append((one.name if not one.items else f".length{place}", order + one.kind))
+    for index, one in enumerate(properties):
+        layout.append((one.name if not one.items else f".length{index}", order + one.kind))
         at += np.dtype(one.kind).itemsize
         if one.items:
             many = _length(data, at, one, order)
             if many is None or at + many > len(data):
                 return None
-            layout.append((f".list{place}", order + one.items, (many,)))
+            layout.append((f".list{index}", order + one.items, (many,)))
             at += many * np.dtype(one.items).itemsize
     kind = np.dtype(layout)
     if start + count * kind.itemsize > len(data):

@@ -77,8 +77,8 @@ def _by_gathering(wave: Tensor, up: int, down: int, length: int) -> Tensor:
     out = wave.new_empty(wave.shape[0], length)
     step = max(1, _CHUNK // len(taps))
     for begin in range(0, length, step):
-        place = torch.arange(begin, min(begin + step, length))
-        whole, rest = place * down // up, place * down % up
+        index = torch.arange(begin, min(begin + step, length))
+        whole, rest = index * down // up, index * down % up
         apart = taps[None, :].double() / down - rest[:, None].double() / (up * down)
         windows = padded[:, whole[:, None] + (taps + reach)[None, :]]  # [channels,outputs,taps]
         out[:, begin : begin + step] = torch.einsum("cnt,nt->cn", windows, _weight(apart, up, down))

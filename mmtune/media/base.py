@@ -129,18 +129,18 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
     return replace(media, notes=(Note.junk_skipped, *media.notes)) if junk else media
 
 
-def moments(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> list[float]:
+def frame_times(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None = None) -> list[float]:
     """When the frames that `load` would show of a video come on screen, seconds from the file's first one.
 
     Decodes nothing.
 
     Raises MediaError as `load` does, but for what only decoding brings to light.
     """
-    from mmtune.media.video import moments
+    from mmtune.media.video import frame_times
 
     sampling, limits, origin = sampling or Sampling(), _limits.settled(limits), ref.origin or "unnamed media"
     data, name, _ = _declared(ref, limits, origin)
-    return moments(data, name, sampling, limits, origin, (ref.start, ref.end))
+    return frame_times(data, name, sampling, limits, origin, (ref.start, ref.end))
 
 
 def outside(origin: str, span: Span, seconds: float) -> MediaError:

@@ -29,12 +29,12 @@ READERS = {
     "xyz": _lines.read_xyz,
     "off": _lines.read_off,
 }
-PLACE = ("x", "y", "z")
+COORDINATES = ("x", "y", "z")
 COLOUR = ("red", "green", "blue")
 SPELLINGS = {
     **dict(zip("rgb", COLOUR, strict=True)),
     **{f"diffuse_{name}": name for name in COLOUR},
-    **{f"normal_{axis}": f"n{axis}" for axis in PLACE},
+    **{f"normal_{axis}": f"n{axis}" for axis in COORDINATES},
     "a": "alpha",
 }
 """Other names of columns."""
@@ -54,8 +54,8 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
         columns = _ordered(columns, gate)
         gate.admit(len(columns[0][1]), len(columns))
         table = np.empty((len(columns[0][1]), len(columns)), np.float32)
-        for place, (_, values) in enumerate(columns):
-            table[:, place] = values
+        for index, (_, values) in enumerate(columns):
+            table[:, index] = values
         _check(columns, gate)
     names = tuple(name for name, _ in columns)
     return Media("points", torch.from_numpy(table), origin=origin, columns=names, notes=tuple(notes))
@@ -67,35 +67,35 @@ def _named(columns: Columns, gate: Gate) -> Columns:
         columns = [*columns[:3], *zip(COLOUR, (v for _, v in columns[3:6]), strict=True), *columns[6:]]
     columns = [(SPELLINGS.get(name.lower(), name.lower()), values) for name, values in columns]
     known = [name for name, _ in columns if name]
-    if not {*known} >= {*PLACE} or any(known.count(name) > 1 for name in PLACE):
+    if not {*known} >= {*COORDINATES} or any(known.count(name) > 1 for name in COORDINATES):
         raise gate.refusal(f"columns {', '.join(known)[:120]}", "x, y and z, each once")
-    first = {name: place for place, (name, _) in reversed(list(enumerate(columns)))}
-    return [column for place, column in enumerate(columns) if not column[0] or first[column[0]] == place]
+    first = {name: index for index, (name, _) in reversed(list(enumerate(columns)))}
+    return [column for index, column in enumerate(columns) if not column[0] or first[column[0]] == index]
 
 
 def _finite(columns: Columns, gate: Gate, notes: list[Note]) -> Columns:
     """Without points that have no place, and without other columns that are not numbers throughout."""
-    good = np.logical_and.reduce([np.isfinite(v.astype(np.float32)) for name, v in columns if name in PLACE])
+    good = np.logical_and.reduce([np.isfinite(v.astype(np.float32)) for name, v in columns if name in COORDINATES])
     if not good.any():
         raise gate.refusal(f"{len(good)} points, none with finite x, y and z", "points")
     if not good.all():
         notes.append(Note.points_left_out)
         columns = [(name, values[good]) for name, values in columns]
-    odd = {place for place, (_, values) in enumerate(columns) if not np.isfinite(values.astype(np.float32)).all()}
-    if any(columns[place][0] in COLOUR for place in odd):
-        odd |= {place for place, (name, _) in enumerate(columns) if name in COLOUR}
+    odd = {index for index, (_, values) in enumerate(columns) if not np.isfinite(values.astype(np.float32)).all()}
+    if any(columns[index][0] in COLOUR for index in odd):
+        odd |= {index for index, (name, _) in enumerate(columns) if name in COLOUR}
     if odd:
         notes.append(Note.columns_left_out)
-    return [column for place, column in enumerate(columns) if place not in odd]
+    return [column for index, column in enumerate(columns) if index not in odd]
 
 
 def _ordered(columns: Columns, gate: Gate) -> Columns:
     """Place, colour in 0..1, the rest."""
     table = dict(columns)
     coloured = COLOUR if table.keys() >= {*COLOUR} else ()
-    first = [(name, table[name]) for name in PLACE]
+    first = [(name, table[name]) for name in COORDINATES]
     first += zip(coloured, _scaled([table[name] for name in coloured], gate), strict=True)
-    return [*first, *((name, values) for name, values in columns if name not in (*PLACE, *coloured))]
+    return [*first, *((name, values) for name, values in columns if name not in (*COORDINATES, *coloured))]
 
 
 def _are_colours(columns: Columns) -> bool:
@@ -118,10 +118,10 @@ def _scaled(values: list[np.ndarray], gate: Gate) -> list[np.ndarray]:
 
 def _check(columns: Columns, gate: Gate) -> None:
     """Refuse places so far from the origin that float32 would move them."""
-    places = [values for _, values in columns[:3]]
-    extent = max(float(v.max()) - float(v.min()) for v in places)
-    far = max(float(np.abs(v).max()) for v in places)
-    fine = all(v.dtype.kind == "f" and v.dtype.itemsize <= 4 for v in places)
+    coordinates = [values for _, values in columns[:3]]
+    extent = max(float(v.max()) - float(v.min()) for v in coordinates)
+    far = max(float(np.abs(v).max()) for v in coordinates)
+    fine = all(v.dtype.kind == "f" and v.dtype.itemsize <= 4 for v in coordinates)
     if not fine and extent > 0 and far * 2.0**-23 * STEPS > extent:
         raise gate.refusal(
             f"a cloud of size {extent:g} at {far:g} from the origin", "a cloud near the origin", "move it there first"

@@ -72,7 +72,7 @@ def decode(
         return Media("video", pixels, times=times, origin=origin, notes=(Note.range_clamped,) if clamped else ())
 
 
-def moments(
+def frame_times(
     data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, span: Span = (None, None)
 ) -> list[float]:
     """Seconds from the file's first frame to each frame that `decode` would show. Raises MediaError as it does."""
@@ -257,7 +257,7 @@ def _everything(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch
     """Decode all packets in turn. A chosen frame that never comes gives way to the one before it (at the beginning:
     after it); when more than a few frames never come, the clip is refused."""
     stamps, painter = clip.line.stamps, Painter(side)
-    places = {stamp: index for index, stamp in enumerate(stamps)}
+    index_of = {stamp: index for index, stamp in enumerate(stamps)}
     waiting, shown = sorted(set(chosen), reverse=True), dict[int, int]()
     came, latest = list[int](), list[tuple[int, Any]]()  # latest: at most one frame, not yet painted
 
@@ -266,7 +266,7 @@ def _everything(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch
         shown[waiting.pop()] = index
 
     def take(frame: Any) -> None:
-        index = places.get(frame.pts, -1) if clip.stamped else len(came)
+        index = index_of.get(frame.pts, -1) if clip.stamped else len(came)
         if not 0 <= index < len(stamps):
             return
         came.append(index)

@@ -114,7 +114,7 @@ class Answer:
             "finish": facts.finish,
             "tokens": {
                 "prompt": facts.prompt_tokens,
-                "media": sum(use.places for use in facts.media),
+                "media": sum(use.tokens for use in facts.media),
                 "answer": facts.answer_tokens,
             },
             "seconds": {

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.errors import UsageError
-from mmtune.serve import arguments, conversation_file, transcript
-from mmtune.serve import run_info as plans
+from mmtune.serve import arguments, conversation_file, run_info, transcript
 from mmtune.serve.conversation import Conversation
 from mmtune.serve.display import say_findings, say_remarks, show_answer
 from mmtune.serve.experts import Panel, brief
@@ -60,16 +59,16 @@ def command(options: Options) -> int:
     """
     words = arguments.parse(options.words, options.media)
     saved = conversation_file.last() if options.go_on else None
-    plan = plans.Plan.read(_run(words.run, saved), device=options.device)
+    info = run_info.RunInfo.read(_run(words.run, saved), device=options.device)
     for ref in words.media:
-        plan.check(ref.kind, ref.origin)
+        info.check(ref.kind, ref.origin)
     if options.system is not None:
         options.system = readable(options.system, "the system text")
-    settings = _settings(options, plan, saved)
-    panel = Panel(options.experts, of_run=_of_run(plan, options), limits=plan.limits)
+    settings = _settings(options, info, saved)
+    panel = Panel(options.experts, of_run=_of_run(info, options), limits=info.limits)
     question = words.question if words.question is not None else _piped_question(options)
-    if plan.notice:
-        say(f"{plan.name}: {plan.notice}")
+    if info.notice:
+        say(f"{info.name}: {info.notice}")
     for address in words.unread:
         say(f"({address} is not read: a chat fetches nothing)")
     if words.note:
@@ -77,28 +76,28 @@ def command(options: Options) -> int:
     if question is None:
         from mmtune.serve.repl import Repl
 
-        return Repl(plan, words.media, options.system, settings, options.verbose, panel, saved).run()
+        return Repl(info, words.media, options.system, settings, options.verbose, panel, saved).run()
     question = readable(question)
     start = time.perf_counter()
-    conversation = Conversation(plans.to_stay(plan.load), options.system, settings, panel)
+    conversation = Conversation(run_info.to_stay(info.load), options.system, settings, panel)
     loaded = time.perf_counter() - start
     if saved is not None:
-        for note in conversation.restore(saved, plan.check):
+        for note in conversation.restore(saved, info.check):
             say(f"({note})")
     if words.question is not None:
-        _take_piped(conversation, plan, options)
+        _take_piped(conversation, info, options)
     for ref in words.media:
         conversation.attach(ref)
     return _one_answer(conversation, question, options, loaded)
 
 
-def _of_run(plan: plans.Plan, options: Options) -> tuple[dict[str, Any], ...]:
+def _of_run(info: run_info.RunInfo, options: Options) -> tuple[dict[str, Any], ...]:
     """Those of the recipe's experts that are on: whoever wrote the recipe is seldom who runs it."""
-    if options.no_experts or not plan.experts:
+    if options.no_experts or not info.experts:
         return ()
-    if options.experts_of_run or plan.packaged:
-        return plan.experts
-    say(f"(experts that the run names are off: {brief(plan.experts)}; --experts-of-run turns them on)")
+    if options.experts_of_run or info.packaged:
+        return info.experts
+    say(f"(experts that the run names are off: {brief(info.experts)}; --experts-of-run turns them on)")
     return ()
 
 
@@ -107,7 +106,7 @@ def _run(named: Path | None, saved: transcript.Saved | None) -> Path:
     if named is not None:
         return named
     if saved is None or saved.run is None:
-        return plans.packaged_run()
+        return run_info.packaged_run()
     if not (Path(saved.run) / "recipe.yaml").is_file():
         raise UsageError(
             seen=f"the last conversation was with {saved.run}, and there is no run there any more",
@@ -117,9 +116,9 @@ def _run(named: Path | None, saved: transcript.Saved | None) -> Path:
     return Path(saved.run)
 
 
-def _settings(options: Options, plan: plans.Plan, saved: transcript.Saved | None) -> Settings:
+def _settings(options: Options, info: run_info.RunInfo, saved: transcript.Saved | None) -> Settings:
     """What the command line says, else what the conversation had, else what the recipe says."""
-    values = {"max_tokens": plan.max_tokens, "temperature": plan.temperature, "seed": 0}
+    values = {"max_tokens": info.max_tokens, "temperature": info.temperature, "seed": 0}
     if saved is not None:
         values |= saved.settings
         if options.system is not None:
@@ -131,7 +130,7 @@ def _settings(options: Options, plan: plans.Plan, saved: transcript.Saved | None
     return Settings(**values)
 
 
-def _take_piped(conversation: Conversation, plan: plans.Plan, options: Options) -> None:
+def _take_piped(conversation: Conversation, info: run_info.RunInfo, options: Options) -> None:
     """Put what is piped in beside a question in front of it, and say so."""
     if any(path == "-" for _, path in options.media):
         return
@@ -140,12 +139,12 @@ def _take_piped(conversation: Conversation, plan: plans.Plan, options: Options) 
         conversation.quote(more)
         say(f"(standard input: {len(more.text)} characters, quoted in front of the question)")
     elif more is not None:
-        plan.check(more.kind, more.origin)
+        info.check(more.kind, more.origin)
         say(f"({conversation.attach(more).line()})")
 
 
 def _one_answer(conversation: Conversation, question: str, options: Options, loaded: float) -> int:
-    keeper = conversation_file.Keeper()
+    store = conversation_file.ConversationFile()
     answer = conversation.ask(question)
     interrupted = False
     if options.stream and not options.json:
@@ -160,7 +159,7 @@ def _one_answer(conversation: Conversation, question: str, options: Options, loa
         else:
             print(printable(answer.text) if sys.stdout.isatty() else answer.text)
         say_remarks(answer, options.verbose)
-    keeper.keep(conversation)
+    store.keep(conversation)
     return 130 if interrupted else 0
 
 

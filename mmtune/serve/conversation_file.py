@@ -21,7 +21,7 @@ LARGEST = 1 << 20
 """Bytes of the file."""
 
 
-class Keeper:
+class ConversationFile:
     """Keeps one conversation while it goes on. What cannot be kept is said once and is no failure."""
 
     def __init__(self) -> None:

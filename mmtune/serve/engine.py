@@ -36,7 +36,7 @@ class MediaUse:
     branch: str
     frames: int
     """F, as the encoder sees it."""
-    places: int
+    tokens: int
     """K, positions it takes in the text."""
     seconds: float
     """Time for decoding, preparing and encoding; 0 where that was done before."""
@@ -50,7 +50,7 @@ class MediaUse:
             **({"range": self.ref.range} if self.ref.range else {}),
             "branch": self.branch,
             "frames": self.frames,
-            "tokens": self.places,
+            "tokens": self.tokens,
             "seconds": round(self.seconds, 4),
         }
 
@@ -58,7 +58,7 @@ class MediaUse:
         """One line for people."""
         frames = f"{self.frames} frames, " if self.frames > 1 else ""
         taken = f"{self.seconds:.2f} s" if self.seconds else "kept from before"
-        return f"{self.ref.kind} {self.ref.origin}{self.ref.range}: {frames}{self.places} tokens, {taken}"
+        return f"{self.ref.kind} {self.ref.origin}{self.ref.range}: {frames}{self.tokens} tokens, {taken}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Engine:
         features, fresh = self._features.find(branch, ref)
         frames = features.shape[0]
         to = self.model.branches[branch]
-        taken = to.connector.places(features, to.encoder) if self.processor.takes_places else 0
+        taken = to.connector.num_tokens(features, to.encoder) if self.processor.uses_placeholders else 0
         seconds = time.perf_counter() - start if fresh else 0.0
         return MediaUse(ref, self._features.digest(ref), branch, frames, taken, seconds)
 
@@ -135,7 +135,7 @@ class Engine:
             try:
                 return self.processor.example(sample, answer=True), sample, left_out
             except DataError as error:
-                asked = [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
+                asked = [index for index, turn in enumerate(sample.turns) if turn.role == "user"]
                 if error.reason != Reason.too_long:
                     raise
                 if len(asked) < 2:
@@ -166,8 +166,8 @@ class Engine:
         """The prompt as the template writes it, control strings included, with a mark for the places of each medium."""
         example, sample, left_out = self._fit(sample)
         slots = iter(example.slots)
-        spans = self.processor.template.spans(sample, answer=True, marks=self.processor.takes_places)
-        words = [_slot_mark(span.ref, next(slots)) if span.kind == "media" else span.text for span in spans]
+        spans = self.processor.template.spans(sample, answer=True, marks=self.processor.uses_placeholders)
+        words = [_slot_mark(span.ref, next(slots)) if span.type == "media" else span.text for span in spans]
         head = f"({left_out} earlier exchanges left out)\n" if left_out else ""
         return f"{head}{''.join(words)}\n({len(example)} tokens)"
 

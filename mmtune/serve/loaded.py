@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmtune import registry
 from mmtune.errors import UsageError
-from mmtune.serve import run_info as plans
+from mmtune.serve import run_info
 from mmtune.serve.answer import Answer
 from mmtune.serve.conversation import Conversation
 from mmtune.serve.experts import Panel, Spec, brief
@@ -42,7 +42,7 @@ class Loaded:
     model: MultimodalModel
     processor: Processor
     recipe: Recipe
-    plan: plans.Plan
+    info: run_info.RunInfo
     """What the recipe says about chatting."""
 
     @property
@@ -66,7 +66,7 @@ class Loaded:
         Raises:
             ConfigError: an expert that there is not.
         """
-        return _conversation(self.plan, self._engine, system, settings, experts)
+        return _conversation(self.info, self._engine, system, settings, experts)
 
     def ask(self, text: str, **more: Any) -> Answer:
         """One question in a conversation of its own.
@@ -109,8 +109,8 @@ def load(run: Path | str | None = None, device: str = "auto", allow_code: Sequen
         MmtuneError: whatever reading the run raises.
     """
     registry.allow(allow_code)
-    plan = plans.Plan.read(plans.folder_of(run), device=device)
-    return Loaded(plan.run, *plan.parts(), plan)
+    info = run_info.RunInfo.read(run_info.folder_of(run), device=device)
+    return Loaded(info.run, *info.parts(), info)
 
 
 def chat(
@@ -135,16 +135,16 @@ def chat(
         MmtuneError: whatever reading the run raises, or an expert that there is not.
     """
     registry.allow(allow_code)
-    plan = plans.Plan.read(plans.folder_of(run), device=device)
-    return _conversation(plan, None, system, settings, experts)
+    info = run_info.RunInfo.read(run_info.folder_of(run), device=device)
+    return _conversation(info, None, system, settings, experts)
 
 
 def _conversation(
-    plan: plans.Plan, engine: Engine | None, system: str | None, settings: Settings | None, experts: Experts
+    info: run_info.RunInfo, engine: Engine | None, system: str | None, settings: Settings | None, experts: Experts
 ) -> Conversation:
-    settings = settings or Settings(max_tokens=plan.max_tokens, temperature=plan.temperature)
+    settings = settings or Settings(max_tokens=info.max_tokens, temperature=info.temperature)
     of_run = experts == "of_run"
-    panel = Panel(() if of_run else experts, of_run=plan.experts if of_run else (), limits=plan.limits)
-    if plan.experts and not experts:
-        say(f"(experts that the run names are off: {brief(plan.experts)}; experts='of_run' turns them on)")
-    return Conversation(engine or plan.load(), system, settings, panel)
+    panel = Panel(() if of_run else experts, of_run=info.experts if of_run else (), limits=info.limits)
+    if info.experts and not experts:
+        say(f"(experts that the run names are off: {brief(info.experts)}; experts='of_run' turns them on)")
+    return Conversation(engine or info.load(), system, settings, panel)

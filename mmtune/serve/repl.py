@@ -16,7 +16,7 @@ from mmtune.serve import drops, transcript
 from mmtune.serve.answer import Answer
 from mmtune.serve.complete import complete
 from mmtune.serve.conversation import Conversation
-from mmtune.serve.conversation_file import Keeper
+from mmtune.serve.conversation_file import ConversationFile
 from mmtune.serve.display import show_answer
 from mmtune.serve.experts import Panel
 from mmtune.serve.loading import Loading
@@ -26,7 +26,7 @@ from mmtune.serve.terminal import Reader, say
 from mmtune.types import KINDS, Kind, MediaRef
 
 if TYPE_CHECKING:
-    from mmtune.serve.run_info import Plan
+    from mmtune.serve.run_info import RunInfo
 
 PROMPT = ">>> "
 _MORE = "... "
@@ -55,7 +55,7 @@ class Repl:
     """The loop over lines.
 
     Args:
-        plan: the run that answers, not yet loaded.
+        info: the run that answers, not yet loaded.
         refs: media named on the command line, kinds already checked.
         system: text of the system turn, or none.
         settings: how answers are drawn.
@@ -66,7 +66,7 @@ class Repl:
 
     def __init__(
         self,
-        plan: Plan,
+        info: RunInfo,
         refs: list[MediaRef],
         system: str | None,
         settings: Settings,
@@ -74,15 +74,15 @@ class Repl:
         experts: Panel | None = None,
         saved: transcript.Saved | None = None,
     ) -> None:
-        self.plan = plan
+        self.info = info
         self.settings = settings
         self.system = system
         self.verbose = verbose
         self.experts = Panel() if experts is None else experts
         self._early = list(refs)
         self._saved = saved
-        self._loading = Loading(lambda: plan.load(decoders=True))
-        self._keeper = Keeper()
+        self._loading = Loading(lambda: info.load(decoders=True))
+        self._conversation_file = ConversationFile()
         self._conversation: Conversation | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             **{kind: lambda rest, kind=kind: self._attach(kind, rest) for kind in KINDS},
@@ -118,7 +118,7 @@ class Repl:
     def run(self) -> int:
         """Read, answer, until Ctrl-D or /exit. Returns the exit code 0."""
         reader = Reader(self._complete)
-        say(f"Takes {', '.join(('text', *self.plan.kinds))}. /help lists the commands, Ctrl-D leaves.")
+        say(f"Takes {', '.join(('text', *self.info.kinds))}. /help lists the commands, Ctrl-D leaves.")
         if self._saved is not None:
             say(f"(going on: {self._saved.summary()})")
         try:
@@ -139,7 +139,7 @@ class Repl:
                         raise  # nothing can be answered without weights
                     say(str(error))
                 if self._conversation is not None:
-                    self._keeper.keep(self._conversation)
+                    self._conversation_file.keep(self._conversation)
         finally:
             reader.keep()
             self.experts.close()
@@ -170,7 +170,7 @@ class Repl:
     def _ask(self, typed: drops.Typed) -> None:
         """Put the media in front of the next question, and ask it if there is one."""
         for ref in typed.media:
-            self.plan.check(ref.kind, ref.origin)
+            self.info.check(ref.kind, ref.origin)
         for ref in typed.media:
             self._show(ref)
         for address in typed.unread:
@@ -276,5 +276,5 @@ class Repl:
         say(f"(loaded {path}: {saved.summary()})")
 
     def _restore(self, conversation: Conversation, saved: transcript.Saved) -> None:
-        for note in conversation.restore(saved, self.plan.check):
+        for note in conversation.restore(saved, self.info.check):
             say(f"({note})")

@@ -60,7 +60,7 @@ def folder_of(run: Path | str | None) -> Path:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunInfo:
     """What the recipe of a run says about chatting."""
 
     run: Path
@@ -87,7 +87,7 @@ class Plan:
         return "the packaged model" if self.packaged else str(self.run)
 
     @classmethod
-    def read(cls, run: Path, device: str = "auto") -> Plan:
+    def read(cls, run: Path, device: str = "auto") -> RunInfo:
         """Read the recipe of a run.
 
         The stored recipe has every default written out, so a look at the text is enough and the packages that the

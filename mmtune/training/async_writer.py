@@ -13,12 +13,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
-from mmtune.output import Reader
+from mmtune.output import Output
 
 OnFailure = Literal["stop", "go_on"]
 
 
-class Saver:
+class AsyncWriter:
     """Writes saves in a thread. Leaving the `with` waits for the last one.
 
     Args:
@@ -76,7 +76,7 @@ class Saver:
             with contextlib.suppress(OSError, ValueError):
                 self._say(f"warning: the state of step {step} was not saved: {error}")
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> AsyncWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
@@ -88,4 +88,4 @@ class Saver:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            Reader("stderr").say(f"a save failed too: {self._error}")
+            Output("stderr").say(f"a save failed too: {self._error}")

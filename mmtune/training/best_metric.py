@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmtune.data.build import likes_of
+from mmtune.data.build import held_out_sections
 from mmtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Best:
+class BestMetric:
     """The best value of one measure so far."""
 
     measure: str
@@ -26,7 +26,7 @@ class Best:
     """Not a number before the first validation."""
     step: int = 0
 
-    def take(self, step: int, values: Mapping[str, float]) -> bool:
+    def update(self, step: int, values: Mapping[str, float]) -> bool:
         """Take up a validation; whether it is the best so far. What is not finite never is, of equals the first."""
         value = values[self.measure]
         better = math.isnan(self.value) or (value < self.value if self.lower else value > self.value)
@@ -45,15 +45,15 @@ class Best:
             self.value, self.step = state["value"], state["step"]
 
 
-def best_of(recipe: Recipe, task: Task | None) -> Best | None:
+def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
     """What a recipe chooses by; none where it measures nothing. Raises ConfigError for a measure that is not taken."""
     if not recipe.eval.every:
         return None
-    held = list(likes_of(recipe))
+    held = list(held_out_sections(recipe))
     lower = {"loss": True, **{f"{name}/loss": True for name in held}} if held else {}
     if task is not None:
         lower |= {f"{task.config.name}/{name}": way == "lower" for name, way in task.measures.items()}
     measure = recipe.eval.best or next(iter(lower))
     if measure not in lower:
         raise ConfigError(f"eval.best is {measure!r}", f"one of {', '.join(lower)}")
-    return Best(measure, lower[measure])
+    return BestMetric(measure, lower[measure])

@@ -24,7 +24,7 @@ from mmtune.errors import CheckpointError, MmtuneError, UsageError
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
 from mmtune.training import resume as states
-from mmtune.training.async_writer import Saver
+from mmtune.training.async_writer import AsyncWriter
 from mmtune.training.distributed import Runtime
 
 HARMLESS = {
@@ -51,7 +51,7 @@ class Holder(Protocol):
 
 
 @dataclass
-class Progress:
+class TrainerState:
     """What a run counts, beside its weights."""
 
     step: int = 0
@@ -62,8 +62,8 @@ class Progress:
     """Loss of the last steps, and what their supervised tokens count."""
     pieces: int = 1
     """In how many pieces a micro-step is taken since there was no room for it whole."""
-    judged: dict[str, Any] = field(default_factory=dict)
-    """What validations have found, see `Judge.state`."""
+    validation: dict[str, Any] = field(default_factory=dict)
+    """What validations have found, see `ValidationLoop.state`."""
 
 
 def allowed(names: Collection[str]) -> frozenset[str]:
@@ -75,7 +75,7 @@ def allowed(names: Collection[str]) -> frozenset[str]:
     return frozenset(KINDS if "all" in names else names)
 
 
-class Keeper:
+class CheckpointManager:
     """Saves a run and takes it up again.
 
     Args:
@@ -100,7 +100,7 @@ class Keeper:
     ) -> None:
         self.out, self.recipe, self.steps, self.runtime, self.model = out, recipe, steps, runtime, model
         self.groups, self.loader, self.base, self._holders, self._say = groups, loader, base, holders, say
-        self.saver = Saver(say, recipe.run.failed_save)
+        self.writer = AsyncWriter(say, recipe.run.failed_save)
         self._versions: dict[str, str] = {}
 
     def facts(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------------------------- saving
 
-    def save(self, progress: Progress, last: bool = False, best: bool = False, state: bool = True) -> None:
+    def save(self, trainer_state: TrainerState, last: bool = False, best: bool = False, state: bool = True) -> None:
         """Take a copy of the run as it is and write it beside the training. Every rank calls this.
 
         Args:
@@ -135,24 +135,24 @@ class Keeper:
 
         Raises what the write before it raised, on the first rank.
         """
-        main, trained = self.runtime.main, store.trained_tensors(self.model, self.groups)
+        main, trained = self.runtime.is_main, store.trained_tensors(self.model, self.groups)
         files = {file: tensors.snapshot(held, keep=main) for file, held in trained.items()}
         moments = {name: tensors.snapshot(holder.state(), keep=main) for name, holder in self._holders().items()}
         if not main:
             return
         info = {
             "facts": self.facts(),
-            "positions": self.loader.positions(progress.step),
+            "positions": self.loader.positions(trainer_state.step),
             "ledger": self.loader.ledger.position(),
-            "bad": progress.bad,
-            "recent": progress.recent,
-            "pieces": progress.pieces,
-            "judged": progress.judged,
+            "bad": trainer_state.bad,
+            "recent": trainer_state.recent,
+            "pieces": trainer_state.pieces,
+            "judged": trainer_state.validation,
             "versions": self._versions,
         }
         weights = {name: tensor for held in files.values() for name, tensor in held.items()}
-        moment = states.State(progress.step, weights, moments, json.loads(json.dumps(info)))
-        facts = self._card(progress)
+        moment = states.State(trainer_state.step, weights, moments, json.loads(json.dumps(info)))
+        facts = self._card(trainer_state)
 
         def write() -> None:
             # the state comes last: where there is one of the last step, everything else of the run is there too
@@ -163,20 +163,20 @@ class Keeper:
                 store.write_weights(self.out, files, self.recipe, facts)
                 states.save(self.out / "state", moment, self.recipe.run.keep)
 
-        self.saver.start(progress.step, write, last)
+        self.writer.start(trainer_state.step, write, last)
 
-    def _card(self, progress: Progress) -> dict[str, str]:
-        facts = {"steps": f"{progress.step} of {self.steps}"}
-        if count := sum(n for _, n in progress.recent):
-            mean = sum(loss * n for loss, n in progress.recent) / count
+    def _card(self, trainer_state: TrainerState) -> dict[str, str]:
+        facts = {"steps": f"{trainer_state.step} of {self.steps}"}
+        if count := sum(n for _, n in trainer_state.recent):
+            mean = sum(loss * n for loss, n in trainer_state.recent) / count
             facts["mean training loss of the last steps"] = f"{mean:.4f}"
-        if (best := progress.judged.get("best")) and best["step"]:
+        if (best := trainer_state.validation.get("best")) and best["step"]:
             facts["best state"] = f"step {best['step']}, {best['measure']} {best['value']:.6g}"
         return facts
 
     # ---------------------------------------------------------------------------------------------------- going on
 
-    def restore(self, allow: Collection[str] = ()) -> Progress:
+    def restore(self, allow: Collection[str] = ()) -> TrainerState:
         """Take up the newest whole state; without any, the run begins with its first step. Every rank calls this.
 
         Args:
@@ -188,7 +188,7 @@ class Keeper:
         state = self._load()
         if state is None:
             self._say(f"no saved state in {self.out}: starting with the first step")
-            return Progress()
+            return TrainerState()
         before = state.info["facts"]
         before["recipe"] = without_secrets(before["recipe"])
         changed = states.differences(before, self.facts())
@@ -198,14 +198,14 @@ class Keeper:
         for line in changed:
             self._say(f"changed since the state was saved, as allowed: {line}")
         self._take(state)
-        if self.runtime.main and (changed or self._lost()):
+        if self.runtime.is_main and (changed or self._lost()):
             # only now: a recipe that the state does not fit leaves the folder as it was
             store.write_recipe(self.out, self.recipe, self.base)
-        if self.runtime.main:
+        if self.runtime.is_main:
             states.put_aside(self.out / "state", state.step)
         self._say(f"going on after step {state.step}")
         recent = [(loss, count) for loss, count in state.info["recent"]]
-        return Progress(state.step, state.info["bad"], recent, state.info["pieces"], state.info.get("judged", {}))
+        return TrainerState(state.step, state.info["bad"], recent, state.info["pieces"], state.info.get("judged", {}))
 
     def _lost(self) -> bool:
         """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""
@@ -218,17 +218,17 @@ class Keeper:
                 return True
         return False
 
-    def mend(self, progress: Progress) -> None:
+    def mend(self, trainer_state: TrainerState) -> None:
         """Write the weights of a run that is done once more, where they are damaged."""
-        if self.runtime.main and (faults := seal.faults(self.out / "weights")):
+        if self.runtime.is_main and (faults := seal.faults(self.out / "weights")):
             self._say(f"weights are damaged and written again: {'; '.join(faults)}")
             files = store.trained_tensors(self.model, self.groups)
-            store.write_weights(self.out, files, self.recipe, self._card(progress))
+            store.write_weights(self.out, files, self.recipe, self._card(trainer_state))
 
     def _load(self) -> states.State | None:
         """The state that the first rank finds, on every rank."""
         folder, state, error = self.out / "state", None, None
-        if self.runtime.main:
+        if self.runtime.is_main:
             try:
                 for part in (self.out, self.out / "best"):
                     disk.clear_drafts(part)
@@ -242,8 +242,8 @@ class Keeper:
                 error = caught
         self.runtime.barrier()  # reading all of it takes as long as it takes
         self._together(error)
-        step = int(self.runtime.total([state.step if state else 0])[0])
-        if step and not self.runtime.main:
+        step = int(self.runtime.all_reduce([state.step if state else 0])[0])
+        if step and not self.runtime.is_main:
             try:
                 state = states.load(folder, self._say, step)
             except (MmtuneError, OSError) as caught:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmtune import dtypes
 from mmtune.errors import ConfigError, MmtuneError
-from mmtune.training.watchdog import Pulse
+from mmtune.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from mmtune.llm.base import LLM
@@ -79,14 +79,14 @@ class Runtime:
             self.device = self._state.device if self.world > 1 else _best()
         else:
             self.device = _device(device)
-        self._pulse = Pulse(self.rank, self.world, deadline) if self.world > 1 else None
+        self._watchdog = Watchdog(self.rank, self.world, deadline) if self.world > 1 else None
         self.settled: dict[str, tuple[str, int]] = {}
-        """What `place` changed among the types of frozen weights."""
-        self._post: torch.distributed.ProcessGroup | None = None
-        self._meetings = 0
+        """What `parallelize` changed among the types of frozen weights."""
+        self._gloo: torch.distributed.ProcessGroup | None = None
+        self._barriers = 0
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes files and talks."""
         return self.rank == 0
 
@@ -97,19 +97,19 @@ class Runtime:
 
     # ------------------------------------------------------------------------------------------------------ the model
 
-    def place(self, model: nn.Module, tell: Callable[[str], None] = lambda line: None) -> nn.Module:
+    def parallelize(self, model: nn.Module, say: Callable[[str], None] = lambda line: None) -> nn.Module:
         """Move the model to the device, cut as the strategy says, with the types that `mmtune.dtypes` settles. What is
-        cut has new parameters under the same names, see `renew`.
+        cut has new parameters under the same names, see `refresh_parameters`.
 
         Args:
-            tell: gets a line where frozen weights were held in another type.
+            say: gets a line where frozen weights were held in another type.
 
         Raises ConfigError where there is nothing to cut.
         """
         self.settled = dtypes.settle(model, self.precision)
         for what, (first, count) in self.settled.items():
             why = f"as run.precision={self.precision} says"
-            tell(f"frozen weights from {what}, {why}: {count:,} values, {first} the first")
+            say(f"frozen weights from {what}, {why}: {count:,} values, {first} the first")
         if self.strategy != "replicate" and self.world > 1:
             # layer by layer from the main memory, so that the whole model need not fit the device at any moment
             self._cut(model.llm)
@@ -132,9 +132,9 @@ class Runtime:
                 "frozen weights to cut",
                 "run.strategy=shard_all cuts what trains too",
             )
-        if self.strategy == "shard_all" and llm.attendants:
+        if self.strategy == "shard_all" and llm.step_callbacks:
             raise ConfigError(
-                f"run.strategy=shard_all with {', '.join(llm.attendants)}, which works on whole tensors",
+                f"run.strategy=shard_all with {', '.join(llm.step_callbacks)}, which works on whole tensors",
                 "a tuner that is only trained",
                 "run.strategy=shard",
             )
@@ -154,7 +154,7 @@ class Runtime:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
-    def renew(self, model: nn.Module, groups: dict[str, Named]) -> dict[str, Named]:
+    def refresh_parameters(self, model: nn.Module, groups: dict[str, Named]) -> dict[str, Named]:
         """The same groups with the parameters that the model has now."""
         now = dict(model.named_parameters())
         return {group: [(name, now[name]) for name, _ in named] for group, named in groups.items()}
@@ -171,7 +171,7 @@ class Runtime:
         for parameter in whole:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        with self.inside("sum of gradients"):
+        with self.collective("sum of gradients"):
             for grads in _buckets([parameter.grad for parameter in whole]):
                 flat = torch.cat([grad.reshape(-1) for grad in grads])
                 torch.distributed.all_reduce(flat)
@@ -180,87 +180,87 @@ class Runtime:
 
     # ------------------------------------------------------------------------------------------------------- all ranks
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         """Sum each value over the ranks, in float64."""
         if self.world == 1:
             return [float(value) for value in values]
         # gloo and NCCL both take float64
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with self.inside("sum of counts"):
+        with self.collective("sum of counts"):
             torch.distributed.all_reduce(tensor)
             return tensor.tolist()
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes; all ranks get the same answer."""
-        return self.total([float(flag)])[0] > 0
+        return self.all_reduce([float(flag)])[0] > 0
 
-    def gather(self, words: Sequence[str]) -> list[str]:
+    def all_gather_strings(self, words: Sequence[str]) -> list[str]:
         """The words of all ranks, in the order of the ranks."""
         if self.world == 1:
             return list(words)
         mine = json.dumps(list(words)).encode()
-        sizes = self.total([len(mine) if rank == self.rank else 0 for rank in range(self.world)])
+        sizes = self.all_reduce([len(mine) if rank == self.rank else 0 for rank in range(self.world)])
         table = torch.zeros(self.world, int(max(sizes)), dtype=torch.int32, device=self.device)
         table[self.rank, : len(mine)] = torch.tensor(list(mine), dtype=torch.int32)
-        with self.inside("words of all"):
+        with self.collective("words of all"):
             torch.distributed.all_reduce(table)
             rows = [bytes(row[: int(size)]) for row, size in zip(table.tolist(), sizes, strict=True)]
         return [word for row in rows for word in json.loads(row)]
 
-    def tell(self, data: bytes) -> list[bytes]:
+    def all_gather(self, data: bytes) -> list[bytes]:
         """The data of all ranks, in their order."""
-        with self.inside("lengths of samples"):
+        with self.collective("lengths of samples"):
             sizes = self._sizes([len(data)])
             table = torch.zeros(self.world, max(1, max(size for (size,) in sizes)), dtype=torch.uint8)
-            torch.distributed.all_gather(list(table.unbind()), _bytes(data, table.shape[1]), group=self._mail())
+            torch.distributed.all_gather(list(table.unbind()), _bytes(data, table.shape[1]), group=self._cpu_group())
         return [bytes(row[:size].numpy()) for row, (size,) in zip(table, sizes, strict=True)]
 
-    def hand(self, parts: Sequence[bytes]) -> list[bytes]:
+    def all_to_all(self, parts: Sequence[bytes]) -> list[bytes]:
         """A part for each rank; gives what each rank had for this one."""
-        with self.inside("samples for each other"):
+        with self.collective("samples for each other"):
             coming = [sizes[self.rank] for sizes in self._sizes([len(part) for part in parts])]
             taken, going = torch.empty(sum(coming), dtype=torch.uint8), [len(part) for part in parts]
             sent = _bytes(b"".join(parts), sum(going))
-            torch.distributed.all_to_all_single(taken, sent, coming, going, group=self._mail())
+            torch.distributed.all_to_all_single(taken, sent, coming, going, group=self._cpu_group())
         return [bytes(part.numpy()) for part in taken.split(coming)]
 
     def _sizes(self, mine: Sequence[int]) -> list[list[int]]:
         """Numbers of all ranks, as many of each."""
         table = torch.zeros(self.world, len(mine), dtype=torch.int64)
-        torch.distributed.all_gather(list(table.unbind()), torch.tensor(mine), group=self._mail())
+        torch.distributed.all_gather(list(table.unbind()), torch.tensor(mine), group=self._cpu_group())
         return table.tolist()
 
-    def _mail(self) -> torch.distributed.ProcessGroup | None:
+    def _cpu_group(self) -> torch.distributed.ProcessGroup | None:
         """A group for what lies in the main memory."""
-        if self.device.type != "cpu" and self._post is None:
-            self._post = torch.distributed.new_group(backend="gloo", timeout=self._limit)
-        return self._post
+        if self.device.type != "cpu" and self._gloo is None:
+            self._gloo = torch.distributed.new_group(backend="gloo", timeout=self._limit)
+        return self._gloo
 
     def barrier(self) -> None:
         """Wait for all ranks, for as long as it takes; a rank that is gone or hangs ends the run."""
-        if self._pulse is not None:
-            self._meetings += 1
-            with self.inside("meeting"):
-                self._pulse.meet(str(self._meetings))
+        if self._watchdog is not None:
+            self._barriers += 1
+            with self.collective("meeting"):
+                self._watchdog.barrier(str(self._barriers))
 
     # ------------------------------------------------------------------------------------------------ who holds up whom
 
-    def at(self, stage: str, samples: Sequence[str] = ()) -> None:
+    def enter_stage(self, stage: str, samples: Sequence[str] = ()) -> None:
         """Say where this rank is, for the others; from the first time on, the deadline counts."""
-        if self._pulse is not None:
-            self._pulse.at(stage, samples)
+        if self._watchdog is not None:
+            self._watchdog.enter_stage(stage, samples)
 
-    def inside(self, what: str) -> AbstractContextManager[None]:
-        return nullcontext() if self._pulse is None else self._pulse.inside(what)
+    def collective(self, what: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._watchdog is None else self._watchdog.collective(what)
 
-    def patient(self, what: str) -> AbstractContextManager[None]:
+    def without_deadline(self, what: str) -> AbstractContextManager[None]:
         """Around what may take longer than the deadline, on this rank alone too."""
-        return nullcontext() if self._pulse is None else self._pulse.patient(what)
+        return nullcontext() if self._watchdog is None else self._watchdog.without_deadline(what)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around a run. What broke because another rank is gone is told as that rank's end; closes the group."""
-        if self._pulse is None:
+        if self._watchdog is None:
             yield
             return
         state = "done"
@@ -269,7 +269,7 @@ class Runtime:
         except BaseException as error:
             state = f"{type(error).__name__}: {error}"
             named = isinstance(error, MmtuneError) or not isinstance(error, Exception)
-            if not named and (found := self._pulse.blame()) is not None:
+            if not named and (found := self._watchdog.dead_rank()) is not None:
                 raise MmtuneError(
                     f"{found}; rank {self.rank} stops",
                     "ranks that live as long as the run",
@@ -277,7 +277,7 @@ class Runtime:
                 ) from error
             raise
         finally:
-            self._pulse.end(state, wait=30.0 if state == "done" else 0.0)
+            self._watchdog.end(state, wait=30.0 if state == "done" else 0.0)
             with contextlib.suppress(RuntimeError):
                 if torch.distributed.is_initialized() and (state == "done" or self.device.type == "cpu"):
                     torch.distributed.destroy_process_group()

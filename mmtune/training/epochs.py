@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from mmtune.data.loader import Loader, Skip
-from mmtune.data.pack import Packer, Plan
+from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.prefetch import prepared
 from mmtune.errors import DataError, Reason
 from mmtune.training.distributed import Runtime
@@ -33,7 +33,7 @@ def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str
         DataError: not one of the measured samples of a stream can be used.
     """
     steps = 0
-    if runtime.main:
+    if runtime.is_main:
         held = {name: _held(loader, name) for name in loader.streams}
         mean = _mean(loader, held)
         total = sum(loader.counts().values())
@@ -42,7 +42,7 @@ def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str
         from_ = f", estimated from {MEASURED} samples of each stream that has more" if most > MEASURED else ""
         say(f"{epochs:g} epochs of {total:,} samples are {steps:,} steps, at {mean:.1f} samples a step{from_}")
     runtime.barrier()
-    return int(runtime.total([steps])[0])
+    return int(runtime.all_reduce([steps])[0])
 
 
 def _held(loader: Loader, name: str) -> float:
@@ -56,18 +56,18 @@ def _held(loader: Loader, name: str) -> float:
             "data that can be used",
             "mmtune data check PATTERN --recipe RECIPE says what is wrong",
         )
-    return _packed(lengths, loader.plans[name])
+    return _packed(lengths, loader.specs[name])
 
 
-def _packed(lengths: Sequence[int | None], plan: Plan) -> float:
+def _packed(lengths: Sequence[int | None], spec: BatchSpec) -> float:
     """Samples a step, mean over as many whole steps as the lengths fill; they come again until one is full."""
-    packer, steps, whole = Packer(plan), 0, 0
-    for place in count():
-        length = lengths[place % len(lengths)]
+    packer, steps, whole = Packer(spec), 0, 0
+    for index in count():
+        length = lengths[index % len(lengths)]
         if length is not None and (packer.full or not packer.add(length)):
-            steps, whole, packer = steps + 1, place, Packer(plan)
+            steps, whole, packer = steps + 1, index, Packer(spec)
             packer.add(length)
-            if place >= len(lengths):
+            if index >= len(lengths):
                 break
     return whole / steps
 

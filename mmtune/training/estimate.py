@@ -147,7 +147,7 @@ def memory_of(
     tokens: int,
     strategy: Strategy = "replicate",
     devices: int = 1,
-    checkpointing: bool = False,
+    activation_checkpointing: bool = False,
     bf16: bool = False,
 ) -> Memory:
     """Bytes of one device.
@@ -168,17 +168,17 @@ def memory_of(
         gathered=2 * one,  # the one that is computed, and the next
         gradients=trained * 4,
         optimizer=trained * STATES,
-        activations=activations(shape, tokens, checkpointing, bf16),
+        activations=activations(shape, tokens, activation_checkpointing, bf16),
     )
 
 
-def activations(shape: Shape, tokens: int, checkpointing: bool = False, bf16: bool = False) -> int:
+def activations(shape: Shape, tokens: int, activation_checkpointing: bool = False, bf16: bool = False) -> int:
     """Bytes kept for the backward pass by the decoder layers, and by one piece of the loss."""
     small = 2 if bf16 else 4
     layer = layer_activations(shape, bf16)
     casts = shape.matrices_trained * 2 if bf16 else 0  # autocast's copies of trained matrices
     kept = tokens * shape.depth * layer + casts
-    if checkpointing:
+    if activation_checkpointing:
         kept = tokens * (shape.depth * shape.width * small + layer) + casts // shape.depth
     return int(kept + COPIES * 4 * min(tokens * shape.vocabulary, LOGITS))
 
@@ -205,7 +205,7 @@ def time_of(
     length: int,
     strategy: Strategy,
     devices: int,
-    checkpointing: bool,
+    activation_checkpointing: bool,
     bf16: bool,
     accumulate: int,
     flops: float,
@@ -221,7 +221,7 @@ def time_of(
     """
     forward = 2 * (shape.layers + shape.head) + 2 * shape.depth * shape.width * length
     # backwards through everything, into the weights only where they train, and forward again where nothing was kept
-    passes = forward * (3 if checkpointing else 2) + 2 * shape.layers_trained
+    passes = forward * (3 if activation_checkpointing else 2) + 2 * shape.layers_trained
     small = 2 if bf16 else 4
     part = (devices - 1) / devices
     frozen, trained = shape.layers_frozen * small, shape.layers_trained * 4
@@ -250,7 +250,7 @@ def estimate(
     """
     shape = shape_of(model, groups)
     tokens = tokens_of(run, devices)
-    held = memory_of(shape, tokens, run.strategy, devices, run.checkpointing, run.precision == "bf16")
+    held = memory_of(shape, tokens, run.strategy, devices, run.activation_checkpointing, run.precision == "bf16")
     return Estimate(steps, run.batch_tokens * run.accumulate, dict(samples), shape, held)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from mmtune.checkpoint.store import digest
 from mmtune.errors import ModelError
 from mmtune.training.step import Outcome
-from mmtune.training.train_plan import Team
+from mmtune.training.train_plan import TrainPlan
 
 SHOWN = 6
 """Names listed of each mistake."""
@@ -22,25 +22,25 @@ PATIENCE = 5
 """Steps in which the gradient of a group may be zero before that is a mistake."""
 
 
-Brings = Callable[[str, Collection[str]], bool | None]
+HasMedia = Callable[[str, Collection[str]], bool | None]
 """Whether the data of a stream has an item for one of these branches (none named: for any); none: not known."""
 
 
-class Watch:
+class GradientCheck:
     """Looks at the first step of each stream. A step in which nothing moved does not count.
 
     Args:
-        brings: asked once for each stream of a group that got no media in its first steps.
+        has_media: asked once for each stream of a group that got no media in its first steps.
     """
 
-    def __init__(self, team: Team, brings: Brings = lambda stream, branches: None) -> None:
-        self._team, self._brings = team, brings
+    def __init__(self, train_plan: TrainPlan, has_media: HasMedia = lambda stream, branches: None) -> None:
+        self._train_plan, self._has_media = train_plan, has_media
         self._waited: Counter[str] = Counter()
         """Steps in which a group had no media."""
         self._found: dict[str, bool] = {}
         """Whether media for a group may come, once that was asked."""
-        self._unseen = set(team.owners)
-        self._mute = {name for names in team.owners.values() for name in names}
+        self._unseen = set(train_plan.groups_by_stream)
+        self._without_grad = {name for names in train_plan.groups_by_stream.values() for name in names}
         """Groups that no gradient has reached yet."""
         self._zeros: Counter[str] = Counter()
         """Steps in which the gradient of a group was zero, though no other group was still to come."""
@@ -48,20 +48,23 @@ class Watch:
         """Groups whose gradient was zero so far, every time that one could come."""
         self._before: dict[str, str] = {}
 
-    def wants(self, streams: Collection[str]) -> bool:
+    def is_due(self, streams: Collection[str]) -> bool:
         """Whether a step of these streams is to be looked at."""
-        return bool(self._unseen.intersection(streams) or self._mute.intersection(self._team.moving(streams)))
+        return bool(
+            self._unseen.intersection(streams)
+            or self._without_grad.intersection(self._train_plan.trained_groups(streams))
+        )
 
     def before(self, streams: Collection[str]) -> None:
         """Remember what the step must not touch."""
-        self._before = self._still(streams) if self._unseen.intersection(streams) else {}
+        self._before = self._digests(streams) if self._unseen.intersection(streams) else {}
 
-    def learned(self) -> None:
+    def resume(self) -> None:
         """Take up a run: groups whose optimizer has seen a gradient need not show one again."""
-        for name, optimizer in self._team.optimizers.items():
+        for name, optimizer in self._train_plan.optimizers.items():
             moments = (tensor for key, tensor in optimizer.state().items() if not key.endswith("/step"))
             if any(bool(tensor.any()) for tensor in moments):
-                self._mute.discard(name)
+                self._without_grad.discard(name)
 
     def after(
         self,
@@ -85,31 +88,38 @@ class Watch:
         """
         if not outcome.updated:
             return
-        named = {name: [full for full, _ in self._team.optimizers[name].named] for name in self._team.moving(streams)}
-        mute = [
+        named = {
+            name: [full for full, _ in self._train_plan.optimizers[name].named]
+            for name in self._train_plan.trained_groups(streams)
+        }
+        without_grad = [
             name
             for name, names in named.items()
-            if name in self._mute and len(outcome.silent.get(name, ())) == len(names)
+            if name in self._without_grad and len(outcome.zero_grad_params.get(name, ())) == len(names)
         ]
-        lacking = [name for name in mute if not _waits(named[name], self._came(name, media))]
-        self._mute -= set(named) - set(mute)
+        lacking = [name for name in without_grad if not _waits(named[name], self._came(name, media))]
+        self._without_grad -= set(named) - set(without_grad)
         self._closed.update(lacking)
-        self._zeros.update(name for name in lacking if self._mute <= self._closed)
+        self._zeros.update(name for name in lacking if self._without_grad <= self._closed)
         wrong = [
             f"no gradient reached group {name}: {_some(named[name])}"
             for name in lacking
-            if name in outcome.unreached or self._zeros[name] >= PATIENCE
+            if name in outcome.unused_groups or self._zeros[name] >= PATIENCE
         ]
-        self._waited.update(set(mute) - set(lacking))
-        wrong += [self._hopeless(name) for name in mute if name not in lacking and not self._hopes(name, passed)]
+        self._waited.update(set(without_grad) - set(lacking))
+        wrong += [
+            self._never_reached(name)
+            for name in without_grad
+            if name not in lacking and not self._may_get_media(name, passed)
+        ]
         if self._unseen.intersection(streams):
-            now = self._still(streams)
+            now = self._digests(streams)
             moved = [name for name in self._before if now.get(name) != self._before[name]]
             moved += [name for name in now if name not in self._before]
             if moved:
                 wrong.append(f"moved, although {' and '.join(streams)} train it not: {_some(moved)}")
         if wrong:
-            times = max([1, *(self._zeros[name] + self._waited[name] for name in mute)])
+            times = max([1, *(self._zeros[name] + self._waited[name] for name in without_grad)])
             first = "the first step" if times == 1 else f"the first {times} steps"
             raise _refusal(f"{first} of {' and '.join(streams)}", wrong)
         self._unseen -= set(streams)
@@ -119,21 +129,21 @@ class Watch:
 
         Raises ModelError where the data has none for them: then nothing of the group could be learned.
         """
-        waiting = [name for name in self._team.optimizers if name in self._mute and self._waited[name]]
-        if hopeless := [self._hopeless(name) for name in waiting if not self._asked(name)]:
+        waiting = [name for name in self._train_plan.optimizers if name in self._without_grad and self._waited[name]]
+        if hopeless := [self._never_reached(name) for name in waiting if not self._asked(name)]:
             raise _refusal("the whole run", hopeless)
         waited, zero = "no gradient reached it, for its media came in no step", "its gradient was zero each time"
         return [
             f"warning: group {name} learned nothing: {waited if name in waiting else zero}"
-            for name in self._team.optimizers
-            if name in waiting or name in self._mute & self._closed
+            for name in self._train_plan.optimizers
+            if name in waiting or name in self._without_grad & self._closed
         ]
 
     def _came(self, name: str, media: Mapping[str, Collection[str]]) -> set[str]:
         """Branches that had an item of a stream that trains a group."""
         return {branch for stream in self._streams(name) for branch in media.get(stream, ())}
 
-    def _hopes(self, name: str, passed: Collection[str]) -> bool:
+    def _may_get_media(self, name: str, passed: Collection[str]) -> bool:
         """Whether a group may yet get the media that it waits for."""
         if self._waited[name] < PATIENCE:
             return True
@@ -142,15 +152,15 @@ class Watch:
     def _asked(self, name: str) -> bool:
         """Whether the data of a group's streams may bring media for it; looked up once."""
         if name not in self._found:
-            branches = _ways([full for full, _ in self._team.optimizers[name].named])
-            self._found[name] = any(self._brings(stream, branches) is not False for stream in self._streams(name))
+            branches = _ways([full for full, _ in self._train_plan.optimizers[name].named])
+            self._found[name] = any(self._has_media(stream, branches) is not False for stream in self._streams(name))
         return self._found[name]
 
     def _streams(self, name: str) -> list[str]:
-        return [stream for stream, names in self._team.owners.items() if name in names]
+        return [stream for stream, names in self._train_plan.groups_by_stream.items() if name in names]
 
-    def _hopeless(self, name: str) -> str:
-        names = [full for full, _ in self._team.optimizers[name].named]
+    def _never_reached(self, name: str) -> str:
+        names = [full for full, _ in self._train_plan.optimizers[name].named]
         ways = _ways(names)
         kinds = f"branch {' or '.join(sorted(ways))}" if ways else "any branch"
         return (
@@ -158,12 +168,12 @@ class Watch:
             f"nothing for {kinds}: {_some(names)}"
         )
 
-    def _still(self, streams: Collection[str]) -> dict[str, str]:
+    def _digests(self, streams: Collection[str]) -> dict[str, str]:
         """Checksum of every weight and every optimizer state of the groups that these streams do not train."""
-        others = [name for name in self._team.optimizers if name not in self._team.moving(streams)]
+        others = [name for name in self._train_plan.optimizers if name not in self._train_plan.trained_groups(streams)]
         sums = {}
         for group in others:
-            optimizer = self._team.optimizers[group]
+            optimizer = self._train_plan.optimizers[group]
             for name, tensor in [*optimizer.named, *optimizer.state().items()]:
                 tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
                 sums[f"{name} ({group})"] = digest({name: tensor})

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmtune import disk
-from mmtune.output import Reader
+from mmtune.output import Output
 from mmtune.training.trackers import Tracker
 
-_errors = Reader("stderr")
+_errors = Output("stderr")
 
 Style = Literal["auto", "bar", "lines", "off"]
 
@@ -87,7 +87,7 @@ def _is_row(line: bytes, start: int) -> bool:
     return isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start
 
 
-class Voice:
+class Progress:
     """Tells the reader how far the work is: a bar on a terminal, now and then a line elsewhere.
 
     Args:
@@ -98,7 +98,7 @@ class Voice:
     def __init__(self, style: Style = "auto", say: Callable[[str], None] | None = None) -> None:
         terminal = say is None and sys.stdout is not None and sys.stdout.isatty()
         self.style: Style = ("bar" if terminal else "lines") if style == "auto" else style
-        self._say = say or Reader("stdout").say
+        self._say = say or Output("stdout").say
         self._bar: Any = None
         self._task: Any = None
         self._total = 0
@@ -118,16 +118,16 @@ class Voice:
         self.stop()
         self._total, self._last = total, 0.0
         if self.style == "bar":
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich import progress as rich
 
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(),
+                rich.MofNCompleteColumn(),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.fields[note]}"),
             )
-            self._bar = Progress(*columns)
+            self._bar = rich.Progress(*columns)
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
             self._draw(lambda bar: bar.start())
         else:

@@ -29,21 +29,21 @@ from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageE
 from mmtune.recipe import Recipe, require_training, with_code
 from mmtune.training import nonfinite, run_folder, trackers
 from mmtune.training import resume as states
-from mmtune.training.checkpoint_manager import Keeper, Progress, allowed
+from mmtune.training.checkpoint_manager import CheckpointManager, TrainerState, allowed
 from mmtune.training.distributed import Runtime
 from mmtune.training.epochs import steps_of
 from mmtune.training.estimate import Estimate, estimate
-from mmtune.training.gradient_check import Watch
+from mmtune.training.gradient_check import GradientCheck
 from mmtune.training.lock import lock
-from mmtune.training.log import Metrics, Style, Voice
+from mmtune.training.log import Metrics, Progress, Style
 from mmtune.training.optim import GroupOptimizer
 from mmtune.training.signals import Stop
-from mmtune.training.split_batch import cut
+from mmtune.training.split_batch import split_batch
 from mmtune.training.step import Outcome, OutOfMemory, take_step
 from mmtune.training.trackers import Tracker
-from mmtune.training.train_plan import Team
-from mmtune.training.validation_loop import Judge
-from mmtune.tuners.base import Attendant
+from mmtune.training.train_plan import TrainPlan
+from mmtune.training.validation_loop import ValidationLoop
+from mmtune.tuners.base import StepCallback
 from mmtune.types import Batch
 
 BAD_STEPS = 3
@@ -80,7 +80,7 @@ def train(
         out: the run folder; `run.out` of the recipe when not given.
         resume: go on from the newest whole state in `out`; with no state there, start from the first step.
         dry_run: build everything, take one step, write nothing.
-        progress: how to talk, see `Voice`.
+        progress: how to talk, see `Progress`.
         allow: what may have changed since the state was saved: recipe, data, tokenizer, base, prompts, code,
             ledger, or all.
         allow_code: classes outside mmtune that the recipe may use, see `mmtune.registry.allow`. No run remembers it.
@@ -101,39 +101,41 @@ def train(
     if out is None and not dry_run:
         raise UsageError(seen="no run folder", expected="where to write the run", hint="give --out FOLDER")
     trackers.check(recipe.run.trackers)
-    voice = Voice(progress)
+    progress = Progress(progress)
     run = recipe.run
     runtime = Runtime(run.device, run.precision, run.strategy, run.offload, run.compile, run.deadline)
-    if not runtime.main:
-        voice = Voice("off")
+    if not runtime.is_main:
+        progress = Progress("off")
     try:
         with runtime.running():
             if dry_run:
-                return _Run(recipe, None, runtime, voice).rehearse()
-            with lock(out, voice.line) if runtime.main else nullcontext():
+                return _Run(recipe, None, runtime, progress).rehearse()
+            with lock(out, progress.line) if runtime.is_main else nullcontext():
                 # asked of all ranks before one of them writes the first file
-                fault = run_folder.fault(out, resume) if runtime.main else None
+                fault = run_folder.fault(out, resume) if runtime.is_main else None
                 if runtime.any(fault is not None):
                     raise fault or UsageError(f"{out} is refused by the first rank", "a folder that it can train in")
-                return _Run(recipe, out, runtime, voice, resume).go(resume, allow)
+                return _Run(recipe, out, runtime, progress, resume).go(resume, allow)
     finally:
-        voice.stop()
+        progress.stop()
 
 
 def _count(names: list[str]) -> str:
     return f"{len(names)} more ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
 
 
-def assemble(recipe: Recipe, out: Path, runtime: Runtime, voice: Voice) -> _Run:
+def assemble(recipe: Recipe, out: Path, runtime: Runtime, progress: Progress) -> _Run:
     """Model, data and optimizers of a run, as they are before its first step. Writes nothing."""
-    return _Run(recipe, out, runtime, voice)
+    return _Run(recipe, out, runtime, progress)
 
 
 class _Run:
     """Everything that one call of `train` holds."""
 
-    def __init__(self, recipe: Recipe, out: Path | None, runtime: Runtime, voice: Voice, resume: bool = False) -> None:
-        self.recipe, self.out, self.runtime, self.voice = recipe, out, runtime, voice
+    def __init__(
+        self, recipe: Recipe, out: Path | None, runtime: Runtime, progress: Progress, resume: bool = False
+    ) -> None:
+        self.recipe, self.out, self.runtime, self.progress = recipe, out, runtime, progress
         self.step, self.bad, self.recent = 0, 0, _Recent()
         torch.manual_seed(recipe.run.seed)
         self.model = models.build(recipe.model, weights=True)
@@ -142,35 +144,46 @@ class _Run:
         # a saved state has all that came from there, and the folder may be gone by now
         if recipe.run.start and not (resume and states.exists(out / "state")):
             taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
-            voice.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
-        voice.line(params.table(self.model, self.groups, recipe.groups))
+            progress.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
+        progress.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)
-        runtime.place(self.model, voice.line)
-        self.groups = runtime.renew(self.model, self.groups)
+        runtime.parallelize(self.model, progress.line)
+        self.groups = runtime.refresh_parameters(self.model, self.groups)
         self.frozen = self._frozen() if runtime.settled else self._sums(self.base)
         self.marks = store.marks_of(self.model, self.groups)
         self.model.train()
         if recipe.run.checkpointing:
-            self.model.llm.recompute()
+            self.model.llm.checkpoint_activations()
         self.loader = self._loader()
         epochs = recipe.schedule.epochs
-        self.steps = recipe.schedule.steps or steps_of(self.loader, epochs or 1.0, runtime, voice.line)
-        self.team = Team(recipe, self.groups, self.loader.schedule, self.steps)
-        self.optimizers = self.team.optimizers
-        for objective in self.team.objectives.values():
+        self.steps = recipe.schedule.steps or steps_of(self.loader, epochs or 1.0, runtime, progress.line)
+        self.train_plan = TrainPlan(recipe, self.groups, self.loader.schedule, self.steps)
+        self.optimizers = self.train_plan.optimizers
+        for objective in self.train_plan.objectives.values():
             objective.check(self.model)
-        self.watch, self.pieces = Watch(self.team, self._brings), 1
-        self.attendants = list(self.model.llm.attendants.values())
-        self.team.begin(self.attendants, self.steps)
-        for line in self.team.short():
-            voice.line(line)
+        self.gradient_check, self.pieces = GradientCheck(self.train_plan, self._has_media), 1
+        self.step_callbacks = list(self.model.llm.step_callbacks.values())
+        self.train_plan.begin(self.step_callbacks, self.steps)
+        for line in self.train_plan.warnings():
+            progress.line(line)
         for line in self._estimate().lines():
-            voice.line(line)
-        self.keeper = Keeper(
-            out, recipe, self.steps, runtime, self.model, self.groups, self.loader, self.base, self._holders, voice.line
+            progress.line(line)
+        self.checkpoints = CheckpointManager(
+            out,
+            recipe,
+            self.steps,
+            runtime,
+            self.model,
+            self.groups,
+            self.loader,
+            self.base,
+            self._holders,
+            progress.line,
         )
-        objectives = self.team.objectives
-        self.judge = Judge(recipe, out, self.model, runtime, self.loader, objectives, self.steps, voice.line)
+        objectives = self.train_plan.objectives
+        self.validation = ValidationLoop(
+            recipe, out, self.model, runtime, self.loader, objectives, self.steps, progress.line
+        )
 
     def _loader(self) -> Loader:
         recipe, runtime = self.recipe, self.runtime
@@ -179,7 +192,7 @@ class _Run:
             for name, stream in recipe.streams.items()
         }
         pad = self.model.llm.tokenizer.pad
-        rest = (runtime.rank, runtime.world, pad, self.voice.line, runtime)
+        rest = (runtime.rank, runtime.world, pad, self.progress.line, runtime)
         return loader_of(recipe, processors, self.out, *rest, write=self.out is not None)
 
     def _estimate(self) -> Estimate:
@@ -192,15 +205,15 @@ class _Run:
         """One step on real data, and nothing kept."""
         for _, outcome, stream in self._steps(Stop(), until=1):
             said = f"one step of {stream}: loss {outcome.loss:.4f}, {outcome.tokens} tokens"
-            self.watch.end()
-            self.judge.taste()
-            self.voice.line(f"{said}. {self._written()}")
+            self.gradient_check.end()
+            self.validation.dry_run()
+            self.progress.line(f"{said}. {self._written()}")
             return Result(self.out, 0, False, 0, outcome.loss)
         raise AssertionError("a schedule has at least one step")
 
     def _written(self) -> str:
         """What a rehearsal leaves behind."""
-        streams = [*self.loader.streams.values(), *self.judge.streams]
+        streams = [*self.loader.streams.values(), *self.validation.streams]
         paths = [path for stream in streams for path in stream.corpus.paths]
         if all(isinstance(path, Path) for path in paths):
             return "Nothing was written."
@@ -211,60 +224,62 @@ class _Run:
             self._restore(allow)
         steps = self.steps
         if self.step >= steps:
-            self.keeper.mend(self._progress())
-            self.voice.line(f"{self.out} is finished: {self.step} steps. Nothing to do.")
+            self.checkpoints.mend(self._trainer_state())
+            self.progress.line(f"{self.out} is finished: {self.step} steps. Nothing to do.")
             return Result(self.out, self.step, True, 0, None)
-        self.judge.check()
-        if self.runtime.main and self.step == 0:
+        self.validation.check()
+        if self.runtime.is_main and self.step == 0:
             store.start_run(self.out, self.recipe, self.base)
-        self._warm()
-        metrics = Metrics(self.out, self.step, self._trackers()) if self.runtime.main else None
-        recent, saver = self.recent, self.keeper.saver
-        self.voice.start("training", steps, self.step)
-        with Stop() as stop, saver:
+        self._fill_feature_cache()
+        metrics = Metrics(self.out, self.step, self._trackers()) if self.runtime.is_main else None
+        recent, writer = self.recent, self.checkpoints.writer
+        self.progress.start("training", steps, self.step)
+        with Stop() as stop, writer:
             self.loader.ledger.rewind(self.step)
-            if self.judge.due(self.step) and self._judged(stop, metrics):  # it was stopped in the middle of that
+            if self.validation.is_due(self.step) and self._validate(
+                stop, metrics
+            ):  # it was stopped in the middle of that
                 self._save(best=True, state=False)
             for values, outcome, stream in self._steps(stop, steps):
                 recent.add(outcome)
                 if metrics:
                     metrics.write(self.step, values)
                 speed = f"{values['tokens_per_second']:.0f} tokens/s"
-                self.voice.at(self.step, f"{stream} loss {outcome.loss:.4f}  {speed}")
-                better = self.judge.due(self.step) and self._judged(stop, metrics)
+                self.progress.at(self.step, f"{stream} loss {outcome.loss:.4f}  {speed}")
+                better = self.validation.is_due(self.step) and self._validate(stop, metrics)
                 every = self.recipe.run.save_every
                 state = self.step < steps and bool(every) and self.step % every == 0
                 if better or state:
                     self._save(best=better, state=state)
-            self.voice.stop()
-            with self.runtime.patient("waiting for the disk"):
-                saver.wait()
+            self.progress.stop()
+            with self.runtime.without_deadline("waiting for the disk"):
+                writer.wait()
             if self.step >= steps:  # who asked a run to stop may not give it the time; `_save` has a quick look
                 self._check_frozen()
-                for line in self.watch.end():
-                    self.voice.line(line)
+                for line in self.gradient_check.end():
+                    self.progress.line(line)
             self._save(last=True)
-            saver.wait()
+            writer.wait()
         if metrics:
             metrics.close()
-        self.voice.line(f"samples that could not be used: {self.loader.ledger.summary()}")
+        self.progress.line(f"samples that could not be used: {self.loader.ledger.summary()}")
         if unusual := self.loader.ledger.unusual():
-            self.voice.line(f"media that were unusual, and used: {unusual}")
+            self.progress.line(f"media that were unusual, and used: {unusual}")
         done = self.step >= steps
         if done:
-            self.voice.line(f"done: {self.step} steps, loss {recent.loss or float('nan'):.4f}, saved in {self.out}")
+            self.progress.line(f"done: {self.step} steps, loss {recent.loss or float('nan'):.4f}, saved in {self.out}")
         else:
-            self.voice.line(f"saved at step {self.step} of {steps}. Go on with: mmtune train --resume {self.out}")
+            self.progress.line(f"saved at step {self.step} of {steps}. Go on with: mmtune train --resume {self.out}")
         return Result(self.out, self.step, done, stop.code, recent.loss)
 
     def _trackers(self) -> list[Tracker]:
         settings = without_secrets(self.recipe.model_dump(mode="json"))
         return trackers.opened(self.recipe.run.trackers, self.out, self.step, settings)
 
-    def _judged(self, stop: Stop, metrics: Metrics | None) -> bool:
+    def _validate(self, stop: Stop, metrics: Metrics | None) -> bool:
         """Validate; whether the run is better than ever."""
         write = metrics.write if metrics else lambda step, values: None
-        return self.judge.judge(self.step, lambda: bool(stop.code), write)
+        return self.run.run(self.step, lambda: bool(stop.code), write)
 
     def _steps(self, stop: Stop, until: int) -> Iterator[tuple[dict[str, Any], Outcome, str]]:
         """Step by step: metrics, outcome, stream. `self.step` counts the steps done."""
@@ -273,13 +288,15 @@ class _Run:
         feed = iter(self.loader.steps(self.step))
         while self.step < until:
             started = time.perf_counter()
-            self.runtime.at(f"step {self.step}: data")
+            self.runtime.enter_stage(f"step {self.step}: data")
             stream, batches = next(feed)
-            self.runtime.at(f"step {self.step}: forward and backward", [id for batch in batches for id in batch.ids])
+            self.runtime.enter_stage(
+                f"step {self.step}: forward and backward", [id for batch in batches for id in batch.ids]
+            )
             waited = time.perf_counter() - started
             states.seed_step(run.seed, self.step, self.runtime.rank)
-            factors = self.team.factors(self.step, self.loader.held)
-            outcome = self._watched(batches, factors)
+            lr_multipliers = self.train_plan.lr_multipliers(self.step, self.loader.held)
+            outcome = self._checked_step(batches, lr_multipliers)
             self.bad = 0 if outcome.updated else self._refused(self.bad + 1, stream, batches, outcome)
             self.step += 1
             seconds = time.perf_counter() - started
@@ -293,26 +310,29 @@ class _Run:
                 "tokens_per_second": outcome.tokens / seconds,
                 "data_wait": waited / seconds,
                 "updated": int(outcome.updated),
-                **{f"lr/{name}": self.recipe.groups[name].lr * factor for name, factor in factors.items()},
+                **{
+                    f"lr/{name}": self.recipe.groups[name].lr * lr_multiplier
+                    for name, lr_multiplier in lr_multipliers.items()
+                },
                 **{f"norm/{name}": norm for name, norm in outcome.norms.items()},
             }
             yield values, outcome, stream
             late = deadline is not None and time.monotonic() >= deadline
             # ranks may hear a signal at different steps; they stop together
-            if self.runtime.any(bool(stop.code) or late or self.keeper.saver.failed):
+            if self.runtime.any(bool(stop.code) or late or self.checkpoints.writer.failed):
                 return
 
-    def _watched(self, batches: list[Batch], factors: dict[str, float]) -> Outcome:
+    def _checked_step(self, batches: list[Batch], lr_multipliers: dict[str, float]) -> Outcome:
         """A step, and a close look at the first of each stream."""
         streams = list(self.loader.held)
-        if not self.watch.wants(streams):
-            return self._attempt(batches, factors, look=False)
-        self.watch.before(streams)
-        outcome = self._attempt(batches, factors, look=True)
+        if not self.gradient_check.is_due(streams):
+            return self._attempt(batches, lr_multipliers, check_grads=False)
+        self.gradient_check.before(streams)
+        outcome = self._attempt(batches, lr_multipliers, check_grads=True)
         media = self._media(streams, batches)
         where = self.loader.positions(self.step + 1)["streams"]
-        passed = {name for name, place in where.items() if place["epoch"]}
-        self.watch.after(outcome, streams, media, passed)
+        passed = {name for name, position in where.items() if position["epoch"]}
+        self.gradient_check.after(outcome, streams, media, passed)
         return outcome
 
     def _media(self, streams: Sequence[str], batches: Sequence[Batch]) -> dict[str, set[str]]:
@@ -320,25 +340,25 @@ class _Run:
         pairs = [(stream, branch) for stream in streams for branch in self.model.branches]
         mine = [sum(branch in one.media for one in batches if one.stream == stream) for stream, branch in pairs]
         found: dict[str, set[str]] = {stream: set() for stream in streams}
-        for (stream, branch), count in zip(pairs, self.runtime.total(mine), strict=True):
+        for (stream, branch), count in zip(pairs, self.runtime.all_reduce(mine), strict=True):
             if count:
                 found[stream].add(branch)
         return found
 
-    def _brings(self, stream: str, branches: Collection[str]) -> bool | None:
+    def _has_media(self, stream: str, branches: Collection[str]) -> bool | None:
         """Whether the data of a stream has media for branches; for any of them where none is named."""
         kinds = {kind for name in branches or self.model.branches for kind in self.model.branches[name].kinds}
-        return self.loader.streams[stream].brings(kinds)
+        return self.loader.streams[stream].has_media(kinds)
 
-    def _attempt(self, batches: list[Batch], factors: dict[str, float], look: bool) -> Outcome:
+    def _attempt(self, batches: list[Batch], lr_multipliers: dict[str, float], check_grads: bool) -> Outcome:
         """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
-        run, team = self.recipe.run, self.team
-        attending = team.attending(self.attendants, self.loader.held)
-        rest = (self.runtime, attending, team.objectives, team.shares, look)
+        run, train_plan = self.recipe.run, self.train_plan
+        callbacks = train_plan.callbacks_for(self.step_callbacks, self.loader.held)
+        rest = (self.runtime, callbacks, train_plan.objectives, train_plan.shares, check_grads)
         while True:
-            parts = [part for batch in batches for part in cut(batch, self.pieces)]
+            parts = [part for batch in batches for part in split_batch(batch, self.pieces)]
             try:
-                return take_step(self.model, parts, self.optimizers, team.owners, factors, *rest)
+                return take_step(self.model, parts, self.optimizers, train_plan.groups_by_stream, lr_multipliers, *rest)
             except OutOfMemory as error:
                 ranks = ", ".join(map(str, error.ranks))
                 where = f"on rank {ranks}, in rows of {error.shape[1]} places, {error.shape[0]} at a time: {error.said}"
@@ -349,7 +369,7 @@ class _Run:
             if run.out_of_memory == "stop" or self.pieces >= rows:
                 raise self._no_room(where)
             self.pieces = min(2 * self.pieces, rows)
-            self.voice.line(f"out of memory {where}; from step {self.step} on in {self.pieces} pieces each")
+            self.progress.line(f"out of memory {where}; from step {self.step} on in {self.pieces} pieces each")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             states.seed_step(run.seed, self.step, self.runtime.rank)
@@ -365,8 +385,8 @@ class _Run:
     def _refused(self, times: int, stream: str, batches: list[Batch], outcome: Outcome) -> int:
         """Note a step without an update, and which of its samples do it alone; give up after several in a row."""
         states.seed_step(self.recipe.run.seed, self.step, self.runtime.rank)
-        found = nonfinite.guilty(self.model, batches, self.team, self.runtime)
-        self.voice.line(
+        found = nonfinite.nonfinite_samples(self.model, batches, self.train_plan, self.runtime)
+        self.progress.line(
             f"warning: step {self.step} of {stream} had loss {outcome.loss} and gradient norms {outcome.norms}; "
             f"no weight moved; {len(self.loader.ids)} samples are named in skipped.jsonl; not finite alone: "
             f"{', '.join(found) or 'none of them'}; look at them with: mmtune replay {self.out}"
@@ -388,51 +408,53 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------- saving, going on
 
-    def _progress(self) -> Progress:
-        return Progress(self.step, self.bad, self.recent.values, self.pieces, self.judge.state())
+    def _trainer_state(self) -> TrainerState:
+        return TrainerState(self.step, self.bad, self.recent.values, self.pieces, self.validation.state())
 
     def _save(self, last: bool = False, best: bool = False, state: bool = True) -> None:
         self._check_still()
-        with self.runtime.patient(f"step {self.step}: saving"):
-            self.keeper.save(self._progress(), last, best, state)
+        with self.runtime.without_deadline(f"step {self.step}: saving"):
+            self.checkpoints.save(self._trainer_state(), last, best, state)
             self.runtime.barrier()  # the first rank may have had to wait for the save before
 
-    def _holders(self) -> dict[str, GroupOptimizer | Attendant]:
+    def _holders(self) -> dict[str, GroupOptimizer | StepCallback]:
         """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""
-        return {**self.optimizers, **{f"@{name}": one for name, one in self.model.llm.attendants.items()}}
+        return {**self.optimizers, **{f"@{name}": one for name, one in self.model.llm.step_callbacks.items()}}
 
     def _restore(self, allow: Collection[str]) -> None:
-        found = self.keeper.restore(allow)
+        found = self.checkpoints.restore(allow)
         self.step, self.bad, self.recent.values, self.pieces = found.step, found.bad, found.recent, found.pieces
-        self.watch.learned()
-        self.judge.load(found.judged)
+        self.gradient_check.resume()
+        self.validation.load(found.validation)
 
-    def _warm(self) -> None:
+    def _fill_feature_cache(self) -> None:
         """Encode all that frozen encoders will be asked for, where the recipe keeps features, and use what is kept."""
         branches = self.model.branches.items()
         frozen = {n: b for n, b in branches if not any(p.requires_grad for p in b.encoder.parameters())}
         if self.recipe.run.feature_cache is None:
             return
         for name in [name for name, branch in frozen.items() if branch.encoder.draws]:
-            self.voice.line(f"features of {name} are not kept: its encoder draws views, crops or frames anew each time")
+            self.progress.line(
+                f"features of {name} are not kept: its encoder draws views, crops or frames anew each time"
+            )
             del frozen[name]
         if not frozen:
             return
         cache = FeatureCache(self.recipe.run.feature_cache, frozen, self.recipe.limits)
-        streams = [*self.loader.streams.values(), *self.judge.streams]
-        if self.runtime.main:
-            self.voice.start("encoding media, once", sum(len(stream.corpus) for stream in streams))
-            counts = cache.warm(streams, self.recipe.run.workers, progress=lambda done, _: self.voice.at(done))
-            self.voice.stop()
-            self.voice.line("features: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        streams = [*self.loader.streams.values(), *self.validation.streams]
+        if self.runtime.is_main:
+            self.progress.start("encoding media, once", sum(len(stream.corpus) for stream in streams))
+            counts = cache.fill(streams, self.recipe.run.workers, progress=lambda done, _: self.progress.at(done))
+            self.progress.stop()
+            self.progress.line("features: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         self.runtime.barrier()
         cache.reload()
         for stream in streams:
             stream.processor.features = cache
         for name, branch in frozen.items():
             branch.cached = True
-            if name == self.model.fusion.blank:
-                branch.nothing()  # here, because a data worker must not touch the device
+            if name == self.model.fusion.default_image_branch:
+                branch.black_image()  # here, because a data worker must not touch the device
 
     # ----------------------------------------------------------------------------------------- frozen means frozen
 
@@ -449,7 +471,7 @@ class _Run:
         self._say_moved([part for part in self.marks if now.get(part) != self.marks[part]])
 
     def _check_frozen(self) -> None:
-        with self.runtime.patient("looking at frozen weights"):
+        with self.runtime.without_deadline("looking at frozen weights"):
             now = self._frozen()
         self._say_moved([part for part in self.frozen if now.get(part) != self.frozen[part]])
 

@@ -13,7 +13,7 @@ from mmtune.types import Batch
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
     from mmtune.training.distributed import Runtime
-    from mmtune.training.train_plan import Team
+    from mmtune.training.train_plan import TrainPlan
 
 
 @dataclass(frozen=True)
@@ -31,52 +31,54 @@ class Trial:
         return math.isfinite(self.loss) and all(math.isfinite(norm) for norm in self.norms.values())
 
 
-def alone(model: MultimodalModel, batch: Batch, team: Team, runtime: Runtime) -> Trial:
+def run_alone(model: MultimodalModel, batch: Batch, train_plan: TrainPlan, runtime: Runtime) -> Trial:
     """Forward and backward of a batch of one sample; gradients are dropped."""
     batch = batch.to(runtime.device)
     with runtime.autocast():
-        loss, weight = team.objectives[batch.stream].loss(model, batch)
+        loss, weight = train_plan.objectives[batch.stream].loss(model, batch)
     try:
         if loss.requires_grad:
             loss.backward()
         norms = {}
-        for name in team.owners[batch.stream]:
-            team.optimizers[name].take(weight or 1)
-            team.optimizers[name].give()
-            norms[name] = float(team.optimizers[name].norm())
+        for name in train_plan.groups_by_stream[batch.stream]:
+            train_plan.optimizers[name].accumulate(weight or 1)
+            train_plan.optimizers[name].restore_grads()
+            norms[name] = float(train_plan.optimizers[name].norm())
     finally:
-        for optimizer in team.optimizers.values():
-            optimizer.drop()
+        for optimizer in train_plan.optimizers.values():
+            optimizer.zero_grad()
     return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / (weight or 1), norms)
 
 
-def guilty(model: MultimodalModel, batches: Sequence[Batch], team: Team, runtime: Runtime) -> list[str]:
+def nonfinite_samples(
+    model: MultimodalModel, batches: Sequence[Batch], train_plan: TrainPlan, runtime: Runtime
+) -> list[str]:
     """Samples of all ranks whose loss or gradient alone is not finite. Every rank calls this.
 
     Where what trains is cut over ranks, its gradient is a sum over them: one rank at a time tries its samples then,
     and the others lend their parts.
     """
     ones = [one for batch in batches for one in singles(batch)]
-    most = max(runtime.total([len(ones) if rank == runtime.rank else 0 for rank in range(runtime.world)]))
+    most = max(runtime.all_reduce([len(ones) if rank == runtime.rank else 0 for rank in range(runtime.world)]))
     found = []
     apart = runtime.world > 1 and runtime.strategy == "shard_all"
     for turn in range(runtime.world if apart else 1):
-        for place in range(int(most)):
+        for index in range(int(most)):
             # as many passes on every rank, for other ranks may wait for this one's modules
-            mine = ones[place] if place < len(ones) and (not apart or turn == runtime.rank) else None
+            mine = ones[index] if index < len(ones) and (not apart or turn == runtime.rank) else None
             batch = padding(batches[0]) if mine is None else mine
             if apart:
-                streams = runtime.gather([] if mine is None else [mine.stream])
+                streams = runtime.all_gather_strings([] if mine is None else [mine.stream])
                 if not streams:
                     break
                 batch = replace(batch, stream=streams[0])
-            trial = alone(model, batch, team, runtime)
+            trial = run_alone(model, batch, train_plan, runtime)
             if mine is not None and not trial.finite:
                 found.append(trial.id)
-    return runtime.gather(found)
+    return runtime.all_gather_strings(found)
 
 
-def said(trials: Iterable[Trial]) -> list[str]:
+def report(trials: Iterable[Trial]) -> list[str]:
     """A line for each trial."""
     return [
         f"{'finite    ' if trial.finite else 'NOT FINITE'}  {trial.id}  loss {trial.loss:.4f}  gradient "

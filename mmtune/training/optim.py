@@ -18,7 +18,7 @@ from mmtune.errors import CheckpointError
 from mmtune.params import Curve
 
 
-def factor(step: float, steps: float, warmup: float, kind: Curve = "cosine", floor: float = 0.0) -> float:
+def lr_multiplier(step: float, steps: float, warmup: float, kind: Curve = "cosine", floor: float = 0.0) -> float:
     """What the learning rate of a group is multiplied by in step `step` (0-based) of the `steps` that train it.
 
     Rises linearly over `warmup` steps to 1, then falls to `floor` at the last step (cosine, linear) or stays.
@@ -50,7 +50,7 @@ class GroupOptimizer:
         named: full names and parameters.
         lr: peak learning rate.
         weight_decay: decoupled decay per step, times the learning rate (Loshchilov and Hutter 2019, algorithm 2).
-        clip: largest norm of the gradient of this group; 0 turns clipping off.
+        max_grad_norm: largest norm of the gradient of this group; 0 turns clipping off.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class GroupOptimizer:
         named: Sequence[tuple[str, Parameter]],
         lr: float,
         weight_decay: float = 0.0,
-        clip: float = 1.0,
+        max_grad_norm: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        self.name, self.lr, self.clip = name, lr, clip
+        self.name, self.lr, self.max_grad_norm = name, lr, max_grad_norm
         self.named = list(named)
         matrices = [p for _, p in self.named if p.ndim >= 2]
         others = [p for _, p in self.named if p.ndim < 2]
@@ -77,7 +77,7 @@ class GroupOptimizer:
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named]
 
-    def take(self, divide: float) -> None:
+    def accumulate(self, divide: float) -> None:
         """Divide the gradients by `divide` and put them aside, on top of what lies there; none are left."""
         for parameter in self.parameters:
             if parameter.grad is not None:
@@ -85,18 +85,18 @@ class GroupOptimizer:
                 self._held[parameter] = self._held[parameter].add_(grad) if parameter in self._held else grad
                 parameter.grad = None
 
-    def give(self) -> None:
+    def restore_grads(self) -> None:
         """Make what lies aside the gradients."""
         for parameter, grad in self._held.items():
             parameter.grad = grad
         self._held = {}
 
     @property
-    def unreached(self) -> bool:
+    def unused(self) -> bool:
         """Whether no parameter has a gradient, not even one of zeros."""
         return all(parameter.grad is None for parameter in self.parameters)
 
-    def silent(self) -> list[str]:
+    def zero_grad_params(self) -> list[str]:
         """Names of parameters without a gradient, or with one of zeros."""
         grads = {name: parameter.grad for name, parameter in self.named}
         return [n for n, grad in grads.items() if grad is None or not float(whole(torch.linalg.vector_norm(grad)))]
@@ -118,17 +118,17 @@ class GroupOptimizer:
         rest = [norm.to(joint.device) for norm in norms if not hasattr(norm, "full_tensor")]
         return torch.linalg.vector_norm(torch.stack([joint, *rest]))
 
-    def step(self, norm: Tensor, lr_factor: float) -> None:
-        """Clip to the group's limit and take one step with the learning rate times `lr_factor`."""
-        if self.clip > 0 and norm > self.clip:
+    def step(self, norm: Tensor, lr_multiplier: float) -> None:
+        """Clip to the group's limit and take one step with the learning rate times `lr_multiplier`."""
+        if self.max_grad_norm > 0 and norm > self.max_grad_norm:
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    parameter.grad.mul_((self.clip / norm).to(parameter.grad.device))
+                    parameter.grad.mul_((self.max_grad_norm / norm).to(parameter.grad.device))
         for half in self.adamw.param_groups:
-            half["lr"] = self.lr * lr_factor
+            half["lr"] = self.lr * lr_multiplier
         self.adamw.step()
 
-    def drop(self, held: bool = True) -> None:
+    def zero_grad(self, held: bool = True) -> None:
         """Forget the gradients, and those that lie aside if `held`."""
         for parameter in self.parameters:
             parameter.grad = None

@@ -18,7 +18,7 @@ from mmtune.errors import Reason, UsageError
 from mmtune.training import loop, nonfinite
 from mmtune.training import resume as states
 from mmtune.training.distributed import Runtime
-from mmtune.training.log import Voice
+from mmtune.training.log import Progress
 
 
 def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[int, list[nonfinite.Trial]]:
@@ -44,7 +44,7 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
             hint="give one with --id",
         )
     runtime = Runtime(device, recipe.run.precision)
-    at = loop.assemble(recipe, run, runtime, Voice("off"))
+    at = loop.assemble(recipe, run, runtime, Progress("off"))
     state = states.load(run / "state")
     if state is not None:
         wanted = store.trained_tensors(at.model, at.groups)
@@ -66,7 +66,7 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
             raise UsageError(seen=f"{id}: {example.reason}: {example.detail}", expected="data as the run had it")
         states.seed_step(recipe.run.seed, row.get("step", step))
         batch = collate([[example]], at.loader.pad, stream)
-        trials.append(nonfinite.alone(at.model, batch, at.team, runtime))
+        trials.append(nonfinite.run_alone(at.model, batch, at.train_plan, runtime))
     return step, trials
 
 

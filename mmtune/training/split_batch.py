@@ -12,7 +12,7 @@ from torch import Tensor
 from mmtune.types import IGNORE, Batch
 
 
-def cut(batch: Batch, pieces: int) -> list[Batch]:
+def split_batch(batch: Batch, pieces: int) -> list[Batch]:
     """A batch in `pieces` batches of about as many rows each; padding where there are fewer rows than pieces.
 
     As many pieces on every rank, whatever rows it has: other ranks wait for each of them.
@@ -29,13 +29,13 @@ def singles(batch: Batch) -> list[Batch]:
     found = []
     for row, several in enumerate(_counts(batch)):
         for segment in range(1, several + 1):
-            places = (batch.segments[row] == segment).nonzero()[:, 0]
-            first = int(places[0])
+            positions = (batch.segments[row] == segment).nonzero()[:, 0]
+            first = int(positions[0])
             part = _chosen(batch, lambda slots, r=row, s=segment: (slots[:, 0] == r) & (slots[:, 1] == s))
             slots = {}
             for name, kept in part.slots.items():
                 slots[name] = torch.stack([kept[:, 0] * 0, kept[:, 1] * 0 + 1, kept[:, 2] - first, kept[:, 3]], 1)
-            own = {name: tensor[row, places][None] for name, tensor in _by_token(batch).items()}
+            own = {name: tensor[row, positions][None] for name, tensor in _by_token(batch).items()}
             own["segments"] = torch.ones_like(own["segments"])
             found.append(replace(part, **own, slots=slots, ids=(batch.ids[len(found)],)))
     return found
@@ -73,6 +73,6 @@ def _chosen(batch: Batch, choose: Callable[[Tensor], Tensor]) -> Batch:
     return replace(
         batch,
         media={name: batch.media[name][chosen] for name, chosen in kept.items()},
-        frames={name: batch.frames[name][chosen] for name, chosen in kept.items()},
+        frame_mask={name: batch.frame_mask[name][chosen] for name, chosen in kept.items()},
         slots={name: batch.slots[name][chosen] for name, chosen in kept.items()},
     )

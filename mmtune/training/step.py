@@ -22,7 +22,7 @@ from mmtune.types import IGNORE, Batch
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
     from mmtune.training.distributed import Runtime
-    from mmtune.tuners.base import Attendant
+    from mmtune.tuners.base import StepCallback
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Outcome:
     """False when something was not finite and no weight moved."""
     losses: dict[str, float] = field(default_factory=dict)
     """Mean over supervised tokens, by stream."""
-    silent: dict[str, list[str]] = field(default_factory=dict)
+    zero_grad_params: dict[str, list[str]] = field(default_factory=dict)
     """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
-    unreached: frozenset[str] = frozenset()
+    unused_groups: frozenset[str] = frozenset()
     """Groups in whose formula no parameter stands: none has a gradient, not even of zeros, on any rank. Filled where it
     was asked for."""
     weight: float = 0.0
@@ -78,13 +78,13 @@ def take_step(
     model: MultimodalModel,
     batches: Sequence[Batch],
     optimizers: Mapping[str, GroupOptimizer],
-    owners: Mapping[str, Sequence[str]],
-    factors: Mapping[str, float],
+    groups_by_stream: Mapping[str, Sequence[str]],
+    lr_multipliers: Mapping[str, float],
     runtime: Runtime,
-    attendants: Sequence[Attendant] = (),
+    step_callbacks: Sequence[StepCallback] = (),
     objectives: Mapping[str, Objective] | None = None,
     shares: Mapping[str, float] | None = None,
-    look: bool = False,
+    check_grads: bool = False,
 ) -> Outcome:
     """Forward, backward, and one update of the groups that the batches' streams train.
 
@@ -95,12 +95,12 @@ def take_step(
 
     Args:
         batches: the micro-steps of this rank; those of a stream stand together, streams in the same order on all ranks.
-        owners: stream to the groups that it trains, for the streams of this step at least.
-        factors: group to what its learning rate is multiplied by.
-        attendants: of tuners whose parameters these streams train.
+        groups_by_stream: stream to the groups that it trains, for the streams of this step at least.
+        lr_multipliers: group to what its learning rate is multiplied by.
+        step_callbacks: of tuners whose parameters these streams train.
         objectives: stream to what is asked of the model; `model.loss` where there is none.
         shares: stream to its weight in groups that it has in common with others; 1 where there is none.
-        look: say which parameters got no gradient; costs a look at every tensor.
+        check_grads: say which parameters got no gradient; costs a look at every tensor.
 
     Raises:
         OutOfMemory: on every rank, when any of them had no room.
@@ -109,7 +109,7 @@ def take_step(
     objectives, shares = objectives or {}, shares or {}
     tallies: dict[str, _Tally] = {}
     streams = list(dict.fromkeys(batch.stream for batch in batches))
-    moving = list(dict.fromkeys(name for stream in streams for name in owners[stream]))
+    trained_groups = list(dict.fromkeys(name for stream in streams for name in groups_by_stream[stream]))
     reached: set[str] = set()
     try:
         for stream in streams:
@@ -118,37 +118,39 @@ def take_step(
             if not tally.finite:
                 break
             # before the sum, which gives every parameter a gradient
-            reached.update(name for name in owners[stream] if look and not optimizers[name].unreached)
-            runtime.sum_gradients(_parameters(optimizers, owners[stream]))
-            for name in owners[stream]:
-                rivals = sum(shares.get(other, 1.0) for other in streams if name in owners[other])
-                optimizers[name].take(tally.weight * rivals / shares.get(stream, 1.0))
-            _drop(optimizers)
+            reached.update(name for name in groups_by_stream[stream] if check_grads and not optimizers[name].unused)
+            runtime.sum_gradients(_parameters(optimizers, groups_by_stream[stream]))
+            for name in groups_by_stream[stream]:
+                rivals = sum(shares.get(other, 1.0) for other in streams if name in groups_by_stream[other])
+                optimizers[name].accumulate(tally.weight * rivals / shares.get(stream, 1.0))
+            _zero_grad(optimizers)
         finite = all(tally.finite for tally in tallies.values())
         norms: dict[str, float] = {}
-        silent: dict[str, list[str]] = {}
-        unreached: frozenset[str] = frozenset()
+        zero_grad_params: dict[str, list[str]] = {}
+        unused_groups: frozenset[str] = frozenset()
         if finite:
-            for name in moving:
-                optimizers[name].give()
-            if look:
-                silent = {name: optimizers[name].silent() for name in moving}
-                anywhere = runtime.total([name in reached for name in moving])
-                unreached = frozenset(name for name, ranks in zip(moving, anywhere, strict=True) if not ranks)
-            for attendant in attendants:
-                if (penalty := attendant.penalty()) is not None:
+            for name in trained_groups:
+                optimizers[name].restore_grads()
+            if check_grads:
+                zero_grad_params = {name: optimizers[name].zero_grad_params() for name in trained_groups}
+                anywhere = runtime.all_reduce([name in reached for name in trained_groups])
+                unused_groups = frozenset(
+                    name for name, ranks in zip(trained_groups, anywhere, strict=True) if not ranks
+                )
+            for callback in step_callbacks:
+                if (penalty := callback.penalty()) is not None:
                     penalty.backward()  # behind the sum, so that it counts once, whatever the number of ranks
             # every rank holds the same sums by now, so every rank comes to the same decision
-            exact = {name: optimizers[name].norm() for name in moving}
+            exact = {name: optimizers[name].norm() for name in trained_groups}
             norms = {name: float(norm) for name, norm in exact.items()}
             finite = all(math.isfinite(norm) for norm in norms.values())
         if finite:
-            for name in moving:
-                optimizers[name].step(exact[name], factors[name])
-            for attendant in attendants:
-                attendant.updated()
+            for name in trained_groups:
+                optimizers[name].step(exact[name], lr_multipliers[name])
+            for callback in step_callbacks:
+                callback.updated()
     finally:
-        _drop(optimizers, held=True)
+        _zero_grad(optimizers, held=True)
     weight = sum(tally.weight for tally in tallies.values())
     return Outcome(
         loss=sum(tally.loss for tally in tallies.values()) / weight if weight else math.nan,
@@ -158,8 +160,8 @@ def take_step(
         norms=norms,
         updated=finite,
         losses={name: tally.loss / tally.weight if tally.weight else math.nan for name, tally in tallies.items()},
-        silent=silent,
-        unreached=unreached,
+        zero_grad_params=zero_grad_params,
+        unused_groups=unused_groups,
         weight=weight,
     )
 
@@ -197,7 +199,7 @@ def _backward(
         samples += len(batch.ids)
     out = [float(bool(full) and rank == runtime.rank) for rank in range(runtime.world)]
     sums = [total, weight, supervised, tokens, samples, *out]
-    total, weight, supervised, tokens, samples, *out = runtime.total(sums)
+    total, weight, supervised, tokens, samples, *out = runtime.all_reduce(sums)
     if any(out):
         rows, length = max(tuple(batch.tokens.shape) for batch in batches)
         raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
@@ -212,9 +214,9 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
 
 
-def _drop(optimizers: Mapping[str, GroupOptimizer], held: bool = False) -> None:
+def _zero_grad(optimizers: Mapping[str, GroupOptimizer], held: bool = False) -> None:
     for optimizer in optimizers.values():
-        optimizer.drop(held)
+        optimizer.zero_grad(held)
 
 
 def _parameters(optimizers: Mapping[str, GroupOptimizer], names: Iterable[str]) -> list[Parameter]:

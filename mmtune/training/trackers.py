@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from mmtune import disk
 from mmtune.errors import UsageError
-from mmtune.output import Reader
+from mmtune.output import Output
 
-_errors = Reader("stderr")
+_errors = Output("stderr")
 
 
 class Tracker(Protocol):

@@ -10,15 +10,15 @@ from mmtune import registry
 from mmtune.data.streams import Schedule
 from mmtune.params import Curve, Named
 from mmtune.recipe import Recipe
-from mmtune.training.optim import GroupOptimizer, factor
+from mmtune.training.optim import GroupOptimizer, lr_multiplier
 
 if TYPE_CHECKING:
     from mmtune.objectives.base import Objective
-    from mmtune.tuners.base import Attendant
+    from mmtune.tuners.base import StepCallback
 
 
 @dataclass(frozen=True)
-class Pace:
+class LRSchedule:
     """The learning rate of a group, by its own steps."""
 
     lr: float
@@ -28,38 +28,38 @@ class Pace:
     kind: Curve
     floor: float
 
-    def factor(self, step: int) -> float:
+    def lr_multiplier(self, step: int) -> float:
         """What the rate is multiplied by in the group's step `step` (0-based)."""
-        return factor(step, self.steps, self.warmup, self.kind, self.floor)
+        return lr_multiplier(step, self.steps, self.warmup, self.kind, self.floor)
 
 
-def owners_of(recipe: Recipe) -> dict[str, list[str]]:
+def groups_by_stream_of(recipe: Recipe) -> dict[str, list[str]]:
     """Stream to the groups that it trains."""
     return {
         stream: [name for name, group in recipe.groups.items() if group.trained_by(stream)] for stream in recipe.streams
     }
 
 
-def paces_of(recipe: Recipe, schedule: Schedule, steps: int) -> dict[str, Pace]:
+def lr_schedules_of(recipe: Recipe, schedule: Schedule, steps: int) -> dict[str, LRSchedule]:
     """Group to its learning rate: what it says itself, and what `schedule` of the recipe says where it does not.
 
     Args:
         steps: of the whole run.
     """
-    common, paces = recipe.schedule, {}
+    common, lr_schedules = recipe.schedule, {}
     for name, group in recipe.groups.items():
         trained = [stream for stream in recipe.streams if group.trained_by(stream)]
-        paces[name] = Pace(
+        lr_schedules[name] = LRSchedule(
             lr=group.lr,
             steps=schedule.count(steps, trained),
             warmup=common.warmup if group.warmup is None else group.warmup,
             kind=group.kind or common.kind,
             floor=common.floor if group.floor is None else group.floor,
         )
-    return paces
+    return lr_schedules
 
 
-class Team:
+class TrainPlan:
     """One optimizer and pace for each group, one objective for each stream.
 
     Args:
@@ -70,8 +70,8 @@ class Team:
 
     def __init__(self, recipe: Recipe, groups: Mapping[str, Named], schedule: Schedule, steps: int) -> None:
         self.schedule = schedule
-        self.owners = owners_of(recipe)
-        self.paces = paces_of(recipe, schedule, steps)
+        self.groups_by_stream = groups_by_stream_of(recipe)
+        self.lr_schedules = lr_schedules_of(recipe, schedule, steps)
         self.shares = {name: stream.share for name, stream in recipe.streams.items()}
         self.objectives: dict[str, Objective] = {
             name: registry.find("objectives", stream.objective.name)(stream.objective)
@@ -80,45 +80,52 @@ class Team:
         self.optimizers = {}
         for name, named in groups.items():
             group = recipe.groups[name]
-            clip = recipe.run.clip if group.clip is None else group.clip
-            self.optimizers[name] = GroupOptimizer(name, named, group.lr, group.weight_decay, clip, group.betas)
+            max_grad_norm = recipe.run.clip if group.clip is None else group.clip
+            self.optimizers[name] = GroupOptimizer(
+                name, named, group.lr, group.weight_decay, max_grad_norm, group.betas
+            )
 
-    def moving(self, streams: Iterable[str]) -> list[str]:
+    def trained_groups(self, streams: Iterable[str]) -> list[str]:
         """Groups that a step of these streams trains, in the order of the recipe."""
-        moved = {name for stream in streams for name in self.owners[stream]}
+        moved = {name for stream in streams for name in self.groups_by_stream[stream]}
         return [name for name in self.optimizers if name in moved]
 
-    def factors(self, step: int, streams: Iterable[str]) -> dict[str, float]:
+    def lr_multipliers(self, step: int, streams: Iterable[str]) -> dict[str, float]:
         """What the rates of the moving groups are multiplied by in step `step` of the run."""
-        return {name: self.paces[name].factor(self._own(name, step)) for name in self.moving(streams)}
+        return {
+            name: self.lr_schedules[name].lr_multiplier(self._steps_of_group(name, step))
+            for name in self.trained_groups(streams)
+        }
 
-    def _own(self, group: str, step: int) -> int:
+    def _steps_of_group(self, group: str, step: int) -> int:
         """How many of the steps before `step` train a group."""
-        return self.schedule.count(step, [stream for stream, names in self.owners.items() if group in names])
+        return self.schedule.count(step, [stream for stream, names in self.groups_by_stream.items() if group in names])
 
-    def short(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """A line for each group that no step trains, and for each whose warm-up is longer than what trains it."""
         return [
             f"warning: group {name} is trained by no step of this run: none of its streams comes in it"
-            if not pace.steps
-            else f"warning: group {name} warms up over {pace.warmup} steps, but only {pace.steps} steps train it"
-            for name, pace in self.paces.items()
-            if not pace.steps or pace.warmup > pace.steps
+            if not one.steps
+            else f"warning: group {name} warms up over {one.warmup} steps, but only {one.steps} steps train it"
+            for name, one in self.lr_schedules.items()
+            if not one.steps or one.warmup > one.steps
         ]
 
-    def attending(self, attendants: Sequence[Attendant], streams: Iterable[str]) -> list[Attendant]:
+    def callbacks_for(self, step_callbacks: Sequence[StepCallback], streams: Iterable[str]) -> list[StepCallback]:
         """Attendants all of whose parameters a step of these streams trains."""
-        moved = {id(parameter) for name in self.moving(streams) for parameter in self.optimizers[name].parameters}
-        return [one for one in attendants if moved.issuperset(map(id, one.parameters()))]
+        moved = {
+            id(parameter) for name in self.trained_groups(streams) for parameter in self.optimizers[name].parameters
+        }
+        return [one for one in step_callbacks if moved.issuperset(map(id, one.parameters()))]
 
-    def begin(self, attendants: Sequence[Attendant], steps: int) -> None:
+    def begin(self, step_callbacks: Sequence[StepCallback], steps: int) -> None:
         """Tell attendants in how many of the run's steps they will be asked. Raises ConfigError for too few."""
-        asked = [0] * len(attendants)
+        asked = [0] * len(step_callbacks)
         known: dict[frozenset[str], list[bool]] = {}
-        for step in range(steps if attendants else 0):
+        for step in range(steps if step_callbacks else 0):
             streams = frozenset(self.schedule.streams(step))  # their groups move together
             if streams not in known:
-                known[streams] = [one in self.attending(attendants, streams) for one in attendants]
+                known[streams] = [one in self.callbacks_for(step_callbacks, streams) for one in step_callbacks]
             asked = [count + one for count, one in zip(asked, known[streams], strict=True)]
-        for one, count in zip(attendants, asked, strict=True):
+        for one, count in zip(step_callbacks, asked, strict=True):
             one.begin(count)

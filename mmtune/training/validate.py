@@ -22,11 +22,11 @@ import numpy
 import torch
 
 from mmtune import registry
-from mmtune.data.build import likes_of, plan_of
+from mmtune.data.build import batch_spec_of, held_out_sections
 from mmtune.data.collate import collate
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, Skip, Stream
-from mmtune.data.pack import Packer, Plan
+from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.prefetch import prepared
 from mmtune.errors import DataError, Reason
 from mmtune.eval.run import evaluate
@@ -74,11 +74,11 @@ class Validator:
     ) -> None:
         self._section, self._model, self._runtime, self._ledger = recipe.eval, model, runtime, ledger
         self._processor, self.streams = processor, list(streams)
-        self._objectives = {name: objectives[like] for name, like in likes_of(recipe).items()}
-        plan = plan_of(recipe)
-        self._plan = Plan(rows=max(1, plan.rows // runtime.world), length=plan.length)
+        self._objectives = {name: objectives[like] for name, like in held_out_sections(recipe).items()}
+        spec = batch_spec_of(recipe)
+        self._spec = BatchSpec(rows=max(1, spec.rows // runtime.world), length=spec.length)
         pad = model.llm.tokenizer.pad
-        self._loader = Loader(streams, plan, workers=recipe.run.workers, pad=pad) if streams else None
+        self._loader = Loader(streams, spec, workers=recipe.run.workers, pad=pad) if streams else None
         self.task = task_of(recipe) if recipe.eval.data else None
 
     def check(self) -> None:
@@ -154,21 +154,21 @@ class Validator:
         while True:
             batch = next(feed, None)
             # ranks run out at different batches; those that are done take part with padding until the last one is
-            going, stop = runtime.total([batch is not None, stopped()])
+            going, stop = runtime.all_reduce([batch is not None, stopped()])
             if stop:
                 feed.close()
                 return None
             if not going:
                 break
             batch = batch or collate([], self._model.llm.tokenizer.pad, name)
-            runtime.at(f"validation: {name}", batch.ids)
+            runtime.enter_stage(f"validation: {name}", batch.ids)
             batch = batch.to(runtime.device)
             with runtime.autocast():
                 loss, weight = self._objectives[name].loss(self._model, batch)
             tally.loss += float(loss)
             tally.weight += float(weight)
             tally.samples += len(batch.ids)
-        tally.loss, tally.weight, samples = runtime.total([tally.loss, tally.weight, tally.samples])
+        tally.loss, tally.weight, samples = runtime.all_reduce([tally.loss, tally.weight, tally.samples])
         tally.samples = int(samples)
         tally.skipped = _shared(runtime, tally.skipped)
         if not tally.samples:
@@ -179,31 +179,31 @@ class Validator:
         """This rank's part of the first samples of a stream, packed."""
         runtime, pad = self._runtime, self._model.llm.tokenizer.pad
         positions = range(runtime.rank, min(most, len(stream.corpus)), runtime.world)
-        packer, held = Packer(self._plan), list[Example]()
+        packer, held = Packer(self._spec), list[Example]()
         for found in prepared(self._loader, stream.name, positions):
             if isinstance(found, Skip):
                 skipped.append(asdict(found))
                 continue
             if not packer.add(len(found)):
-                yield collate([[held[place] for place in row] for row in packer.rows()], pad, stream.name)
-                packer, held = Packer(self._plan), []
+                yield collate([[held[index] for index in row] for row in packer.rows()], pad, stream.name)
+                packer, held = Packer(self._spec), []
                 packer.add(len(found))
             held.append(found)
         if held:
-            yield collate([[held[place] for place in row] for row in packer.rows()], pad, stream.name)
+            yield collate([[held[index] for index in row] for row in packer.rows()], pad, stream.name)
 
     def _ask(self, task: Task, most: int) -> dict[str, float]:
         """The measures of the task, the same on all ranks."""
         runtime, name = self._runtime, task.config.name
         alike = runtime.world > 1 and runtime.strategy != "replicate"
         found = dict.fromkeys(task.measures, 0.0)
-        with runtime.patient(f"validation: {name}"):
-            if runtime.main or alike:
+        with runtime.without_deadline(f"validation: {name}"):
+            if runtime.is_main or alike:
                 both, data = (self._model, self._processor), list(self._section.data)
                 report = evaluate(both, task, data, limit=most, quiet=True)
                 found = {key: report["measures"]["plain"]["overall"][key] for key in found}
             runtime.barrier()
-        told = runtime.total(list(found.values()) if runtime.main else [0.0] * len(found))
+        told = runtime.all_reduce(list(found.values()) if runtime.is_main else [0.0] * len(found))
         return {f"{name}/{key}": value for key, value in zip(found, told, strict=True)}
 
 
@@ -230,7 +230,7 @@ def _mean(tallies: Sequence[_Tally]) -> float:
 
 def _shared(runtime: Runtime, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of all ranks in one order."""
-    words = runtime.gather([json.dumps(row) for row in rows])
+    words = runtime.all_gather_strings([json.dumps(row) for row in rows])
     return sorted((json.loads(word) for word in words), key=lambda row: row["id"])
 
 

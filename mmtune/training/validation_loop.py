@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.checkpoint import seal, store
 from mmtune.data.build import held_out_of
-from mmtune.training.best_metric import Best, best_of
+from mmtune.training.best_metric import BestMetric, best_metric_of
 from mmtune.training.validate import Validator, said, task_of
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from mmtune.recipe import Recipe
     from mmtune.training.distributed import Runtime
 
-TASTE = 8
+DRY_RUN_SAMPLES = 8
 """Samples of each held-out stream that a rehearsal looks at."""
 
 
-class Judge:
+class ValidationLoop:
     """Validates a run every `eval.every` steps, and after the last one.
 
     Args:
@@ -50,7 +50,7 @@ class Judge:
     ) -> None:
         self._every, self._steps, self._out, self._say = recipe.eval.every, steps, out, say
         self._runtime, self._ledger = runtime, loader.ledger
-        self.best: Best | None = best_of(recipe, task_of(recipe) if recipe.eval.data else None)
+        self.best: BestMetric | None = best_metric_of(recipe, task_of(recipe) if recipe.eval.data else None)
         self._last = 0
         """The step after which the run was validated last."""
         self._validator: Validator | None = None
@@ -68,12 +68,12 @@ class Judge:
         """Held-out streams."""
         return self._validator.streams if self._validator else []
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether the run is to be validated after `step` steps, and was not."""
         due = bool(self._every) and step > 0 and (step % self._every == 0 or step == self._steps)
         return due and self._last != step
 
-    def judge(
+    def run(
         self, step: int, stopped: Callable[[], bool], write: Callable[[int, dict[str, Any]], None] = lambda *row: None
     ) -> bool:
         """Validate. Every rank calls this.
@@ -93,7 +93,7 @@ class Judge:
             return False
         self._last = step
         write(step, {**{f"eval/{name}": v for name, v in values.items()}, "eval/seconds": time.perf_counter() - begun})
-        better = self.best.take(step, values)
+        better = self.best.update(step, values)
         self._say(f"validation after step {step}: {said(values)}{'; the best so far' if better else ''}")
         return better
 
@@ -102,11 +102,11 @@ class Judge:
         if self._validator is not None:
             self._validator.check()
 
-    def taste(self) -> None:
+    def dry_run(self) -> None:
         """Validate on a few samples, to see that it works."""
         if self._validator is not None:
-            found = self._validator.run(1, limit=TASTE)
-            self._say(f"validation on up to {TASTE} samples of each stream: {said(found or {})}")
+            found = self._validator.run(1, limit=DRY_RUN_SAMPLES)
+            self._say(f"validation on up to {DRY_RUN_SAMPLES} samples of each stream: {said(found or {})}")
 
     def state(self) -> dict[str, Any]:
         """Plain values for a saved state."""
@@ -118,7 +118,7 @@ class Judge:
             return
         self._last = state["last"]
         self.best.load(state["best"])
-        lost = self._runtime.main and self.best.step > 0 and bool(seal.faults(self._out / "best" / "weights"))
+        lost = self._runtime.is_main and self.best.step > 0 and bool(seal.faults(self._out / "best" / "weights"))
         if self._runtime.any(lost):
             self._say(f"warning: the best state, of step {self.best.step}, is damaged or gone; the next one counts")
-            self.best = Best(self.best.measure, self.best.lower)
+            self.best = BestMetric(self.best.measure, self.best.lower)

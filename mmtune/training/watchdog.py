@@ -25,17 +25,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-LOOKOUTS = 2
+WATCHERS = 2
 """Ranks that read all beats; the others read those of these two, and their verdict."""
 SILENCE = 120.0
 """Most seconds without a beat; less where the deadline is less."""
-PARTING = 5.0
+GRACE_PERIOD = 5.0
 """Seconds that a rank which stops waits for somebody to read why."""
 CODE = 1
 """Exit code of a rank that stops because of another one."""
 
 
-class Pulse:
+class Watchdog:
     """The beat of one rank, and what it knows of the others.
 
     Args:
@@ -50,9 +50,9 @@ class Pulse:
         self.rank, self.world, self.deadline, self._leave = rank, world, deadline, leave
         self.every = min(2.0, max(0.2, deadline / 12))
         self._store = _open() if store is None else store
-        self._run = f"mmtune/pulse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._run = f"mmtune/watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._lock = threading.Lock()
-        self._count, self._since, self._patient = 0, time.monotonic(), 1
+        self._count, self._since, self._undated = 0, time.monotonic(), 1
         self._stage, self._samples, self._state = "starting", [], "runs"
         self._main = threading.get_ident()
         self._number = 0
@@ -62,20 +62,20 @@ class Pulse:
         self._beat()
         self._store.wait([f"{self._run}/{rank}" for rank in range(world)], timedelta(seconds=max(60.0, deadline)))
         self._read(range(world))  # so that every process is known from the start
-        self._thread = threading.Thread(target=self._live, name="mmtune-pulse", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="mmtune-watchdog", daemon=True)
         self._thread.start()
 
     # ---------------------------------------------------------------------------------------------- where this rank is
 
-    def at(self, stage: str, samples: Sequence[str] = ()) -> None:
+    def enter_stage(self, stage: str, samples: Sequence[str] = ()) -> None:
         """Go on to a stage. Every rank calls this in the same order; samples are those at hand, for the message."""
         with self._lock:
-            self._stage, self._samples, self._patient = stage, list(samples), 0
+            self._stage, self._samples, self._undated = stage, list(samples), 0
             self._count, self._since = self._count + 1, time.monotonic()
         self._tell()
 
     @contextmanager
-    def inside(self, what: str) -> Iterator[None]:
+    def collective(self, what: str) -> Iterator[None]:
         """Around something for which all ranks have to come together."""
         with self._lock:
             before, self._stage = self._stage, f"{self._stage}, {what}"
@@ -88,20 +88,20 @@ class Pulse:
                 self._count, self._since = self._count + 1, time.monotonic()
 
     @contextmanager
-    def patient(self, what: str) -> Iterator[None]:
+    def without_deadline(self, what: str) -> Iterator[None]:
         """Around something that may take any time, on this rank alone or on all."""
         with self._lock:
             before, self._stage = self._stage, what
-            self._patient += 1
+            self._undated += 1
         self._tell()
         try:
             yield
         finally:
             with self._lock:
                 self._stage, self._since = before, time.monotonic()
-                self._patient = max(0, self._patient - 1)
+                self._undated = max(0, self._undated - 1)
 
-    def meet(self, name: str) -> None:
+    def barrier(self, name: str) -> None:
         """Wait until all ranks are here, for as long as it takes: a rank that is gone or hangs ends the wait."""
         key = f"{self._run}/meet/{name}"
         self._store.add(key, 1)
@@ -123,7 +123,7 @@ class Pulse:
 
     # ------------------------------------------------------------------------------------------------------- the others
 
-    def blame(self) -> str | None:
+    def dead_rank(self) -> str | None:
         """Who else is dead or failed, in words, for a rank whose call to the others broke; waits for signs of it."""
         until, silence = time.monotonic() + 4 * self.every + 5, 3 * self.every
         while True:
@@ -140,7 +140,7 @@ class Pulse:
 
     def _live(self) -> None:
         lost = None
-        seen = range(self.world) if self.rank < LOOKOUTS else range(min(LOOKOUTS, self.world))
+        seen = range(self.world) if self.rank < WATCHERS else range(min(WATCHERS, self.world))
         while not self._over.wait(self.every):
             try:
                 self._beat()
@@ -167,7 +167,7 @@ class Pulse:
         # beside this thread: where nobody reads, a write may fail or wait for ever, and this rank has to end
         words = threading.Thread(target=self._last_words, args=(found,), daemon=True)
         words.start()
-        words.join(PARTING)
+        words.join(GRACE_PERIOD)
         self._leave(CODE)
 
     def _last_words(self, found: str) -> None:
@@ -247,7 +247,7 @@ class Pulse:
             self._number += 1
             beat = {
                 "number": self._number, "state": self._state, "stage": self._stage, "count": self._count,
-                "age": time.monotonic() - self._since, "patient": self._patient, "samples": self._samples[:16],
+                "age": time.monotonic() - self._since, "patient": self._undated, "samples": self._samples[:16],
                 "pid": os.getpid(), "host": _host(), "where": where, "waits": waits,
             }  # fmt: skip
         self._store.set(f"{self._run}/{self.rank}", json.dumps(beat))

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from mmtune.errors import CheckpointError, ConfigError
-from mmtune.tuners.base import Attendant
+from mmtune.tuners.base import StepCallback
 
 UNKNOWN = 10**9
 """Stands for the number of steps until it is known."""
 _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-class Budget(Attendant):
+class Budget(StepCallback):
     """Around peft's `AdaLoraModel`, which knows its config and its rank allocator.
 
     The number of steps is that of the steps in which this tuner trains; of several streams, of those that train it.

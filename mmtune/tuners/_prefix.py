@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mmtune.llm._attention import Prefix
 
 
-class Soft(nn.Module):
-    """Virtual tokens of a language model: `llm.soft`, keys `encoder.*`.
+class PrefixEncoder(nn.Module):
+    """Virtual tokens of a language model: `llm.prefix`, keys `encoder.*`.
 
     Args:
         encoder: peft's module, int64 [1,L] -> embeddings [1,L,D], or with `direct` all keys and values, [1,L,n].
@@ -28,15 +28,15 @@ class Soft(nn.Module):
         super().__init__()
         self.encoder, self.length, self.direct = encoder, length, direct
 
-    def prefix(self, llm: Any) -> Prefix:
+    def keys_and_values(self, llm: Any) -> Prefix:
         """Keys and values [1,h,L,d] of each layer."""
         device = next(self.parameters()).device
-        places = torch.arange(self.length, device=device)[None]
-        made = self.encoder(places)
-        return self._split(made, llm) if self.direct else llm.keys_and_values(made, places)
+        positions = torch.arange(self.length, device=device)[None]
+        made = self.encoder(positions)
+        return self._split(made, llm) if self.direct else llm.keys_and_values(made, positions)
 
     @staticmethod
     def _split(made: Tensor, llm: Any) -> Prefix:
-        width = llm.sites()[0].head_dim
+        width = llm.attention_modules()[0].head_dim
         both = made[0].unflatten(-1, (2 * llm.depth, -1, width)).permute(1, 2, 0, 3)[:, None]  # [2*layers,1,h,L,d]
         return {layer: (both[2 * layer], both[2 * layer + 1]) for layer in range(llm.depth)}

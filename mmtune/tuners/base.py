@@ -36,10 +36,10 @@ class Tuner(ABC):
         """
 
 
-class Attendant(ABC):
+class StepCallback(ABC):
     """What a tuner has to do in every training step, for the few that are more than parameters.
 
-    A tuner leaves one in `llm.attendants`, by a name of its own. It is asked in the steps that train all of its
+    A tuner leaves one in `llm.step_callbacks`, by a name of its own. It is asked in the steps that train all of its
     parameters, and in no others, on every rank alike: gradients are summed by then, so ranks stay equal.
     """
 

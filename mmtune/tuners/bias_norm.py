@@ -64,17 +64,19 @@ class TunedLinear(nn.Linear):
             super().__init__(base.in_features, base.out_features, bias=False)
         self.form = form
         self.weight = base.weight
-        place: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
+        placement: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
         # A bias of the model itself stays inside the product, as rounding differs when it is added behind it.
         self.fused = base.bias is not None
         if base.bias is not None:
             self.bias = _opened(base.bias) if bias else base.bias
         elif bias:
-            self.bias = nn.Parameter(torch.zeros(base.out_features, **place))
+            self.bias = nn.Parameter(torch.zeros(base.out_features, **placement))
         self.added = ("bias",) * bias + ("scale",) * (form != "bias")
         self.scale: nn.Parameter | None = None
         if form != "bias":
-            self.scale = nn.Parameter(torch.ones(base.in_features if form == "input" else base.out_features, **place))
+            self.scale = nn.Parameter(
+                torch.ones(base.in_features if form == "input" else base.out_features, **placement)
+            )
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class BiasNorm(Tuner):
 def _layers(llm: LLM) -> list[str]:
     """Full name of every decoder layer, lowest first: what holds an attention module."""
     names = {id(module): name for name, module in llm.named_modules()}
-    return [names[id(site)].rpartition(".")[0] for site in llm.sites()]
+    return [names[id(site)].rpartition(".")[0] for site in llm.attention_modules()]
 
 
 def _chosen(wanted: tuple[int, ...] | None, layers: list[str]) -> list[str]:
@@ -131,8 +133,8 @@ def _chosen(wanted: tuple[int, ...] | None, layers: list[str]) -> list[str]:
             seen=f"bias_norm with layers {list(wanted)}",
             expected=f"numbers from 0 to {len(layers) - 1}, or from -{len(layers)} to -1",
         )
-    places = sorted({layer % len(layers) for layer in wanted})
-    return [layers[place] for place in places]
+    indexes = sorted({layer % len(layers) for layer in wanted})
+    return [layers[index] for index in indexes]
 
 
 def _tune(llm: LLM, layers: list[str], config: Config) -> list[str]:

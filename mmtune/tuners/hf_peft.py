@@ -33,13 +33,13 @@ from mmtune.errors import ModelError
 from mmtune.llm.base import LLM
 from mmtune.registry import nearest, suggest
 from mmtune.tuners._budget import UNKNOWN, Budget
-from mmtune.tuners._prefix import Soft
+from mmtune.tuners._prefix import PrefixEncoder
 from mmtune.tuners.base import Tuner, TunerConfig
 
 _OURS = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"}
 _OURS |= {"peft_version", "total_step", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"}
 """Options of a peft config that follow from the place where the model stands, or from the schedule."""
-_SOFT = {"prompt_tuning": "PromptEmbedding", "p_tuning": "PromptEncoder", "prefix_tuning": "PrefixEncoder"}
+_PREFIX_METHODS = {"prompt_tuning": "PromptEmbedding", "p_tuning": "PromptEncoder", "prefix_tuning": "PrefixEncoder"}
 """Methods that put learned text before the text, and peft's module for it."""
 _REFUSED = {
     "adaption_prompt": "the tuner `prompts` is this method, for any decoder and with a gate for each head",
@@ -120,7 +120,7 @@ def _unfit(method: str, options: dict[str, Any]) -> str | None:
     start = options.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_DATA):
         return f"init_lora_weights: {start} is not offered: it asks for data, or a quantized base, before training"
-    if method in _SOFT and not options.get("num_virtual_tokens"):
+    if method in _PREFIX_METHODS and not options.get("num_virtual_tokens"):
         return "num_virtual_tokens is missing"
     if method == "adalora" and options.get("target_r", 8) >= options.get("init_r", 12):
         return "target_r must be smaller than init_r, or no rank would ever be given up"
@@ -133,7 +133,7 @@ def methods() -> dict[str, type]:
 
     found = {}
     for kind, (config, tuner) in _table().items():
-        offered = kind in _SOFT if issubclass(config, PromptLearningConfig) else tuner is not None
+        offered = kind in _PREFIX_METHODS if issubclass(config, PromptLearningConfig) else tuner is not None
         if offered and kind not in _REFUSED:
             found[kind] = config
     return found
@@ -169,8 +169,8 @@ class HfPeft(Tuner):
             raise ModelError(
                 seen=f"hf_peft on {type(llm).__name__}", expected="a language model of transformers (llm: hf)"
             )
-        if config.method in _SOFT:
-            return _soften(llm, config)
+        if config.method in _PREFIX_METHODS:
+            return _add_prefix(llm, config)
         before = {id(parameter) for parameter in llm.parameters() if parameter.requires_grad}
         try:
             with _quiet():
@@ -185,7 +185,7 @@ class HfPeft(Tuner):
                 else "look at target_modules; the names are those of llm.model.named_modules()",
             ) from error
         if config.method == "adalora":
-            llm.attendants[f"adalora.{config.adapter}"] = Budget(made, config.adapter)
+            llm.step_callbacks[f"adalora.{config.adapter}"] = Budget(made, config.adapter)
         opened = []
         for name, parameter in llm.named_parameters():
             if id(parameter) in before:
@@ -210,21 +210,25 @@ def _quiet() -> Iterator[None]:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
-def _soften(llm: Any, config: Config) -> list[str]:
+def _add_prefix(llm: Any, config: Config) -> list[str]:
     """Put virtual tokens before every segment of `llm`."""
     import peft
 
-    if llm.soft is not None:
+    if llm.prefix is not None:
         raise ModelError(seen=f"{config.method} after another method of its kind", expected="one text before the text")
-    plan = settings(config)
-    site, direct = llm.sites()[0], config.method == "prefix_tuning"
-    heads = site.k_proj.out_features // site.head_dim
-    plan.token_dim = heads * site.head_dim if direct else llm.width
-    plan.num_layers, plan.num_attention_heads, plan.num_transformer_submodules = llm.depth, heads, 1
-    if getattr(plan, "encoder_hidden_size", 1) is None:
-        plan.encoder_hidden_size = plan.token_dim
+    peft_config = settings(config)
+    attention, direct = llm.attention_modules()[0], config.method == "prefix_tuning"
+    heads = attention.k_proj.out_features // attention.head_dim
+    peft_config.token_dim = heads * attention.head_dim if direct else llm.width
+    peft_config.num_layers, peft_config.num_attention_heads, peft_config.num_transformer_submodules = (
+        llm.depth,
+        heads,
+        1,
+    )
+    if getattr(peft_config, "encoder_hidden_size", 1) is None:
+        peft_config.encoder_hidden_size = peft_config.token_dim
     words = (llm.model.get_input_embeddings(),) if config.method == "prompt_tuning" else ()
     with torch.device(next(llm.parameters()).device):
-        encoder = getattr(peft, _SOFT[config.method])(plan, *words)
-    llm.soft = Soft(encoder.float(), plan.num_virtual_tokens, direct).requires_grad_(False)
-    return [f"soft.{name}" for name, _ in llm.soft.named_parameters()]
+        encoder = getattr(peft, _PREFIX_METHODS[config.method])(peft_config, *words)
+    llm.prefix = PrefixEncoder(encoder.float(), peft_config.num_virtual_tokens, direct).requires_grad_(False)
+    return [f"prefix.{name}" for name, _ in llm.prefix.named_parameters()]

@@ -36,7 +36,7 @@ class Config(TunerConfig):
     """A gate in layers without prompts too, as published files have. It does nothing."""
 
 
-class Site(nn.Module):
+class PromptTerm(nn.Module):
     """The term of one layer; prompts and gate belong to the model's `prompts`, and so do their names."""
 
     def __init__(self, table: GatedPrompts, layer: int) -> None:
@@ -65,11 +65,11 @@ class Prompts(Tuner):
                 seen=f"prompts in {config.layers or len(layers)} layers of a model that has {llm.depth}",
                 expected=f"1 to {llm.depth}",
             )
-        taken = [str(layer) for layer in layers if str(layer) in getattr(llm, "extras", {})]
-        if not hasattr(llm, "extras") or hasattr(llm, "prompts") or taken:
+        taken = [str(layer) for layer in layers if str(layer) in getattr(llm, "attention_terms", {})]
+        if not hasattr(llm, "attention_terms") or hasattr(llm, "prompts") or taken:
             raise ModelError(
                 seen=f"the tuner `prompts` on {type(llm).__name__}"
-                + (", which has such terms already" if hasattr(llm, "extras") else ""),
+                + (", which has such terms already" if hasattr(llm, "attention_terms") else ""),
                 expected="a language model of transformers (llm: hf), and this tuner once",
             )
         spare = range(llm.depth) if config.spare_gates else ()
@@ -80,5 +80,5 @@ class Prompts(Tuner):
             ).requires_grad_(False)
         llm.prompts = table
         for layer in layers:
-            llm.extras[str(layer)] = Site(table, layer)
+            llm.attention_terms[str(layer)] = PromptTerm(table, layer)
         return [f"prompts.{name}" for name, _ in table.named_parameters()]

@@ -19,7 +19,7 @@ from tests.training import world
 class Letters:
     """A tokenizer of letters; 0 and 1 are control tokens."""
 
-    controls = frozenset({0, 1})
+    special_ids = frozenset({0, 1})
 
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(i) for i in ids)

@@ -81,7 +81,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("mine")
     with pytest.raises(UsageError, match="is there already"):
-        convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+        convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     assert (tmp_path / "run" / "mine").read_text() == "mine"
 
 
@@ -95,5 +95,5 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(store, "save_run", full)
     with pytest.raises(OSError, match="No space"):
-        convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+        convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["published"]

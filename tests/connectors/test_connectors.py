@@ -113,7 +113,7 @@ def test_qformer_reads_each_frame_alone():
         want.append(connector.proj(connector.qformer(connector.query_tokens, frame[None]))[0])
     out = connector(features).tokens
     torch.testing.assert_close(out, torch.stack(want).view(2, 9, 7), rtol=1e-5, atol=1e-5)
-    turned = Features(features.tokens.flip(1), features.frames, features.grid)
+    turned = Features(features.tokens.flip(1), features.frame_mask, features.grid)
     torch.testing.assert_close(connector(turned).tokens.view(2, 3, 3, 7).flip(1), out.view(2, 3, 3, 7))
     assert [connector.tokens_out(n) for n in (1, 3)] == [3, 9]
 
@@ -145,7 +145,7 @@ def test_video_qformer_reads_the_order_of_frames():
     for parameter in connector.parameters():
         nn.init.normal_(parameter, std=0.5)
     features = full(4, s, items=1)
-    reversed_ = Features(features.tokens.flip(1), features.frames, features.grid)
+    reversed_ = Features(features.tokens.flip(1), features.frame_mask, features.grid)
     assert (connector(features).tokens - connector(reversed_).tokens).abs().max() > 0.01
     with torch.no_grad():
         connector.frame_positions.weight.zero_()
@@ -155,15 +155,17 @@ def test_video_qformer_reads_the_order_of_frames():
 def test_video_qformer_places_tell_where():
     s = shape(grid=(4, 4), frames=2)
     options = {"queries": 3, "width": 8, "heads": 2, "frames": 2}
-    for places in (False, True):
+    for token_positions in (False, True):
         torch.manual_seed(0)
-        connector = video_qformer.VideoQFormer(video_qformer.Config(**options, places=places), s, 7).eval()
+        connector = video_qformer.VideoQFormer(
+            video_qformer.Config(**options, token_positions=token_positions), s, 7
+        ).eval()
         for parameter in connector.qformer.parameters():
             nn.init.normal_(parameter, std=0.5)
         features = full(1, s, items=1)
-        moved = Features(features.tokens.flip(2), features.frames, features.grid)
+        moved = Features(features.tokens.flip(2), features.frame_mask, features.grid)
         same = torch.allclose(connector(features).tokens, connector(moved).tokens, atol=1e-4)
-        assert same is not places
+        assert same is not token_positions
 
 
 def test_video_qformer_as_published():

@@ -123,7 +123,7 @@ def test_half_precision(connector):
 
 def test_features_kept_in_half_precision_are_taken(connector):
     one = features(torch.ones(2, 3, dtype=torch.bool))
-    out = connector(Features(one.tokens.half(), one.frames, one.grid))
+    out = connector(Features(one.tokens.half(), one.frame_mask, one.grid))
     assert out.tokens.dtype == torch.float32
     torch.testing.assert_close(out.tokens, connector(one).tokens, rtol=0.02, atol=0.02)
 

@@ -38,7 +38,7 @@ def test_by_its_formula():
 def test_length_of_what_comes_in_does_not_matter():
     """ImageBind gives sound a length of 20 and sight a length of 1."""
     model, given = make(), features()
-    louder = Features(given.tokens * 20, given.frames)
+    louder = Features(given.tokens * 20, given.frame_mask)
     torch.testing.assert_close(model(louder).tokens, model(given).tokens)
 
 

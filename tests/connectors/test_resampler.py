@@ -56,8 +56,8 @@ def test_by_its_formula():
 def test_frames_are_told_apart_and_places_are_not():
     model, given = make(), features()
     out = model(given).tokens
-    turned = Features(given.tokens.flip(1), given.frames, given.grid)
-    moved = Features(given.tokens.flip(2), given.frames, given.grid)
+    turned = Features(given.tokens.flip(1), given.frame_mask, given.grid)
+    moved = Features(given.tokens.flip(2), given.frame_mask, given.grid)
     assert not torch.allclose(model(turned).tokens, out, atol=1e-4)
     torch.testing.assert_close(model(moved).tokens, out, rtol=1e-4, atol=1e-5)
 

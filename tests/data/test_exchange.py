@@ -10,7 +10,7 @@ import torch
 from mmtune import registry
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, Source, Stream
-from mmtune.data.pack import Plan
+from mmtune.data.pack import BatchSpec
 from tests.data import tars
 
 LLAVA = registry.find("data/formats", "llava")
@@ -22,10 +22,10 @@ class Peers:
     def __init__(self, rank, world, room):
         self.rank, self.world, self._room = rank, world, room
 
-    def tell(self, data):
+    def all_gather(self, data):
         return self._swapped(data)
 
-    def hand(self, parts):
+    def all_to_all(self, parts):
         return [row[self.rank] for row in self._swapped(parts)]
 
     def _swapped(self, mine):
@@ -37,9 +37,9 @@ class Peers:
         return found
 
 
-def loader(folder, plan, rank=0, world=1, peers=None, workers=0):
+def loader(folder, spec, rank=0, world=1, peers=None, workers=0):
     stream = Stream("talk", [Source((str(folder),), LLAVA(LLAVA.Config()))], tars.Letters())
-    return Loader([stream], plan, seed=3, workers=workers, ledger=Ledger(), rank=rank, world=world, peers=peers)
+    return Loader([stream], spec, seed=3, workers=workers, ledger=Ledger(), rank=rank, world=world, peers=peers)
 
 
 def take(made, steps, first=0):
@@ -60,13 +60,13 @@ def take(made, steps, first=0):
     return rows, count[0]
 
 
-def together(folder, plan, world, steps, workers=0, positions=None):
+def together(folder, spec, world, steps, workers=0, positions=None):
     room = threading.Barrier(world), {}
     results, errors = {}, []
 
     def work(rank):
         try:
-            made = loader(folder, plan, rank, world, Peers(rank, world, room), workers)
+            made = loader(folder, spec, rank, world, Peers(rank, world, room), workers)
             if positions:
                 made.restore(positions)
             rows, count = take(made, steps, positions["step"] if positions else 0)
@@ -100,20 +100,26 @@ def folder(tmp_path_factory):
     return where
 
 
-PLANS = [Plan(4, 16), Plan(3, 24, accumulate=2), Plan(2, 40, examples=3), Plan(4, 16, pack=False), Plan(1, 16)]
+PLANS = [
+    BatchSpec(4, 16),
+    BatchSpec(3, 24, accumulate=2),
+    BatchSpec(2, 40, examples=3),
+    BatchSpec(4, 16, pack=False),
+    BatchSpec(1, 16),
+]
 
 
 def items(batch):
     """Values and number of frames of the media of a batch."""
-    pairs = zip(batch.media.get("sight", ()), batch.frames.get("sight", ()), strict=True)
+    pairs = zip(batch.media.get("sight", ()), batch.frame_mask.get("sight", ()), strict=True)
     return [(round(float(item.double().sum()), 6), int(frames.sum())) for item, frames in pairs]
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_steps_are_those_of_one_rank(folder, plan, world):
-    alone, made = take(one := loader(folder, plan), 12)
-    shared = together(folder, plan, world, 12)
+@pytest.mark.parametrize("spec", PLANS, ids=str)
+def test_steps_are_those_of_one_rank(folder, spec, world):
+    alone, made = take(one := loader(folder, spec), 12)
+    shared = together(folder, spec, world, 12)
     for rows, _, positions, ledger in shared:
         assert [ids for ids, _ in rows] == [ids for ids, _ in alone]
         assert positions == one.positions(12), "so a run may go on with another number of ranks"
@@ -132,8 +138,8 @@ def test_steps_are_those_of_one_rank(folder, plan, world):
             given = [item for part in parts for item in items(part[number])]
             assert sorted(given) == sorted(items(batch)), "each item is with the rank that has its row"
     counts = [count for _, count, _, _ in shared]
-    assert max(counts) <= made / world + 2 * (plan.all_rows + world), (counts, made)
-    assert sum(counts) >= made - plan.all_rows
+    assert max(counts) <= made / world + 2 * (spec.all_rows + world), (counts, made)
+    assert sum(counts) >= made - spec.all_rows
 
 
 def test_going_on_in_the_middle_with_another_number_of_ranks(folder):

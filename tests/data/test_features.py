@@ -8,7 +8,7 @@ from mmtune import registry
 from mmtune.data import features
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader, Source, Stream
-from mmtune.data.pack import Plan
+from mmtune.data.pack import BatchSpec
 from mmtune.errors import DataError, MediaError, Reason, UsageError
 from mmtune.media import Sampling
 from mmtune.types import Features, MediaRef
@@ -83,7 +83,7 @@ def refs(stream):
 def test_warm_encodes_each_item_once_and_lookups_decode_nothing(stream, tmp_path, workers):
     branch, told = Branch(), []
     cache = FeatureCache(tmp_path / "cache", {"sight": branch})
-    counts = cache.warm([stream], workers=workers, batch=3, progress=lambda done, total: told.append((done, total)))
+    counts = cache.fill([stream], workers=workers, batch=3, progress=lambda done, total: told.append((done, total)))
     assert (counts["encoded"], counts["failed"]) == (4, 1) and told[-1] == (12, 12)
     assert branch.encoder.encoded == 4
     branch.encoder.prepared = 0
@@ -109,86 +109,86 @@ def test_branches_with_the_same_encoder_share_what_is_kept(stream, tmp_path):
     films = Branch()
     films.kinds = ("video",)
     cache = FeatureCache(tmp_path / "cache", {"picture": Branch(), "film": films})
-    assert cache.shelves["picture"] is cache.shelves["film"]
-    assert cache.warm([stream], batch=3)["encoded"] == 4
-    assert cache.warm([stream]) == {"encoded": 0, "kept": 0, "failed": 0}, "both are marked"
+    assert cache.feature_files["picture"] is cache.feature_files["film"]
+    assert cache.fill([stream], batch=3)["encoded"] == 4
+    assert cache.fill([stream]) == {"encoded": 0, "kept": 0, "failed": 0}, "both are marked"
 
 
 def test_a_corpus_that_could_not_be_read_whole_is_walked_again(stream, tmp_path, monkeypatch):
     real, away = stream.corpus.record, [True]
 
     def record(key, *rest):
-        if away and key.place < 4:
+        if away and key.index < 4:
             raise DataError(Reason.truncated_shard, "the disk is away")
         return real(key, *rest)
 
     monkeypatch.setattr(stream.corpus, "record", record)
     cache = FeatureCache(tmp_path / "cache", {"sight": Branch()})
-    assert cache.warm([stream])["encoded"] == 4  # the colours come again further on
+    assert cache.fill([stream])["encoded"] == 4  # the colours come again further on
     away.clear()
-    assert cache.warm([stream])["kept"] == 12
-    assert cache.warm([stream])["kept"] == 0
+    assert cache.fill([stream])["kept"] == 12
+    assert cache.fill([stream])["kept"] == 0
 
 
 def test_kept_features_that_were_cut_are_made_again(stream, tmp_path):
-    FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])
+    FeatureCache(tmp_path / "cache", {"sight": Branch()}).fill([stream])
     (file,) = tmp_path.glob("cache/*/features.bin")
     file.write_bytes(file.read_bytes()[:-4])
-    assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])["encoded"] == 1
+    assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).fill([stream])["encoded"] == 1
 
 
 def test_what_was_cut_off_is_never_taken_for_what_comes_to_lie_there(stream, tmp_path):
     cache = FeatureCache(tmp_path / "cache", {"sight": Branch()})
-    cache.warm([stream])
-    shelf = cache.shelves["sight"]
-    held = {key: shelf.read(key) for key in sorted(shelf.places, key=shelf.places.get)}
+    cache.fill([stream])
+    feature_file = cache.feature_files["sight"]
+    held = {key: feature_file.read(key) for key in sorted(feature_file.offsets, key=feature_file.offsets.get)}
     first, _, third, fourth = held
     size = held[first].nbytes
     (file,) = tmp_path.glob("cache/*/features.bin")
     file.write_bytes(file.read_bytes()[: 2 * size - 4])  # the second is cut, third and fourth are gone
-    shelf.load()
-    assert set(shelf.places) == {first}
-    with shelf.writing() as writer:
+    feature_file.load()
+    assert set(feature_file.offsets) == {first}
+    with feature_file.writing() as writer:
         writer.put(fourth, held[fourth])
         writer.put(third, held[third])
-    assert set(shelf.places) == {first, third, fourth}
-    assert all(np.array_equal(shelf.read(key), held[key]) for key in shelf.places)
-    assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])["encoded"] == 1
+    assert set(feature_file.offsets) == {first, third, fourth}
+    assert all(np.array_equal(feature_file.read(key), held[key]) for key in feature_file.offsets)
+    assert FeatureCache(tmp_path / "cache", {"sight": Branch()}).fill([stream])["encoded"] == 1
 
 
 def test_a_second_run_reads_what_the_first_wrote(stream, tmp_path):
-    FeatureCache(tmp_path / "cache", {"sight": Branch()}).warm([stream])
+    FeatureCache(tmp_path / "cache", {"sight": Branch()}).fill([stream])
     branch = Branch()
     cache = FeatureCache(tmp_path / "cache", {"sight": branch})
-    assert cache.warm([stream]) == {"encoded": 0, "kept": 0, "failed": 0}
+    assert cache.fill([stream]) == {"encoded": 0, "kept": 0, "failed": 0}
     assert branch.encoder.prepared == 0
     assert cache.get("sight", refs(stream)[0]) is not None and branch.encoder.prepared == 0
 
 
 def test_other_weights_have_other_features(stream, tmp_path):
     one = FeatureCache(tmp_path / "cache", {"sight": Branch(0)})
-    one.warm([stream])
+    one.fill([stream])
     two = FeatureCache(tmp_path / "cache", {"sight": Branch(1)})
-    assert two.warm([stream])["encoded"] == 4
+    assert two.fill([stream])["encoded"] == 4
     ref = refs(stream)[0]
     assert not torch.equal(one.get("sight", ref), two.get("sight", ref))
 
 
 def test_what_a_killed_writer_left_is_not_read(stream, tmp_path):
     cache = FeatureCache(tmp_path / "cache", {"sight": Branch()})
-    cache.warm([stream])
-    ref, shelf = refs(stream)[0], cache.shelves["sight"]
+    cache.fill([stream])
+    ref, feature_file = refs(stream)[0], cache.feature_files["sight"]
     good = cache.get("sight", ref)
-    with (shelf.folder / "features.bin").open("ab") as file:
+    with (feature_file.folder / "features.bin").open("ab") as file:
         file.write(b"\x01" * 7)
-    with (shelf.folder / "index.jsonl").open("a") as file:
+    with (feature_file.folder / "index.jsonl").open("a") as file:
         file.write('{"key": "image:ff", "at": 24, "frames": 1}\n{"key": "im')
     again = FeatureCache(tmp_path / "cache", {"sight": Branch()})
-    assert "image:ff" not in again.shelves["sight"] and torch.equal(again.get("sight", ref), good)
-    with again.shelves["sight"].writing() as writer:
+    assert "image:ff" not in again.feature_files["sight"] and torch.equal(again.get("sight", ref), good)
+    with again.feature_files["sight"].writing() as writer:
         writer.put("image:new", np.ones((2, 2, 3), dtype=np.float32))
     last = FeatureCache(tmp_path / "cache", {"sight": Branch()})
-    assert last.shelves["sight"].read("image:new").tolist() == np.ones((2, 2, 3)).tolist()
+    assert last.feature_files["sight"].read("image:new").tolist() == np.ones((2, 2, 3)).tolist()
     assert torch.equal(last.get("sight", ref), good)
 
 
@@ -209,7 +209,7 @@ def test_numbers_that_half_precision_cannot_hold_are_refused(stream, tmp_path):
     with torch.no_grad():
         branch.encoder.mix.bias.fill_(1e6)
     with pytest.raises(Exception, match="65504"):
-        FeatureCache(tmp_path / "cache", {"sight": branch}).warm([stream])
+        FeatureCache(tmp_path / "cache", {"sight": branch}).fill([stream])
 
 
 class Cached(tars.Letters):
@@ -227,11 +227,11 @@ class Cached(tars.Letters):
 
 def test_loading_from_a_cache_is_the_same_with_workers(stream, tmp_path):
     cache = FeatureCache(tmp_path / "cache", {"sight": Branch()})
-    cache.warm([stream])
+    cache.fill([stream])
     stream.processor = Cached(cache)
     batches = []
     for workers in (0, 2):
-        feed = Loader([stream], Plan(rows=2, length=16), workers=workers)
+        feed = Loader([stream], BatchSpec(rows=2, length=16), workers=workers)
         steps = feed.steps()
         batches.append([batch for _, found in itertools.islice(steps, 4) for batch in found])
         steps.close()
@@ -255,7 +255,7 @@ def test_two_clips_of_one_file_are_two_items(tmp_path):
         MediaRef("video", film, "film", 0.0, 1.0),
         MediaRef("video", film, "film", 1.0),
     ]
-    with cache.shelves["sight"].writing() as writer:
+    with cache.feature_files["sight"].writing() as writer:
         for number, ref in enumerate(parts):
             writer.put(features._key(ref), np.full((8, 2, 3), number, np.float16))
     assert [float(cache.get("sight", ref)[0, 0, 0]) for ref in parts] == [0, 1, 2]

@@ -15,13 +15,13 @@ import torch
 from mmtune import registry
 from mmtune.data.ledger import Ledger, read
 from mmtune.data.loader import Loader, Source, Stream
-from mmtune.data.pack import Plan
+from mmtune.data.pack import BatchSpec
 from mmtune.data.pool import Pool
 from mmtune.errors import ConfigError, DataError, MmtuneError, UsageError
 from tests.data import tars
 
 LLAVA = registry.find("data/formats", "llava")
-PLAN = Plan(rows=4, length=24, accumulate=2)
+PLAN = BatchSpec(rows=4, length=24, accumulate=2)
 
 
 def answers(key):
@@ -40,15 +40,22 @@ def folders(tmp_path_factory):
     return folder
 
 
-def loader(folders, workers=0, seed=0, plan=PLAN, names=("talk", "tell"), without=(), processor=None, **options):
+def loader(folders, workers=0, seed=0, spec=PLAN, names=("talk", "tell"), without=(), processor=None, **options):
     source = LLAVA(LLAVA.Config())
     shares = {"talk": 2, "tell": 1}
     streams = [
-        Stream(name, [Source((folders / name,), source)], processor or tars.Letters(), shares[name], without=without,
-               window=2, augment=options.pop("augment", False))
+        Stream(
+            name,
+            [Source((folders / name,), source)],
+            processor or tars.Letters(),
+            shares[name],
+            without=without,
+            window=2,
+            augment=options.pop("augment", False),
+        )
         for name in names
     ]
-    return Loader(streams, plan, seed, workers, options.pop("ledger", None), **options)
+    return Loader(streams, spec, seed, workers, options.pop("ledger", None), **options)
 
 
 def take(feed, count, first=0):
@@ -66,7 +73,7 @@ def same(left, right):
             assert one.ids == two.ids
             for field in ("tokens", "labels", "positions", "segments"):
                 assert torch.equal(getattr(one, field), getattr(two, field)), field
-            for field in ("media", "frames", "slots"):
+            for field in ("media", "frame_mask", "slots"):
                 mine, theirs = getattr(one, field), getattr(two, field)
                 assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine), field
     return True
@@ -224,15 +231,20 @@ def test_too_large_a_share_of_bad_data_stops_with_a_summary(tmp_path, workers):
 
 
 def read_of(folder, ledger, workers):
-    return loader(folder, names=("talk",), plan=Plan(rows=4, length=14, examples=8), ledger=ledger, workers=workers)
+    return loader(
+        folder, names=("talk",), spec=BatchSpec(rows=4, length=14, examples=8), ledger=ledger, workers=workers
+    )
 
 
 def test_an_example_that_no_row_can_hold_is_skipped(tmp_path):
     said = {"000003": "x" * 40}
-    more = lambda key: {"conversations": [*answers("000000")["conversations"][:1],  # noqa: E731
-                                          {"from": "gpt", "value": said.get(key, "xxx")}]}
+
+    def more(key):
+        first = answers("000000")["conversations"][:1]
+        return {"conversations": [*first, {"from": "gpt", "value": said.get(key, "xxx")}]}
+
     tars.shards(tmp_path / "talk", 1, 6, more=more)
-    feed = loader(tmp_path, names=("talk",), plan=Plan(rows=1, length=24, examples=5))
+    feed = loader(tmp_path, names=("talk",), spec=BatchSpec(rows=1, length=24, examples=5))
     trained = ids(take(feed, 1))
     assert len(trained) == 5 and feed.ledger.counts == {"too_long": 1}
 
@@ -326,7 +338,7 @@ def slope(values):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_and_files_stay_flat(folders, workers):
     """Some 5 000 samples, of which 500 warm up; workers are looked at, too."""
-    feed = loader(folders, names=("talk",), workers=workers, plan=Plan(rows=4, length=24, examples=8))
+    feed = loader(folders, names=("talk",), workers=workers, spec=BatchSpec(rows=4, length=24, examples=8))
     steps, pages, files, taken = feed.steps(), [], [], 0
     for number, (_, batches) in enumerate(steps):
         taken += sum(len(batch.ids) for batch in batches)
@@ -397,5 +409,8 @@ def test_examples_go_over_the_wire_unchanged():
 def test_a_shard_in_two_sources_is_refused(folders):
     spelled = LLAVA(LLAVA.Config())
     with pytest.raises(ConfigError, match="in two places"):
-        Stream("talk", [Source((folders / "talk",), spelled), Source((folders / "talk" / "00001.tar",), spelled)],
-               tars.Letters())
+        Stream(
+            "talk",
+            [Source((folders / "talk",), spelled), Source((folders / "talk" / "00001.tar",), spelled)],
+            tars.Letters(),
+        )

@@ -48,7 +48,7 @@ def memory(shards):
     return system
 
 
-class Site(http.server.ThreadingHTTPServer):
+class PromptTerm(http.server.ThreadingHTTPServer):
     """A web server that can be told to misbehave."""
 
     def __init__(self, folder: Path) -> None:
@@ -93,7 +93,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def site(shards):
-    with Site(shards[0].parent) as server:
+    with PromptTerm(shards[0].parent) as server:
         yield server
         server.stop.set()
         server.shutdown()

@@ -14,7 +14,7 @@ from tests.data import tars
 
 
 def order(corpus, seed, epoch):
-    return [corpus.id(corpus.order(seed, epoch, place)) for place in range(len(corpus))]
+    return [corpus.id(corpus.order(seed, epoch, position)) for position in range(len(corpus))]
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,17 @@ def test_order_depends_on_seed_and_epoch_and_is_asked_in_any_order(folder):
     corpus = Corpus(folder, window=3)
     assert order(corpus, 0, 0) == order(Corpus(folder, window=3), 0, 0)
     assert len({tuple(order(corpus, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    places = list(range(35))
-    random.Random(1).shuffle(places)
+    positions = list(range(35))
+    random.Random(1).shuffle(positions)
     straight = order(corpus, 5, 2)
-    assert [corpus.id(corpus.order(5, 2, place)) for place in places] == [straight[place] for place in places]
+    assert [corpus.id(corpus.order(5, 2, position)) for position in positions] == [
+        straight[position] for position in positions
+    ]
 
 
 def test_windows_keep_reading_local(folder):
     corpus = Corpus(folder, window=2)
-    labels = [corpus.label(corpus.order(0, 0, place)) for place in range(35)]
+    labels = [corpus.label(corpus.order(0, 0, position)) for position in range(35)]
     assert max(len(set(labels[start : start + 10])) for start in range(0, 30, 10)) == 2
 
 
@@ -54,7 +56,7 @@ def test_windows_keep_reading_local(folder):
 def test_a_sample_less_changes_the_order_of_no_other(folder, lost, seed):
     corpus = Corpus(folder, window=3)
     every = [corpus.id(key) for key in corpus.samples()]
-    without = [every[place] for place in lost]
+    without = [every[position] for position in lost]
     rest = order(Corpus(folder, window=3, without=without), seed, 1)
     assert rest == [name for name in order(corpus, seed, 1) if name not in without]
 
@@ -103,7 +105,7 @@ def test_a_cut_shard_names_what_it_lost(tmp_path):
 def test_a_flipped_bit_is_caught_by_its_digest(tmp_path):
     path = tars.shards(tmp_path, 1, 4)[0]
     corpus = Corpus(tmp_path)
-    wheres = [(key, s, w) for key in corpus.samples() for s, w in corpus._load(0)[0].groups[key.place].members.items()]
+    wheres = [(key, s, w) for key in corpus.samples() for s, w in corpus._load(0)[0].groups[key.index].members.items()]
     data = path.read_bytes()
     undetected = 0
     for key, suffix, (offset, size, _) in wheres:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmtune.data.collate import collate
 from mmtune.data.ledger import Ledger, read
-from mmtune.data.pack import Packer, Plan
+from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.streams import Schedule
 from mmtune.errors import ConfigError, DataError, Reason, ShapeError
 from mmtune.types import IGNORE, Example, Slot
@@ -93,8 +93,8 @@ def test_ledger_stops_dirty_data():
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=60), rows=st.integers(1, 4), micro=st.integers(1, 3))
 def test_packing_keeps_to_its_rows(lengths, rows, micro):
-    plan = Plan(rows=rows, length=64, accumulate=micro)
-    packer = Packer(plan)
+    spec = BatchSpec(rows=rows, length=64, accumulate=micro)
+    packer = Packer(spec)
     taken = list(itertools.takewhile(packer.add, lengths))
     packed = packer.rows()
     assert taken and sorted(place for row in packed for place in row) == list(range(len(taken)))
@@ -104,26 +104,26 @@ def test_packing_keeps_to_its_rows(lengths, rows, micro):
 
 
 def test_packing_lays_rows_anew_when_needed():
-    packer = Packer(Plan(rows=2, length=10))
+    packer = Packer(BatchSpec(rows=2, length=10))
     # 3 3 3 share a row and 7 has the other; only 7 3 and 4 3 3 hold the 4 as well
     assert [packer.add(size) for size in (3, 3, 3, 7, 4, 1)] == [True, True, True, True, True, False]
     assert packer.rows() == [[0, 3], [1, 2, 4]]
-    assert Packer(Plan(rows=1, length=10)).add(11) is False
+    assert Packer(BatchSpec(rows=1, length=10)).add(11) is False
 
 
 def test_without_packing_and_with_a_count():
-    packer = Packer(Plan(rows=3, length=10, pack=False))
+    packer = Packer(BatchSpec(rows=3, length=10, pack=False))
     assert [packer.add(1) for _ in range(4)] == [True, True, True, False]
     assert packer.rows() == [[0], [1], [2]]
-    packer = Packer(Plan(rows=3, length=10, examples=2))
+    packer = Packer(BatchSpec(rows=3, length=10, examples=2))
     assert [packer.add(1) for _ in range(3)] == [True, True, False] and packer.rows() == [[0, 1]]
     with pytest.raises(ConfigError):
-        Plan(rows=0, length=10)
+        BatchSpec(rows=0, length=10)
 
 
 def test_plan_refuses_an_example_that_fits_no_row():
     with pytest.raises(DataError) as caught:
-        Plan(rows=1, length=10).check("s/1", 11)
+        BatchSpec(rows=1, length=10).check("s/1", 11)
     assert caught.value.reason == Reason.too_long
 
 
@@ -144,7 +144,7 @@ def test_collate_by_hand():
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 2, 3, 0, 0, 0, 0]]
     assert batch.segments.tolist() == [[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch.slots["sight"].tolist() == [[0, 1, 0, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
-    assert batch.frames["sight"].tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    assert batch.frame_mask["sight"].tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert batch.media["sight"][0].tolist() == [[2, 2], [2, 2], [0, 0]]
     assert batch.ids == ("a", "b", "c") and batch.stream == "talk"
 

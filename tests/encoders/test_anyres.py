@@ -87,7 +87,9 @@ def test_places_and_their_order(encoder: Anyres) -> None:
     left, right = [10, 11, 12], [19, 20, 21]
     lines = [number + 3 * line for line in range(3) for number in [*left, *right, -1 - 3 * line]]
     assert out.tokens[0, :, 0].tolist() == [*range(1, 10), *lines]
-    assert connector.places(item, encoder) == connector.places(tokens[0], encoder) == out.tokens.shape[1] == 9 + 21
+    assert (
+        connector.num_tokens(item, encoder) == connector.num_tokens(tokens[0], encoder) == out.tokens.shape[1] == 9 + 21
+    )
 
 
 def test_border_takes_no_place(encoder: Anyres) -> None:
@@ -116,7 +118,7 @@ def test_items_of_several_sizes_side_by_side(encoder: Anyres) -> None:
         both = connector(encoder(x, frames))
         for row, item in enumerate(items):
             alone = connector(encoder(item[None], torch.ones(1, len(item), dtype=torch.bool)))
-            assert int(both.mask[row].sum()) == connector.places(item, encoder)
+            assert int(both.mask[row].sum()) == connector.num_tokens(item, encoder)
             torch.testing.assert_close(both.tokens[row][both.mask[row]], alone.tokens[0])
 
 

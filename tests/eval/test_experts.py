@@ -74,7 +74,7 @@ def parts():
 def test_both_figures(parts, shard: str, capsys: pytest.CaptureFixture[str]) -> None:
     reader = Reader()
     controls = ["plain", "blind"]
-    report = evaluate(parts, "pocket_qa", [shard], controls=controls, experts=reader, kinds=["text"])
+    report = evaluate(parts, "pocket_qa", [shard], controls=controls, experts=reader, types=["text"])
     scores = report["scores"]
     assert list(scores) == ["plain", "blind", "experts", "experts_blind"]
     assert all(rows["overall"]["total"] == 3 for rows in scores.values())
@@ -88,7 +88,7 @@ def test_both_figures(parts, shard: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_evidence_that_does_not_fit_is_left_out(parts, shard: str) -> None:
-    plain = evaluate(parts, "pocket_qa", [shard], kinds=["text"], quiet=True)
-    flooded = evaluate(parts, "pocket_qa", [shard], kinds=["text"], quiet=True, experts=Reader(" no" * 3000))
+    plain = evaluate(parts, "pocket_qa", [shard], types=["text"], quiet=True)
+    flooded = evaluate(parts, "pocket_qa", [shard], types=["text"], quiet=True, experts=Reader(" no" * 3000))
     assert flooded["answers"]["experts"] == plain["answers"]["plain"] == flooded["answers"]["plain"]
     assert "experts" not in plain

@@ -24,7 +24,7 @@ def task(**config):
 def test_questions_of_one_clip():
     first, second = task().questions([record(question="what colour?", answer="red")])
     assert (first.id, second.id) == ("shard/0001#0", "shard/0001#1")
-    assert (first.kind, first.temporal, second.temporal) == ("order", True, False)
+    assert (first.type, first.temporal, second.temporal) == ("order", True, False)
     assert first.answers == ("the circle", "circle")
     (turn,) = first.sample.turns
     medium, text = turn.parts

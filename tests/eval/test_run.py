@@ -193,10 +193,10 @@ def test_nothing_usable_is_an_error(pair, clips, asked, tmp_path):
 
 
 def test_a_part_of_the_questions(pair, shard, asked):
-    report = evaluate(pair, "pocket_qa", data=[shard], limit=2, kinds=["order"], quiet=True)
+    report = evaluate(pair, "pocket_qa", data=[shard], limit=2, types=["order"], quiet=True)
     assert [one["truth"] for one in report["answers"]["plain"]] == ["clip 0", "clip 1"] and report["records"] == 2
     with pytest.raises(UsageError, match="no record"):
-        evaluate(pair, "pocket_qa", data=[shard], kinds=["taste"], quiet=True)
+        evaluate(pair, "pocket_qa", data=[shard], types=["taste"], quiet=True)
 
 
 def test_the_report_is_printed_and_written(pair, shard, asked, tmp_path, capsys):

@@ -48,8 +48,8 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = dict(bos_token_id=2, pad_token_id=0, eos_token_id=3, sep_token_id=3)
     text = dict(vocab_size=len(words), encoder_hidden_size=16, max_position_embeddings=32, initializer_range=1.0)
     torch.manual_seed(0)
-    plan = BlipConfig(text_config=sizes | ids | text, vision_config=sizes | dict(image_size=16, patch_size=8))
-    model = BlipForConditionalGeneration(plan)
+    hf_config = BlipConfig(text_config=sizes | ids | text, vision_config=sizes | dict(image_size=16, patch_size=8))
+    model = BlipForConditionalGeneration(hf_config)
     model.text_decoder.cls.predictions.bias.data[:5] = -1000.0  # no end, and nothing but words
     model.save_pretrained(folder)
     tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"))

@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from mmtune.experts import _tiles
-from mmtune.experts._tiles import OVERLAP, TILE, Line, merged, ordered, placed, plan
+from mmtune.experts._tiles import OVERLAP, TILE, Line, merged, ordered, placed, tile_grid
 
 
 @pytest.mark.parametrize(("height", "width"), [(9000, 400), (400, 9000), (5000, 4500), (2001, 2001), (60, 30_000)])
 def test_tiles_cover_the_picture_and_overlap(height: int, width: int) -> None:
-    made = plan(height, width, 256)
+    made = tile_grid(height, width, 256)
     assert made.read == (1.0, 1.0)
     for axis, length in ((0, width), (1, height)):
         spans = sorted({(tile.box[axis], tile.box[axis + 2]) for tile in made.tiles})
@@ -33,7 +33,7 @@ def test_tiles_cover_the_picture_and_overlap(height: int, width: int) -> None:
     ],
 )
 def test_the_number_of_tiles_is_bounded(height: int, width: int, most: int, count: int, read) -> None:
-    made = plan(height, width, most)
+    made = tile_grid(height, width, most)
     assert len(made.tiles) == count <= most
     assert read is None or made.read == pytest.approx(read, abs=0.05)
 
@@ -44,13 +44,13 @@ def never(_: _tiles.Box) -> tuple[str, float]:
 
 def at(tile: int, text: str, box: _tiles.Box, score: float = 0.9, most: int = 256) -> Line:
     """A line as one tile of a picture of 9000 x 400 pixels has it; the box is of the picture."""
-    where = plan(9000, 400, most).tiles[tile]
+    where = tile_grid(9000, 400, most).tiles[tile]
     left, top = where.box[:2]
     return placed(where, tile, text, score, (box[0] - left, box[1] - top, box[2] - left, box[3] - top))
 
 
 def test_what_two_tiles_read_is_said_once() -> None:
-    first, second = plan(9000, 400, 256).tiles[:2]
+    first, second = tile_grid(9000, 400, 256).tiles[:2]
     middle = (first.box[3] + second.box[1]) / 2
     box = (20.0, middle - 15, 300.0, middle + 15)
     lines = [at(0, "river", box), at(1, "river", (21.0, middle - 14, 301.0, middle + 16))]
@@ -58,7 +58,7 @@ def test_what_two_tiles_read_is_said_once() -> None:
 
 
 def test_a_strip_of_letters_at_a_border_is_not_said() -> None:
-    end = plan(9000, 400, 256).tiles[0].box[3]
+    end = tile_grid(9000, 400, 256).tiles[0].box[3]
     whole = (20.0, end - 20.0, 300.0, end + 12.0)
     lines = [at(0, "rlver", (20.0, end - 20.0, 300.0, float(end))), at(1, "river", whole)]
     assert [line.text for line in merged(lines, never)] == ["river"]
@@ -66,7 +66,7 @@ def test_a_strip_of_letters_at_a_border_is_not_said() -> None:
 
 
 def test_a_line_longer_than_a_tile_is_read_anew_as_a_whole() -> None:
-    tiles = plan(400, 4200, 256).tiles
+    tiles = tile_grid(400, 4200, 256).tiles
     lines = [
         placed(tile, number, f"piece {number}", 0.9, (0.0 if number else 20.0, 50.0, tile.box[2] - tile.box[0], 80.0))
         for number, tile in enumerate(tiles)

@@ -9,8 +9,8 @@ from tests.llm import tiny
 
 NAMES = registry.names("fusion")
 Entry = config.entry("fusion")
-PLACES = 3
-TINY: dict[str, dict] = {"added_prompts": {"length": PLACES}}
+TOKENS = 3
+TINY: dict[str, dict] = {"added_prompts": {"length": TOKENS}}
 """Options of a fusion whose defaults do not fit a model of two layers."""
 
 
@@ -42,21 +42,21 @@ def packed(fusion, llm, seed=0):
     tokens = torch.randint(8, 40, (1, 15), generator=g)
     segments = torch.tensor([[1] * 7 + [2] * 7 + [0]], dtype=torch.int32)
     positions = torch.tensor([[*range(7), *range(7), 0]])
-    length = PLACES if fusion.takes_places else 0
+    length = TOKENS if fusion.uses_placeholders else 0
     return Batch(
         tokens=tokens,
         labels=torch.full_like(tokens, -100),
         positions=positions,
         segments=segments,
         media={"sight": torch.zeros(2, 1, 1)},
-        frames={"sight": torch.ones(2, 1, dtype=torch.bool)},
+        frame_mask={"sight": torch.ones(2, 1, dtype=torch.bool)},
         slots={"sight": torch.tensor([[0, 1, 1, length], [0, 2, 9, length]])},
     )
 
 
 def items(llm, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return Embeds(torch.randn(2, PLACES, llm.width, generator=g), torch.ones(2, PLACES, dtype=torch.bool))
+    return Embeds(torch.randn(2, TOKENS, llm.width, generator=g), torch.ones(2, TOKENS, dtype=torch.bool))
 
 
 def test_an_item_speaks_to_its_own_segment_only(fusion, llm):

@@ -61,7 +61,7 @@ def batch(tokens, owners=(), segments=None, positions=None):
         frames = torch.ones(len(owners), 1, dtype=torch.bool)
         media = {
             "media": {"sight": torch.zeros(len(owners), 1)},
-            "frames": {"sight": frames},
+            "frame_mask": {"sight": frames},
             "slots": {"sight": slots},
         }
     return Batch(tokens, torch.full_like(tokens, -100), positions, segments, **media)
@@ -189,7 +189,7 @@ def test_added_equals_the_formula_written_out(tmp_path):
     """One layer of a Llama with ordinary heads, by hand: softmax of its own, unrotated and without the layer's norm."""
     llm = tiny.llm(tmp_path, num_hidden_layers=1, num_key_value_heads=4)
     fusion, given, tokens = made(llm, "added", layers=1), items(llm, 1), ids(5)
-    site = llm.sites()[0]
+    site = llm.attention_modules()[0]
     seen = {}
     site.o_proj.register_forward_hook(lambda module, args, out: seen.__setitem__("out", args[0].detach()))
     run(fusion, llm, batch(tokens, [(0, 1)]), given)
@@ -243,7 +243,7 @@ def test_low_rank_pairs_are_for_the_text(tmp_path):
     for name, parameter in llm.named_parameters():
         if name in names:
             torch.nn.init.normal_(parameter)
-    for matrix in (llm.sites()[0].k_proj, llm.sites()[0].v_proj):
+    for matrix in (llm.attention_modules()[0].k_proj, llm.attention_modules()[0].v_proj):
         matrix.lora_A["default"].register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
     run(fusion, llm, batch(ids(7), [(0, 1)]), given)
     assert seen == [7, 7]
@@ -251,7 +251,7 @@ def test_low_rank_pairs_are_for_the_text(tmp_path):
 
 def test_a_norm_of_the_keys_is_the_prompts_too(llm, fusion):
     """Qwen3 and Gemma 3 norm their queries and keys; keys of another scale would not fit such queries."""
-    site, seen = llm.sites()[fusion.prompts.layers[0]], []
+    site, seen = llm.attention_modules()[fusion.prompts.layers[0]], []
     assert hasattr(site, "k_norm") == (llm.model.config.model_type in ("qwen3", "gemma3_text"))
     if not hasattr(site, "k_norm"):
         return

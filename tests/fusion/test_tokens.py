@@ -35,7 +35,7 @@ def batch(slots, rows=2, length=8):
         positions=torch.arange(length).expand(rows, -1).clone(),
         segments=torch.ones(rows, length, dtype=torch.int32),
         media=media,
-        frames={name: torch.ones(len(s), 1, dtype=torch.bool) for name, s in slots.items()},
+        frame_mask={name: torch.ones(len(s), 1, dtype=torch.bool) for name, s in slots.items()},
         slots={name: torch.tensor(s).view(-1, 4) for name, s in slots.items()},
     )
 

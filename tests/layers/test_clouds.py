@@ -84,7 +84,7 @@ def test_projection_stays_inside_whatever_the_cloud():
 
 def test_a_fixed_frame_keeps_place_and_size():
     cloud = torch.tensor([[[-1.0, -1, 0], [0.99, 0.99, 0], [0, 0, 0], [3, 0, 0]]])
-    index, inside = clouds.place(cloud, 10, 1.0)
+    index, inside = clouds.to_pixels(cloud, 10, 1.0)
     assert index[0, :3, 4].tolist() == [[0, 0], [9, 9], [5, 5]]
     assert inside.sum(-1).tolist() == [[4, 4, 9, 0]]
 
@@ -92,7 +92,7 @@ def test_a_fixed_frame_keeps_place_and_size():
 def test_paint_shows_the_nearest_point():
     cloud = torch.tensor([[[0.0, 0, 0.2], [0, 0, 0.7], [-0.9, -0.9, 0.1]]])
     colours = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]])
-    index, inside = clouds.place(cloud, 10, 1.0)
+    index, inside = clouds.to_pixels(cloud, 10, 1.0)
     picture = clouds.paint(cloud[..., 2], colours, index, inside, 10, (0.5, 0.5, 0.5))
     assert picture.shape == (1, 3, 10, 10)
     assert picture[0, :, 5, 5].tolist() == [0, 1, 0]

@@ -122,7 +122,7 @@ def test_the_term_of_prompts_written_out(scaling):
 
 def test_zero_gate_equals_plain_to_the_bit(llm):
     prompts = torch.randn(1, 1, 3, llm.width)
-    out = logits(llm, ids(6), extras={0: [extra(prompts, torch.zeros(1))]})
+    out = logits(llm, ids(6), attention_terms={0: [extra(prompts, torch.zeros(1))]})
     assert torch.equal(out, logits(llm, ids(6)))
 
 
@@ -132,9 +132,9 @@ def test_packed_samples_with_their_own_prompts_equal_alone(llm):
     a, b = ids(7), ids(5, seed=1)
     positions, segments = packed(7, 5, pad=2)
     padded = torch.cat([a, b, ids(2)], 1)
-    together = logits(llm, padded, positions, segments, extras={1: [extra(prompts, gate)]})
+    together = logits(llm, padded, positions, segments, attention_terms={1: [extra(prompts, gate)]})
     for n, (tokens, part) in enumerate(((a, together[:, :7]), (b, together[:, 7:12]))):
-        alone = logits(llm, tokens, extras={1: [extra(prompts[:, n : n + 1], gate)]})
+        alone = logits(llm, tokens, attention_terms={1: [extra(prompts[:, n : n + 1], gate)]})
         torch.testing.assert_close(part, alone, atol=CLOSE, rtol=1e-5)
         assert (alone - logits(llm, tokens)).abs().max() > 1e-3
 
@@ -146,7 +146,7 @@ def test_a_segment_without_prompts_is_plain_and_gradients_are_finite(llm):
     positions, segments = packed(7, 5)
     tokens = torch.cat([ids(7), ids(5, seed=1)], 1)
     llm.requires_grad_(False)
-    hidden = llm.forward(llm.embed(tokens), positions, segments, extras={0: [extra(prompts, gate, mask)]})
+    hidden = llm.forward(llm.embed(tokens), positions, segments, attention_terms={0: [extra(prompts, gate, mask)]})
     hidden.sum().backward()
     torch.testing.assert_close(llm.head(hidden[:, 7:]), logits(llm, ids(5, seed=1)), atol=CLOSE, rtol=1e-5)
     assert prompts.grad.isfinite().all() and gate.grad.isfinite().all() and gate.grad.abs() > 0
@@ -154,7 +154,7 @@ def test_a_segment_without_prompts_is_plain_and_gradients_are_finite(llm):
 
 
 def test_nothing_outlives_the_call(llm):
-    logits(llm, ids(4), extras={0: [extra(torch.randn(1, 1, 2, llm.width), torch.ones(1))]})
+    logits(llm, ids(4), attention_terms={0: [extra(torch.randn(1, 1, 2, llm.width), torch.ones(1))]})
     kept = [v for m in llm.modules() for v in vars(m).values() if isinstance(v, Call)]
     assert not kept
     assert torch.equal(logits(llm, ids(4)), logits(llm, ids(4)))
@@ -171,8 +171,8 @@ def test_extras_of_a_tuner_run_in_every_call(llm):
             return torch.ones_like(query.transpose(1, 2))
 
     before = logits(llm, ids(4))
-    llm.extras["0"] = Term()
+    llm.attention_terms["0"] = Term()
     try:
         assert (logits(llm, ids(4)) - before).abs().max() > 1e-3
     finally:
-        del llm.extras["0"]
+        del llm.attention_terms["0"]

@@ -20,8 +20,8 @@ def test_is_an_entry():
 def test_what_it_says_of_itself(tmp_path):
     llm = tiny.llm(tmp_path)
     assert (llm.width, llm.depth, llm.heads) == (32, 2, 4)
-    assert [site.layer_idx for site in llm.sites()] == [0, 1]
-    assert [name for name, module in llm.named_modules() if module in llm.sites()] == [
+    assert [site.layer_idx for site in llm.attention_modules()] == [0, 1]
+    assert [name for name, module in llm.named_modules() if module in llm.attention_modules()] == [
         "model.model.layers.0.self_attn",
         "model.model.layers.1.self_attn",
     ]

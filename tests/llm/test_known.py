@@ -59,9 +59,9 @@ def test_a_folder_that_came_later_and_is_another_model(tmp_path: Path) -> None:
 
 def test_every_known_structure_is_whole() -> None:
     for repo in _known.names():
-        plan = _known.plan(repo)
-        assert plan["hidden_size"] % plan["num_attention_heads"] == 0, repo
-    assert _known.plan("nobody/knows-it") is None and towers.trees("nobody/knows-it") is None
+        hf_config = _known.hf_config_of(repo)
+        assert hf_config["hidden_size"] % hf_config["num_attention_heads"] == 0, repo
+    assert _known.hf_config_of("nobody/knows-it") is None and towers.trees("nobody/knows-it") is None
 
 
 def test_a_published_tower() -> None:

@@ -37,7 +37,7 @@ def test_the_same_gradients_with_less(tmp_path, kind, training):
     llm = tiny.llm(tmp_path / "llm", kind).train(training).requires_grad_(True)
     plain, much = kept(llm)
     names = [name for name, _ in llm.named_parameters()]
-    llm.recompute()
+    llm.checkpoint_activations()
     anew, little = kept(llm)
     assert [name for name, _ in llm.named_parameters()] == names, "nothing is renamed"
     assert plain.keys() == anew.keys() and all(torch.equal(plain[name], anew[name]) for name in plain)
@@ -49,7 +49,7 @@ def test_reading_with_a_cache_is_as_before(tmp_path):
     x = torch.randn(1, 6, llm.width)
     positions = torch.arange(6)[None]
     want = llm.forward(x, positions, None)
-    llm.recompute()
+    llm.checkpoint_activations()
     cache = llm.new_cache()
     parts = [llm.forward(x[:, a:b], positions[:, a:b], None, cache) for a, b in ((0, 4), (4, 6))]
     assert torch.allclose(torch.cat(parts, 1), want, atol=1e-5)
@@ -72,5 +72,5 @@ def test_a_whole_run_ends_with_the_same_weights(tmp_path, fusion):
 
 def test_a_model_that_cannot_says_so():
     with pytest.raises(ModelError, match="run.checkpointing with Other"):
-        LLM.recompute(type("Other", (), {})())
-    assert registry.find("llm", "hf").recompute is not LLM.recompute
+        LLM.checkpoint_activations(type("Other", (), {})())
+    assert registry.find("llm", "hf").checkpoint_activations is not LLM.checkpoint_activations

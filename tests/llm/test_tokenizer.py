@@ -84,14 +84,14 @@ def test_no_control_id_comes_out_of_text(name, data):
     piece = st.one_of(st.sampled_from(marks), cut, rest, st.sampled_from(["", " ", "a", "\n"]), st.text(max_size=4))
     text = "".join(data.draw(st.lists(piece, max_size=6)))
     for after in ("start", "mark", "text"):
-        assert tokenizer.controls.isdisjoint(tokenizer.encode(text, after))
+        assert tokenizer.special_ids.isdisjoint(tokenizer.encode(text, after))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_control_string_is_text_by_one_door_and_a_mark_by_the_other(name):
     tokenizer = MADE_FAST[name]
     for mark, number in tokenizer.marks().items():
-        assert tokenizer.control(mark) == [number]
+        assert tokenizer.encode_special(mark) == [number]
         assert number not in tokenizer.encode(mark)
         assert number not in tokenizer.encode(f"a {mark}b{mark}")
 
@@ -113,19 +113,19 @@ def test_joined_pieces_equal_the_whole_string(name):
     whole = MADE[name].encode("</s>A red USER: what is this ASSISTANT: a circle</s>USER: how", add_special_tokens=False)
     ids, after = [], "start"
     for door, piece in (
-        ("control", "</s>"),
+        ("encode_special", "</s>"),
         ("encode", "A red"),
-        ("control", " USER:"),
+        ("encode_special", " USER:"),
         ("encode", " what is this"),
-        ("control", " ASSISTANT:"),
+        ("encode_special", " ASSISTANT:"),
         ("encode", " a circle"),
-        ("control", "</s>"),
-        ("control", "USER:"),
+        ("encode_special", "</s>"),
+        ("encode_special", "USER:"),
         ("encode", " how"),
     ):
         new = getattr(tokenizer, door)(piece, after)
         ids += new
-        after = "mark" if new[-1] in tokenizer.controls else "text"
+        after = "mark" if new[-1] in tokenizer.special_ids else "text"
     assert ids == whole.ids
 
 
@@ -134,29 +134,29 @@ def test_control_strings_with_text_between():
     start = tokenizer.marks()["<|im_start|>"]
     end = tokenizer.marks()["</s>"]
     expected = [start, *tokenizer.encode("user\n"), end, *tokenizer.encode("\n")]
-    assert tokenizer.control("<|im_start|>user\n</s>\n") == expected
+    assert tokenizer.encode_special("<|im_start|>user\n</s>\n") == expected
 
 
 def test_own_marks_by_their_role():
     tokenizer = fast("byte", eos="</s>")
-    assert tokenizer.control("{bos}a{eos}") == [*tokenizer.encode("a"), tokenizer.eos]
-    assert tokenizer.controls.isdisjoint(tokenizer.encode("{eos}"))
+    assert tokenizer.encode_special("{bos}a{eos}") == [*tokenizer.encode("a"), tokenizer.eos]
+    assert tokenizer.special_ids.isdisjoint(tokenizer.encode("{eos}"))
     with pytest.raises(ConfigError, match="end mark"):
-        fast("byte").control("{eos}")
+        fast("byte").encode_special("{eos}")
 
 
 def test_marks_that_strip_blanks_do_so_inside_a_control_string():
     tree = json.loads(MADE["byte"].to_str())
     next(token for token in tree["added_tokens"] if token["content"] == "</s>")["rstrip"] = True
     tokenizer = FastTokenizer(json.dumps(tree))
-    assert tokenizer.control("</s> \n a") == [tokenizer.marks()["</s>"], *tokenizer.encode("a", "text")]
+    assert tokenizer.encode_special("</s> \n a") == [tokenizer.marks()["</s>"], *tokenizer.encode("a", "text")]
 
 
 def test_runs_of_blanks_are_text_though_added():
     backend = tiny.byte_bpe(marks=("</s>",), prefix=False, plain=("<image>", "    ", "<video>"))
     tokenizer = FastTokenizer(backend.to_str())
     four = backend.token_to_id("    ")
-    assert four not in tokenizer.controls and tokenizer.encode("a    b") == [*tokenizer.encode("a"), four, 66]
+    assert four not in tokenizer.special_ids and tokenizer.encode("a    b") == [*tokenizer.encode("a"), four, 66]
     assert backend.decode([66]) == "b"
 
 
@@ -199,7 +199,7 @@ def test_the_shipped_templates_fit_their_tokenizers():
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("this installation holds no pocket checkpoints")
     tokenizer = _tokenizer.load(folder)
-    template = config.load(Template, "pocket", kind="prompts")
+    template = config.load(Template, "pocket", builtin="prompts")
     for text in (*template.tokens, *template.stop):
-        (number,) = tokenizer.control(text)
-        assert number in tokenizer.controls
+        (number,) = tokenizer.encode_special(text)
+        assert number in tokenizer.special_ids

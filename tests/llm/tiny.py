@@ -62,7 +62,7 @@ def folder(path: Path, kind="llama", weights=True, tokenizer=None, **changes) ->
         names = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
         (path / "tokenizer_config.json").write_text(json.dumps(names))
     tokenizer.save(str(path / "tokenizer.json"))
-    plan = dict(
+    hf_config = dict(
         vocab_size=tokenizer.get_vocab_size() + 3,
         hidden_size=32,
         intermediate_size=48,
@@ -75,8 +75,8 @@ def folder(path: Path, kind="llama", weights=True, tokenizer=None, **changes) ->
     kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig, "gemma": GemmaConfig}
     kinds |= {"qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
     if kind in ("gemma", "gemma3", "qwen3"):
-        plan["head_dim"] = 8
-    config = kinds[kind](**{**plan, **changes})
+        hf_config["head_dim"] = 8
+    config = kinds[kind](**{**hf_config, **changes})
     if weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)

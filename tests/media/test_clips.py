@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmtune.errors import MediaError, Note, Reason, ShapeError
-from mmtune.media.base import Sampling, moments
+from mmtune.media.base import Sampling, frame_times
 from mmtune.types import MediaRef
 from tests.media import make
 
@@ -37,7 +37,7 @@ def test_every_rule_chooses_among_the_frames_of_the_range(rule, expected):
     assert make.numbers(media) == expected
     assert media.times.tolist() == [n / 8 for n in expected]
     ref = MediaRef("video", FILM, "item", 1.0, 2.0)
-    assert moments(ref, Sampling(frames=4, rule=rule, fps=30.0)) == media.times.tolist()
+    assert frame_times(ref, Sampling(frames=4, rule=rule, fps=30.0)) == media.times.tolist()
 
 
 @pytest.mark.parametrize("rule", ["pllava", "pllava_benchmark"])

@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtune.media._frames import Timeline, choose, spoken, timeline, video_llama
+from mmtune.media._frames import Timeline, choose, format_times, timeline, video_llama
 from mmtune.media.base import Sampling
 
 STEADY = Timeline(list(range(0, 160, 10)), 160, Fraction(1, 80))  # 16 frames in 2 seconds
@@ -62,7 +62,7 @@ def test_video_llama_with_a_power_of_two_is_whole_arithmetic(count, frames):
 
 
 def test_times_are_said_with_one_decimal():
-    assert spoken([0.0, 0.04, 1.25, 6.2400001]) == ["0.0", "0.0", "1.2", "6.2"]
+    assert format_times([0.0, 0.04, 1.25, 6.2400001]) == ["0.0", "0.0", "1.2", "6.2"]
 
 
 def test_seconds_takes_the_beginning():

@@ -14,8 +14,8 @@ RATES = [(44100, 16000), (48000, 16000), (8000, 16000), (22050, 16000), (16000, 
 def by_definition(wave: torch.Tensor, source: int, target: int) -> torch.Tensor:
     length = math.ceil(wave.shape[1] * target / source)
     cut = 0.99 * min(source, target)
-    moments = torch.arange(length).double()[:, None] / target - torch.arange(wave.shape[1]).double()[None] / source
-    x = (moments * cut).clamp(-6, 6)
+    frame_times = torch.arange(length).double()[:, None] / target - torch.arange(wave.shape[1]).double()[None] / source
+    x = (frame_times * cut).clamp(-6, 6)
     kernel = torch.sinc(x) * torch.cos(x * math.pi / 12) ** 2 * cut / source
     return (wave.double() @ kernel.T).float()
 
@@ -41,8 +41,8 @@ def test_the_same_rate_is_untouched():
 
 
 def test_what_the_new_rate_cannot_hold_is_gone():
-    moments = torch.arange(48000) / 48000
-    high, low = (torch.sin(2 * math.pi * hertz * moments)[None] for hertz in (12_000.0, 1000.0))
+    frame_times = torch.arange(48000) / 48000
+    high, low = (torch.sin(2 * math.pi * hertz * frame_times)[None] for hertz in (12_000.0, 1000.0))
     assert resample(high, 48000, 16000)[:, 100:-100].abs().max() < 0.01
     assert 0.98 < resample(low, 48000, 16000)[:, 100:-100].abs().max() < 1.02
 

@@ -12,7 +12,7 @@ from mmtune.errors import MediaError, Reason
 from mmtune.media import _backends, _gops, _packets, video
 from mmtune.media._container import opened, promised_seconds
 from mmtune.media._packets import Packets
-from mmtune.media.base import Limits, Sampling, load, moments
+from mmtune.media.base import Limits, Sampling, frame_times, load
 from mmtune.types import MediaRef
 from tests.media import make
 
@@ -61,9 +61,9 @@ def test_moments_are_the_times_of_what_is_shown(clips, rule):
     sampling = Sampling(frames=5, rule=rule)
     for data in clips.values():
         ref = MediaRef("video", data, "item")
-        assert moments(ref, sampling) == load(ref, sampling).times.tolist()
+        assert frame_times(ref, sampling) == load(ref, sampling).times.tolist()
     with pytest.raises(MediaError, match="item: 3 bytes|bytes that begin"):
-        moments(MediaRef("video", b"abc", "item"), sampling)
+        frame_times(MediaRef("video", b"abc", "item"), sampling)
 
 
 @pytest.mark.parametrize("name", MAKES)

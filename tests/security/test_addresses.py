@@ -34,7 +34,7 @@ SECRET = "S3cr3t-Signature-of-the-owner"
 PASSWORD = "pass/word+of-the-owner"
 
 
-class Site(http.server.ThreadingHTTPServer):
+class PromptTerm(http.server.ThreadingHTTPServer):
     """Serves a folder to those who sign, drips, or leads elsewhere; counts requests."""
 
     def __init__(self, folder: Path, signed: bool = False, leads_to: str = "", drip: str = "") -> None:
@@ -111,7 +111,7 @@ def everything(folder: Path) -> bytes:
 
 def test_a_signature_is_in_no_file_of_a_run_and_in_none_of_its_words(tree, cache, tmp_path, capfd):
     folder = Path(tree["streams"]["pictures"]["data"][0]).parent
-    with Site(folder, signed=True) as site:
+    with PromptTerm(folder, signed=True) as site:
         recipe, _ = at(tree, site.address)
         assert train(recipe, tmp_path / "run", progress="lines").finished
         assert any(SECRET in path for path in site.asked), "the server was sent it"
@@ -131,7 +131,7 @@ def test_a_signature_is_in_no_file_of_a_run_and_in_none_of_its_words(tree, cache
 
 def test_a_run_goes_on_with_the_address_given_again(tree, cache, tmp_path):
     folder = Path(tree["streams"]["pictures"]["data"][0]).parent
-    with Site(folder, signed=True) as site:
+    with PromptTerm(folder, signed=True) as site:
         recipe, _ = at(tree, site.address, steps=4)
         half = recipe.model_copy(update={"run": recipe.run.model_copy(update={"stop_after_minutes": 1e-9})})
         assert train(half, tmp_path / "run", progress="off").step < 4
@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_the_address_given_again(tree, cache, tmp_path):
 
 def test_a_new_signature_does_not_fetch_a_shard_again(tree, cache):
     folder = Path(tree["streams"]["pictures"]["data"][0]).parent
-    with Site(folder) as site:
+    with PromptTerm(folder) as site:
         for signature in ("one", "two"):
             address = f"{site.address}/part-0000.tar?X-Amz-Signature={signature}&X-Amz-Date=7"
             corpus = Corpus([address])
@@ -160,7 +160,7 @@ def test_a_new_signature_does_not_fetch_a_shard_again(tree, cache):
 def test_what_a_run_folder_names_is_not_contacted_unasked(tree, cache, tmp_path):
     folder = Path(tree["streams"]["pictures"]["data"][0]).parent
     run = tmp_path / "run"
-    with Site(folder) as site:
+    with PromptTerm(folder) as site:
         recipe, _ = at(tree, site.address)
         train(recipe, run, progress="off")
         for path in [*cache.folder.rglob("*.tar"), *cache.folder.rglob("*.json")]:
@@ -183,7 +183,7 @@ def test_what_a_run_folder_names_is_not_contacted_unasked(tree, cache, tmp_path)
 )
 def test_a_redirect_obeys_the_rules_of_the_address_it_comes_from(cache, tmp_path, leads_to):
     (tmp_path / "part-0000.tar").write_bytes(b"secret of the inner network")
-    with Site(tmp_path) as inner, Site(tmp_path, leads_to=leads_to.format(port=inner.server_port)) as site:
+    with PromptTerm(tmp_path) as inner, PromptTerm(tmp_path, leads_to=leads_to.format(port=inner.server_port)) as site:
         if leads_to.startswith("http"):
             with request.urlopen(f"{site.address}/a.tar") as answer:
                 assert answer.read().startswith(b"secret"), "the plain way follows"
@@ -220,7 +220,7 @@ def test_no_redirect_from_a_public_host_into_a_private_network(monkeypatch, numb
 @pytest.mark.parametrize("where", ["body", "head"])
 def test_a_byte_now_and_then_does_not_keep_a_download_alive(monkeypatch, tmp_path, where):
     monkeypatch.setattr(fetch, "SILENCE", 0.3)
-    with Site(tmp_path, drip=where) as site:
+    with PromptTerm(tmp_path, drip=where) as site:
         if where == "body":
             with request.urlopen(f"{site.address}/a.tar", timeout=0.3) as answer:
                 begun = time.monotonic()

@@ -10,16 +10,16 @@ import pytest
 
 from mmtune import config
 from mmtune.commands import train as command
-from mmtune.data._feature_file import Shelf
+from mmtune.data._feature_file import FeatureFile
 from mmtune.errors import DataError, UsageError
 from mmtune.eval import run as evals
 
 
-def full(folder: Path) -> Shelf:
-    shelf = Shelf(folder, 2, 3, {})
-    with shelf.writing() as writer:
+def full(folder: Path) -> FeatureFile:
+    feature_file = FeatureFile(folder, 2, 3, {})
+    with feature_file.writing() as writer:
         writer.put("a", np.ones((1, 2, 3), dtype=np.float32))
-    return shelf
+    return feature_file
 
 
 def test_numbers_of_kept_features_are_looked_at(tmp_path: Path) -> None:
@@ -28,12 +28,12 @@ def test_numbers_of_kept_features_are_looked_at(tmp_path: Path) -> None:
         for row in ('"at": -5, "frames": 1', '"at": 1e3, "frames": 1', '"at": 0, "frames": true', '"at": "0"'):
             file.write(f'{{"key": "b", {row}}}\n')
         file.write('[]\n{"key": 3, "at": 0, "frames": 1}\n{"mark": []}\n{"reason": "x"}\n' + "[" * 100_000 + "\n")
-    again = Shelf(tmp_path / "shelf", 2, 3, {})
-    assert again.places == whole.places == {"a": (0, 1)} and not again.faults and not again.marks
+    again = FeatureFile(tmp_path / "shelf", 2, 3, {})
+    assert again.offsets == whole.offsets == {"a": (0, 1)} and not again.faults and not again.complete
     (tmp_path / "shelf" / "about.json").unlink()
     (tmp_path / "shelf" / "about.json").symlink_to("/dev/zero")
     with pytest.raises(DataError, match="no plain file"):
-        Shelf(tmp_path / "shelf", 2, 3, {})
+        FeatureFile(tmp_path / "shelf", 2, 3, {})
 
 
 def test_shards_that_only_a_recipe_names_get_no_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,9 +187,9 @@ def shelving(tmp: Path, _: object) -> Job:
     (tmp / "kept").mkdir()
 
     def act() -> None:
-        shelf = Shelf(tmp / "kept" / "clip", 2, 3, {})
-        with shelf.writing() as writer:
-            writer.put(str(len(shelf.places)), np.ones((1, 2, 3), dtype=np.float32))
+        builtin_folder = Shelf(tmp / "kept" / "clip", 2, 3, {})
+        with builtin_folder.writing() as writer:
+            writer.put(str(len(builtin_folder.places)), np.ones((1, 2, 3), dtype=np.float32))
 
     return Job(tmp / "kept", act, act)
 

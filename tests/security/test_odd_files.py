@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from mmtune import weights_file
 from mmtune.checkpoint import convert, seal, store
 from mmtune.errors import CheckpointError, MmtuneError
-from mmtune.serve.run_info import Plan
+from mmtune.serve.run_info import RunInfo
 from tests.checkpoint.foreign.makers import llava_hf
 
 
@@ -66,7 +66,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(published: Path) -> Path:
-    return convert.bring("llava_hf", [str(published)], published.parent / "run")
+    return convert.import_checkpoint("llava_hf", [str(published)], published.parent / "run")
 
 
 @contextlib.contextmanager
@@ -110,21 +110,21 @@ def test_files_of_a_run(odd: Callable[[Path], None], run: Path) -> None:
     for file in files[ODD.index(odd) % 4 :: 4]:
         in_place_of(file, odd, lambda: store.load_run(run))
     in_place_of(run / "card.md", odd, lambda: store.load_run(run), harmless=True)
-    in_place_of(run / "recipe.yaml", odd, lambda: Plan.read(run))
+    in_place_of(run / "recipe.yaml", odd, lambda: RunInfo.read(run))
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda one: one.__name__)
 def test_files_of_a_published_folder(odd: Callable[[Path], None], published: Path, tmp_path: Path) -> None:
     """The tokenizer's settings and the preprocessing, too: without them it is another model."""
     for file in sorted(published.iterdir())[ODD.index(odd) % 2 :: 2]:
-        in_place_of(file, odd, lambda: convert.bring("llava_hf", [str(published)], tmp_path / "out"))
+        in_place_of(file, odd, lambda: convert.import_checkpoint("llava_hf", [str(published)], tmp_path / "out"))
         assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_weights_that_is_a_pipe_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "blip2.safetensors")
     with within(20), pytest.raises(MmtuneError, match=r"blip2.safetensors is no plain file"):
-        convert.bring("blip2", [f"blip2={tmp_path / 'blip2.safetensors'}"], tmp_path / "out", ["blocks=1"])
+        convert.import_checkpoint("blip2", [f"blip2={tmp_path / 'blip2.safetensors'}"], tmp_path / "out", ["blocks=1"])
 
 
 def header(text: str, data: bytes = b"", size: int | None = None) -> bytes:
@@ -179,7 +179,7 @@ def test_headers_that_lie(lie: str, run: Path, published: Path, tmp_path: Path) 
     other = Path(shutil.copytree(published, tmp_path / "published"))
     (other / "model.safetensors").write_bytes(LIES[lie])
     with pytest.raises(CheckpointError, match=r"model.safetensors"):
-        convert.bring("llava_hf", [str(other)], tmp_path / "out")
+        convert.import_checkpoint("llava_hf", [str(other)], tmp_path / "out")
 
 
 @pytest.mark.parametrize("place", ["/etc/hostname", "../other.safetensors", "a/../../b.safetensors", 5, None, ["x"]])
@@ -190,4 +190,4 @@ def test_an_index_of_shards_names_files_beside_it(place: object, published: Path
     save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": place}}))
     with pytest.raises(CheckpointError, match="no table of names to files"):
-        convert.bring("llava_hf", [str(copy)], tmp_path / "out")
+        convert.import_checkpoint("llava_hf", [str(copy)], tmp_path / "out")

@@ -22,7 +22,7 @@ from mmtune.paths import PACKAGE
 from mmtune.recipe import Recipe
 from mmtune.serve import chat as chats
 from mmtune.serve.experts import Panel
-from mmtune.serve.run_info import Plan
+from mmtune.serve.run_info import RunInfo
 from mmtune.training.loop import train
 from tests.security.hostile import Canary
 from tests.serve.fake import FakeEngine
@@ -81,7 +81,7 @@ def test_reading_a_recipe_imports_nothing_of_it(canary: Canary, tmp_path: Path, 
     assert config.validate(Recipe, again) == recipe
     assert str({"name": EVIL, "size": 3, "deep": {"er": [1, "x"]}}) in str(again)
     (tmp_path / "recipe.yaml").write_text(config.dump(recipe))
-    assert store.read_recipe(tmp_path) == recipe and Plan.__name__
+    assert store.read_recipe(tmp_path) == recipe and RunInfo.__name__
     assert canary.sung == []
     if room != "expert":
         with pytest.raises(ConfigError, match=f"{EVIL}: code outside mmtune.*\n.*\n.*--allow-code {EVIL}"):
@@ -201,7 +201,7 @@ def handed_over(tmp_path: Path) -> Path:
 
 def test_experts_of_a_run_wait_for_a_word(canary: Canary, handed_over: Path, monkeypatch, capsys) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(Plan, "load", lambda plan: FakeEngine())
+    monkeypatch.setattr(RunInfo, "load", lambda plan: FakeEngine())
     monkeypatch.setattr(chats, "_one_answer", lambda talk, *_: seen.append(talk.experts.names) or 0)
     chats.command(chats.Options(words=[str(handed_over), "What is this?"]))
     told = f"experts that the run names are off: {EVIL}, caption; --experts-of-run turns them on"
@@ -217,7 +217,7 @@ def test_turning_them_on_is_no_word_for_code(canary: Canary, handed_over: Path) 
             with pytest.raises(ConfigError, match=f"--allow-code {EVIL}"):
                 chats.command(plan_options)
         else:
-            assert chats._of_run(Plan.read(handed_over), plan_options) == ()
+            assert chats._of_run(RunInfo.read(handed_over), plan_options) == ()
     with pytest.raises(ConfigError, match=f"--allow-code {EVIL}"):
         mmtune.chat(handed_over, experts="of_run")
     assert canary.sung == []

@@ -7,8 +7,8 @@ import sys
 
 from mmtune import paths
 from mmtune.errors import CheckpointError
-from mmtune.serve import run_info as plans
-from tests.serve.fake import FakeEngine, FakePlan
+from mmtune.serve import run_info
+from tests.serve.fake import FakeEngine, FakeRunInfo
 
 
 def main() -> None:
@@ -16,9 +16,9 @@ def main() -> None:
     said = {name: script[name] for name in ("answer", "pause", "echo") if name in script}
     fake = FakeEngine(**said, run=paths.PACKAGE / "pocket" / "chat")
     fault = CheckpointError("no weights") if script.get("fault") else None
-    plan = FakePlan(engine=fake, wait=script.get("wait", 0.0), fault=fault)
-    plans.packaged_run = lambda: plan.run
-    plans.Plan.read = classmethod(lambda _, run, device="auto": plan)
+    info = FakeRunInfo(engine=fake, wait=script.get("wait", 0.0), fault=fault)
+    run_info.packaged_run = lambda: info.run
+    run_info.RunInfo.read = classmethod(lambda _, run, device="auto": info)
     from mmtune.cli import main as command
 
     command()

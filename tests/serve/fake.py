@@ -68,7 +68,7 @@ class FakeEngine:
 
 
 @dataclass
-class FakePlan:
+class FakeRunInfo:
     """A plan whose engine comes after `wait` seconds."""
 
     engine: FakeEngine = field(default_factory=FakeEngine)

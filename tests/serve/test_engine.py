@@ -76,7 +76,7 @@ def test_a_picture_is_encoded_once_in_a_conversation(parts) -> None:
     model.branches["sight"].encoder.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[0]))
     talk = Conversation(Engine(Path("run"), model, processor), settings=Settings(max_tokens=3))
     first = talk.attach(picture(1))
-    assert first.branch == "sight" and first.frames == 1 and first.places == 9 and first.seconds > 0
+    assert first.branch == "sight" and first.frames == 1 and first.tokens == 9 and first.seconds > 0
     for question in ("what is this", "how many", "where"):
         "".join(talk.ask(question))
     again = talk.attach(picture(1, "same bytes.png"))

@@ -21,9 +21,9 @@ from mmtune.serve import chat as chats
 from mmtune.serve.conversation import Conversation, Settings
 from mmtune.serve.experts import Adviser, Panel, parse, with_quotes
 from mmtune.serve.repl import Repl
-from mmtune.serve.run_info import Plan
+from mmtune.serve.run_info import RunInfo
 from mmtune.types import MediaRef, Quote, Sample, Turn
-from tests.serve.fake import FakeEngine, FakePlan
+from tests.serve.fake import FakeEngine, FakeRunInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = "tests.experts.fakes:Fake"
@@ -262,16 +262,16 @@ def test_a_plan_knows_the_experts_of_its_recipe(tmp_path: Path) -> None:
         head + "limits: {points: 7}\n"
         "chat: {notice: '', max_tokens: 4, temperature: 0, experts: [{name: ocr, frames: 2}]}"
     )
-    plan = Plan.read(tmp_path)
-    assert plan.limits == Limits(points=7)
-    assert plan.experts == ({"name": "ocr", "frames": 2},) and Panel(plan.experts).names == ["ocr"]
+    info = RunInfo.read(tmp_path)
+    assert info.limits == Limits(points=7)
+    assert info.experts == ({"name": "ocr", "frames": 2},) and Panel(info.experts).names == ["ocr"]
     (tmp_path / "recipe.yaml").write_text(head + "chat: {notice: '', max_tokens: 4, temperature: 0}")
-    assert Plan.read(tmp_path).experts == ()
+    assert RunInfo.read(tmp_path).experts == ()
 
 
 def test_the_command_line_goes_before_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan = FakePlan(experts=({"name": FAKE, "text": "recipe"},))
-    monkeypatch.setattr(chats.plans.Plan, "read", classmethod(lambda *_, **__: plan))
+    info = FakeRunInfo(experts=({"name": FAKE, "text": "recipe"},))
+    monkeypatch.setattr(chats.run_info.RunInfo, "read", classmethod(lambda *_, **__: info))
     (tmp_path / "recipe.yaml").touch()
     monkeypatch.setattr(chats, "_one_answer", lambda talk, *_: seen.append(talk.experts) or 0)
     seen: list[Panel] = []
@@ -289,7 +289,7 @@ def test_the_command_line_goes_before_the_recipe(monkeypatch: pytest.MonkeyPatch
 
 
 def test_experts_are_changed_in_a_conversation(capsys: pytest.CaptureFixture[str], panel: Panel) -> None:
-    repl = Repl(FakePlan(), [SIGN], None, Settings(), experts=panel)  # type: ignore[arg-type]
+    repl = Repl(FakeRunInfo(), [SIGN], None, Settings(), experts=panel)  # type: ignore[arg-type]
 
     def typed(line: str) -> str:
         repl._take(line)

@@ -22,7 +22,7 @@ from mmtune.commands import show
 from mmtune.errors import CheckpointError
 from mmtune.recipe import Recipe
 from mmtune.serve.conversation import Settings
-from mmtune.serve.run_info import Plan
+from mmtune.serve.run_info import RunInfo
 from tests.encoders.tiny import clip_folder
 from tests.llm import tiny
 
@@ -104,13 +104,13 @@ def test_a_run_without_weights_says_so(run: Path, tmp_path: Path) -> None:
     for name in ("recipe.yaml", "base.yaml"):
         (tmp_path / name).write_text((run / name).read_text())
     with pytest.raises(CheckpointError, match="no weights yet"):
-        Plan.read(tmp_path, device="cpu").load()
+        RunInfo.read(tmp_path, device="cpu").load()
 
 
 def test_the_quick_look_at_a_recipe_agrees_with_the_full_one(run: Path) -> None:
-    plan, full = Plan.read(run), store.read_recipe(run)
-    assert plan.kinds == full.model.branches["sight"].kinds
-    assert (plan.notice, plan.max_tokens, plan.temperature) == (
+    info, full = RunInfo.read(run), store.read_recipe(run)
+    assert info.kinds == full.model.branches["sight"].kinds
+    assert (info.notice, info.max_tokens, info.temperature) == (
         full.chat.notice,
         full.chat.max_tokens,
         full.chat.temperature,

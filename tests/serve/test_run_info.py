@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
-from mmtune.serve import run_info as plans
-from mmtune.serve.run_info import Plan, to_stay
+from mmtune.serve import run_info
+from mmtune.serve.run_info import RunInfo, to_stay
 
 RECIPE = """
 model: {branches: {sight: {encoder: {name: absent}, kinds: [image, video]}, sound: {kinds: [audio]}}}
@@ -21,23 +21,23 @@ chat: {notice: knows little, max_tokens: 40, temperature: 0}
 
 
 def test_no_run_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plans.paths, "PACKAGE", tmp_path)
+    monkeypatch.setattr(run_info.paths, "PACKAGE", tmp_path)
     with pytest.raises(UsageError, match="no weights of its own"):
-        plans.packaged_run()
+        run_info.packaged_run()
 
 
 def test_a_plan_reads_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    plan = Plan.read(tmp_path)
-    assert (plan.kinds, plan.notice, plan.max_tokens) == (("image", "video", "audio"), "knows little", 40)
-    plan.check("video", "a.mp4")
+    info = RunInfo.read(tmp_path)
+    assert (info.kinds, info.notice, info.max_tokens) == (("image", "video", "audio"), "knows little", 40)
+    info.check("video", "a.mp4")
     with pytest.raises(UsageError, match="no branch"):
-        plan.check("points", "a.ply")
+        info.check("points", "a.ply")
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"recipe\.yaml"):
-        Plan.read(tmp_path)
+        RunInfo.read(tmp_path)
 
 
 def test_a_plan_is_read_without_heavy_packages(tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_decoders_are_imported_where_ctrl_c_does_not_reach(tmp_path: Path, monke
     (tmp_path / "recipe.yaml").write_text(
         "model: {branches: {sight: {kinds: [image, video]}}}\nchat: {notice: '', max_tokens: 4, temperature: 0}"
     )
-    plan = Plan.read(tmp_path)
+    info = RunInfo.read(tmp_path)
     seen: list[str] = []
-    monkeypatch.setattr(plans.importlib, "import_module", seen.append)
+    monkeypatch.setattr(run_info.importlib, "import_module", seen.append)
     with pytest.raises(MmtuneError):  # there are no weights
-        plan.load(decoders=True)
+        info.load(decoders=True)
     assert seen == ["mmtune.media.image", "mmtune.media.video"]

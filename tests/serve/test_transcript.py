@@ -138,7 +138,7 @@ def test_the_last_conversation_is_kept_for_its_owner(tmp_path: Path, file: Path)
     (tmp_path / "elsewhere").write_text("mine")
     file.parent.mkdir()
     file.symlink_to(tmp_path / "elsewhere")
-    conversation_file.Keeper().keep(talk(tmp_path))
+    conversation_file.ConversationFile().keep(talk(tmp_path))
     assert (tmp_path / "elsewhere").read_text() == "mine"  # a link is replaced, not followed
     assert file.stat().st_mode & 0o777 == 0o600 and [file] == list(file.parent.iterdir())
     saved = conversation_file.last()
@@ -150,7 +150,7 @@ def test_it_is_bounded_and_the_oldest_goes_first(tmp_path: Path, file: Path, mon
     made = talk(tmp_path)
     for number in range(30):
         made.ask(f"question {number}").whole()
-    conversation_file.Keeper().keep(made)
+    conversation_file.ConversationFile().keep(made)
     saved = conversation_file.last()
     assert file.stat().st_size <= 3000 and 2 <= len(saved.turns) < 60
     assert saved.turns[-2]["parts"][-1]["text"] == "question 29" and saved.system == "be brief"
@@ -161,19 +161,19 @@ def test_nothing_is_kept_where_nobody_wants_it(
 ) -> None:
     monkeypatch.setenv("MMTUNE_CONVERSATION", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    conversation_file.Keeper().keep(talk(tmp_path))
+    conversation_file.ConversationFile().keep(talk(tmp_path))
     assert not (tmp_path / ".local").exists()
     with pytest.raises(UsageError, match="none is kept"):
         conversation_file.last()
     monkeypatch.setenv("MMTUNE_CONVERSATION", str(tmp_path / "a.png" / "x"))  # no folder
-    conversation_file.Keeper().keep(talk(tmp_path))
+    conversation_file.ConversationFile().keep(talk(tmp_path))
     assert "could not be kept" in capsys.readouterr().err
 
 
 def test_what_was_cleared_is_forgotten(tmp_path: Path, file: Path) -> None:
-    made, keeper = talk(tmp_path), conversation_file.Keeper()
-    keeper.keep(made)
+    made, store = talk(tmp_path), conversation_file.ConversationFile()
+    store.keep(made)
     made.clear()
-    keeper.keep(made)
+    store.keep(made)
     with pytest.raises(UsageError, match="no conversation to go on with"):
         conversation_file.last()

@@ -32,31 +32,31 @@ def cut(strategy, folder):
     named = {"all": [(n, p) for n, p in llm.named_parameters() if p.requires_grad]}
     model = nn.Module()
     model.llm = llm
-    runtime.place(model)
-    groups = runtime.renew(llm, named)
+    runtime.parallelize(model)
+    groups = runtime.refresh_parameters(llm, named)
     found = {n for n, p in llm.named_parameters() if hasattr(p, "to_local")}
     after = tensors.snapshot(dict(llm.named_parameters()))
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
 
-    optimizer = GroupOptimizer("all", groups["all"], 0.1, clip=0.01)
+    optimizer = GroupOptimizer("all", groups["all"], 0.1, max_grad_norm=0.01)
     x = torch.randn(4, 6, llm.width, generator=torch.Generator().manual_seed(1))[runtime.rank :: runtime.world]
     llm(x, torch.arange(6).expand(len(x), 6), None).square().sum().backward()
     runtime.sum_gradients(optimizer.parameters)
-    norm, silent = float(optimizer.norm()), optimizer.silent()
+    norm, zero_grad_params = float(optimizer.norm()), optimizer.zero_grad_params()
     optimizer.step(torch.tensor(norm), 1.0)
     state = tensors.snapshot(optimizer.state())
     optimizer.load(state)  # and back again, each rank its part
     again = tensors.snapshot(optimizer.state())
     assert state.keys() == again.keys() and all(torch.equal(state[n], again[n]) for n in state)
     weights = tensors.snapshot(dict(optimizer.named))
-    runtime.at("the end")
+    runtime.enter_stage("the end")
     runtime.barrier()
     runtime.close()
     return {
         "cut": sorted(found),
         "bytes": sum(p.to_local().nbytes for n, p in llm.named_parameters() if n in found),
         "norm": norm,
-        "silent": silent,
+        "zero_grad_params": zero_grad_params,
         "odd": [n for n, module in llm.named_modules() if not isinstance(module, kinds[n])],
         "sums": {n: float(t.double().sum()) for n, t in {**weights, **state}.items()},
         "shapes": {n: list(t.shape) for n, t in state.items()},
@@ -93,7 +93,7 @@ def test_numbers_are_those_of_one_process(results):
     alone = results["replicate", 1][0]
     for key, several in results.items():
         for one in several:
-            assert one["silent"] == [] and one["norm"] == pytest.approx(alone["norm"], rel=1e-6)
+            assert one["zero_grad_params"] == [] and one["norm"] == pytest.approx(alone["norm"], rel=1e-6)
             assert one["shapes"] == alone["shapes"], "a state is whole whatever the strategy"
             assert one["sums"].keys() == alone["sums"].keys()
             for name, value in alone["sums"].items():
@@ -112,16 +112,16 @@ def test_nothing_to_cut_is_said(tmp_path):
     model = nn.Module()
     model.llm = llm.requires_grad_(True)
     with pytest.raises(ConfigError, match="shard_all cuts what trains too"):
-        runtime("shard").place(model)
+        runtime("shard").parallelize(model)
 
 
 def test_what_works_on_whole_tensors_is_not_cut(tmp_path):
     llm = hf.HF(hf.Config(folder=str(tiny.folder(tmp_path / "llm"))))
-    llm.attendants["adalora"] = object()
+    llm.step_callbacks["adalora"] = object()
     model = nn.Module()
     model.llm = llm.requires_grad_(False)
     with pytest.raises(ConfigError, match="adalora, which works on whole tensors"):
-        runtime("shard_all").place(model)
+        runtime("shard_all").parallelize(model)
 
 
 def test_buckets_hold_everything_once_and_no_more_than_they_may(monkeypatch):

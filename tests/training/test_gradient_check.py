@@ -11,7 +11,7 @@ from mmtune import config
 from mmtune.errors import ModelError
 from mmtune.recipe import Recipe
 from mmtune.training import loop
-from mmtune.training.gradient_check import PATIENCE, Watch
+from mmtune.training.gradient_check import PATIENCE, GradientCheck
 from mmtune.training.optim import GroupOptimizer
 from mmtune.training.step import Outcome
 from tests.training import world
@@ -132,96 +132,96 @@ def test_media_that_never_come_are_waited_for_one_pass(tree, tmp_path):
 
 
 def test_a_group_that_learned_before_a_stop_is_not_asked_again(tree):
-    team = Team()
-    watch = Watch(team, lambda stream, branches: False)
-    team.optimizers["one"].load({"branches.sight.connector.w/exp_avg": torch.ones(2)})
-    watch.learned()
-    watch.before(["a"])
+    train_plan = TrainPlan()
+    gradient_check = GradientCheck(train_plan, lambda stream, branches: False)
+    train_plan.optimizers["one"].load({"branches.sight.connector.w/exp_avg": torch.ones(2)})
+    gradient_check.resume()
+    gradient_check.before(["a"])
     for _ in range(2 * PATIENCE):
-        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
-    assert watch.end() == []
+        gradient_check.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
+    assert gradient_check.end() == []
 
 
 def test_a_group_of_several_streams_waits_for_each(tree):
     """Stages: the first stream is text for long, the second one has pictures."""
-    team = Team()
-    team.owners = {"a": ["one"], "b": ["one", "two"]}
+    train_plan = TrainPlan()
+    train_plan.groups_by_stream = {"a": ["one"], "b": ["one", "two"]}
     asked = []
 
-    def brings(stream, branches):
+    def has_media(stream, branches):
         asked.append((stream, sorted(branches)))
         return stream == "b"
 
-    watch = Watch(team, brings)
-    watch.before(["a"])
+    gradient_check = GradientCheck(train_plan, has_media)
+    gradient_check.before(["a"])
     for _ in range(3 * PATIENCE):
-        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
+        gradient_check.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
     assert asked == [("a", ["sight"]), ("b", ["sight"])], "once"
     with pytest.raises(ModelError, match="the data of a and b has nothing for branch sight"):
-        watch.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a", "b"})
+        gradient_check.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a", "b"})
 
 
-class Team:
+class TrainPlan:
     """Two groups of one parameter each, of streams a and b."""
 
     def __init__(self, name="branches.sight.connector.w"):
         self.values = {"one": torch.nn.Parameter(torch.ones(2)), "two": torch.nn.Parameter(torch.ones(2))}
         names = {"one": name, "two": "llm.b"}
         self.optimizers = {g: GroupOptimizer(g, [(names[g], p)], lr=0.1) for g, p in self.values.items()}
-        self.owners = {"a": ["one"], "b": ["two"]}
+        self.groups_by_stream = {"a": ["one"], "b": ["two"]}
 
-    def moving(self, streams):
-        return [group for stream in streams for group in self.owners[stream]]
-
-
-def outcome(silent, updated=True, unreached=("one",)):
-    return Outcome(1.0, 1, 1, 1, {}, updated, silent=silent, unreached=frozenset(unreached))
+    def trained_groups(self, streams):
+        return [group for stream in streams for group in self.groups_by_stream[stream]]
 
 
-def step(watch, stream, silent):
+def outcome(zero_grad_params, updated=True, unused_groups=("one",)):
+    return Outcome(1.0, 1, 1, 1, {}, updated, zero_grad_params=zero_grad_params, unused_groups=frozenset(unused_groups))
+
+
+def step(gradient_check, stream, zero_grad_params):
     """A step of a stream, in whose groups these parameters have a gradient of zeros."""
-    watch.before([stream])
-    watch.after(outcome(silent, unreached=()), [stream], {})
+    gradient_check.before([stream])
+    gradient_check.after(outcome(zero_grad_params, unused_groups=()), [stream], {})
 
 
 def test_a_gradient_of_zeros_is_waited_for_but_not_for_ever():
     """As behind a gate that begins at zero, or the second factor of LoRA."""
-    team = Team("llm.lora_A")
-    silent, loud = {"one": ["llm.lora_A"]}, {"one": []}
+    train_plan = TrainPlan("llm.lora_A")
+    zero_grad_params, loud = {"one": ["llm.lora_A"]}, {"one": []}
     for speaks in (True, False):
-        watch = Watch(team)
-        step(watch, "b", {"two": []})
+        gradient_check = GradientCheck(train_plan)
+        step(gradient_check, "b", {"two": []})
         for _ in range(PATIENCE - 1):
-            step(watch, "a", silent)
-        assert watch.wants(["a"])
+            step(gradient_check, "a", zero_grad_params)
+        assert gradient_check.is_due(["a"])
         if speaks:
-            step(watch, "a", loud)
-            assert not watch.wants(["a"])
+            step(gradient_check, "a", loud)
+            assert not gradient_check.is_due(["a"])
         else:
             with pytest.raises(ModelError, match=rf"the first {PATIENCE} steps of a:\s+no gradient reached group one"):
-                step(watch, "a", silent)
+                step(gradient_check, "a", zero_grad_params)
 
 
 def test_zeros_count_when_every_other_group_had_its_turn():
     """Prompts of one stream behind gates of another, which comes late: nothing is wrong with the prompts."""
-    team = Team("llm.prompts")
-    shut, watch = {"one": ["llm.prompts"]}, Watch(team)
+    train_plan = TrainPlan("llm.prompts")
+    shut, gradient_check = {"one": ["llm.prompts"]}, GradientCheck(train_plan)
     for _ in range(3 * PATIENCE):
-        step(watch, "a", shut)
-    assert watch.end() == ["warning: group one learned nothing: its gradient was zero each time"]
-    step(watch, "b", {"two": []})
+        step(gradient_check, "a", shut)
+    assert gradient_check.end() == ["warning: group one learned nothing: its gradient was zero each time"]
+    step(gradient_check, "b", {"two": []})
     for _ in range(PATIENCE - 1):
-        step(watch, "a", shut)
+        step(gradient_check, "a", shut)
     with pytest.raises(ModelError, match="no gradient reached group one"):
-        step(watch, "a", shut)
+        step(gradient_check, "a", shut)
 
 
 def test_two_groups_that_are_shut_do_not_wait_for_each_other():
-    watch = Watch(Team("llm.prompts"))
+    gradient_check = GradientCheck(TrainPlan("llm.prompts"))
     with pytest.raises(ModelError, match="no gradient reached group"):
         for _ in range(PATIENCE + 1):
-            step(watch, "b", {"two": ["llm.b"]})
-            step(watch, "a", {"one": ["llm.prompts"]})
+            step(gradient_check, "b", {"two": ["llm.b"]})
+            step(gradient_check, "a", {"one": ["llm.prompts"]})
 
 
 def test_media_of_another_stream_in_the_same_step_are_not_waited_for_in_vain(tree, tmp_path):
@@ -250,18 +250,18 @@ def test_factors_of_lora_with_rates_of_their_own_train(tree, tmp_path):
 
 
 def test_each_stream_is_looked_at_once_and_a_silent_group_until_it_speaks():
-    team = Team()
-    watch = Watch(team)
-    silent, loud = {"one": ["branches.sight.connector.w"]}, {"one": []}
-    watch.before(["a"])
-    watch.after(outcome(silent, updated=False), ["a"], {"a": {"sight"}})
-    assert watch.wants(["a"]), "a step in which nothing moved does not count"
-    watch.after(outcome(silent), ["a"], {})
-    assert watch.wants(["a"]), "it waits for a picture"
+    train_plan = TrainPlan()
+    gradient_check = GradientCheck(train_plan)
+    zero_grad_params, loud = {"one": ["branches.sight.connector.w"]}, {"one": []}
+    gradient_check.before(["a"])
+    gradient_check.after(outcome(zero_grad_params, updated=False), ["a"], {"a": {"sight"}})
+    assert gradient_check.is_due(["a"]), "a step in which nothing moved does not count"
+    gradient_check.after(outcome(zero_grad_params), ["a"], {})
+    assert gradient_check.is_due(["a"]), "it waits for a picture"
     with pytest.raises(ModelError, match="no gradient reached group one"):
-        watch.after(outcome(silent), ["a"], {"a": {"sight"}})
-    watch.after(outcome(loud), ["a"], {"a": {"sight"}})
-    assert not watch.wants(["a"]) and watch.wants(["b"])
+        gradient_check.after(outcome(zero_grad_params), ["a"], {"a": {"sight"}})
+    gradient_check.after(outcome(loud), ["a"], {"a": {"sight"}})
+    assert not gradient_check.is_due(["a"]) and gradient_check.is_due(["b"])
 
 
 @pytest.mark.parametrize(
@@ -275,10 +275,10 @@ def test_each_stream_is_looked_at_once_and_a_silent_group_until_it_speaks():
     ],
 )
 def test_what_waits_for_which_media(name, media, waits):
-    watch = Watch(Team(name))
-    watch.before(["a"])
+    gradient_check = GradientCheck(TrainPlan(name))
+    gradient_check.before(["a"])
     if waits:
-        watch.after(outcome({"one": [name]}), ["a"], {"a": media})
+        gradient_check.after(outcome({"one": [name]}), ["a"], {"a": media})
     else:
         with pytest.raises(ModelError):
-            watch.after(outcome({"one": [name]}), ["a"], {"a": media})
+            gradient_check.after(outcome({"one": [name]}), ["a"], {"a": media})

@@ -24,7 +24,7 @@ def moments(recipe, monkeypatch, before=None):
     seen = []
     real = loop.take_step
 
-    def watched(model, batches, optimizers, owners, factors, *rest):
+    def watched(model, batches, optimizers, groups_by_stream, lr_multipliers, *rest):
         def copy():
             weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             states = {group: {k: t.clone() for k, t in o.state().items()} for group, o in optimizers.items()}
@@ -33,8 +33,8 @@ def moments(recipe, monkeypatch, before=None):
         if before is not None:
             before(model, batches)
         first = copy()
-        outcome = real(model, batches, optimizers, owners, factors, *rest)
-        seen.append(("+".join(dict.fromkeys(batch.stream for batch in batches)), list(factors), first, copy()))
+        outcome = real(model, batches, optimizers, groups_by_stream, lr_multipliers, *rest)
+        seen.append(("+".join(dict.fromkeys(batch.stream for batch in batches)), list(lr_multipliers), first, copy()))
         return outcome
 
     monkeypatch.setattr(loop, "take_step", watched)
@@ -45,10 +45,10 @@ def test_a_step_moves_its_own_group_only(recipe, tmp_path, monkeypatch):
     seen = moments(recipe, monkeypatch)
     loop.train(recipe, tmp_path / "run", progress="off")
     assert {stream for stream, *_ in seen} == {"pictures", "words"} and len(seen) == 8
-    owners = {"pictures": "sight", "words": "speech"}
+    groups_by_stream = {"pictures": "sight", "words": "speech"}
     names = {"sight": "branches.sight.connector.", "speech": "norm"}
     for stream, active, (old, old_states), (new, new_states) in seen:
-        mine = owners[stream]
+        mine = groups_by_stream[stream]
         assert active == [mine]
         moved = {name for name in old if not torch.equal(old[name], new[name])}
         assert all(names[mine] in name for name in moved)

@@ -14,7 +14,7 @@ from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.recipe import Recipe
 from mmtune.training import loop
-from mmtune.training.optim import factor
+from mmtune.training.optim import lr_multiplier
 from tests.training import world
 from tests.training.test_groups import moments
 
@@ -73,16 +73,18 @@ def test_who_moves_when_and_how_fast(tree, tmp_path, monkeypatch, turns):
             group = OWNERS[name]
             want = (3e-3, 2, "cosine", 0.0) if group == "sight" else (1e-3, 1, "linear", 0.5)
             lr, warmup, kind, floor = want
-            assert row[f"lr/{group}"] == pytest.approx(lr * factor(done[group], counts[name], warmup, kind, floor))
+            assert row[f"lr/{group}"] == pytest.approx(
+                lr * lr_multiplier(done[group], counts[name], warmup, kind, floor)
+            )
             assert row[f"loss/{name}"] > 0
             done[group] += 1
 
 
 def test_a_group_may_be_clipped_by_itself(tree, tmp_path):
-    team = loop.assemble(
-        recipe(tree, {"groups": {"speech": {"clip": 0.25}}}), tmp_path, loop.Runtime("cpu"), loop.Voice("off")
-    ).team
-    assert (team.optimizers["sight"].clip, team.optimizers["speech"].clip) == (1.0, 0.25)
+    train_plan = loop.assemble(
+        recipe(tree, {"groups": {"speech": {"clip": 0.25}}}), tmp_path, loop.Runtime("cpu"), loop.Progress("off")
+    ).train_plan
+    assert (train_plan.optimizers["sight"].max_grad_norm, train_plan.optimizers["speech"].max_grad_norm) == (1.0, 0.25)
 
 
 @pytest.mark.parametrize("turns", ["stage", "mixed"])

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mmtune.training import log, trackers
-from mmtune.training.log import Metrics, Voice
+from mmtune.training.log import Metrics, Progress
 
 
 def rows(path):
@@ -90,9 +90,9 @@ def test_a_warning_that_nobody_can_hear_stops_nothing(tmp_path, monkeypatch):
     metrics = Metrics(tmp_path)
     metrics.write(1, {"loss": 1.0})
     assert metrics.lost == 2
-    Voice("lines").line("to nobody")
+    Progress("lines").line("to nobody")
     monkeypatch.setattr(log.sys, "stdout", None)  # as in a process that was started without one
-    Voice().line("to nobody")
+    Progress().line("to nobody")
 
 
 @pytest.mark.parametrize("gone", ["before", "in between"])
@@ -101,33 +101,33 @@ def test_a_terminal_that_goes_away_takes_no_run_with_it(monkeypatch, gone):
     terminal = os.fdopen(theirs, "w", encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
-        voice = Voice("auto")
-        assert voice.style == "bar"
+        progress = Progress("auto")
+        assert progress.style == "bar"
         if gone == "before":
             os.close(ours)
-        voice.start("training", 9)
-        voice.at(1, "loss 1")
+        progress.start("training", 9)
+        progress.at(1, "loss 1")
         if gone == "in between":
             os.close(ours)
         for done in range(2, 10):
-            voice.line("a line")
-            voice.at(done, "loss 1")
-        voice.start("saving", 1)
-        voice.stop()
-        voice.line("the end")
-        assert voice.style == "off"
+            progress.line("a line")
+            progress.at(done, "loss 1")
+        progress.start("saving", 1)
+        progress.stop()
+        progress.line("the end")
+        assert progress.style == "off"
     with contextlib.suppress(OSError):  # what nobody took
         terminal.close()
 
 
 def test_plain_lines_are_few():
     said = []
-    voice = Voice("lines", said.append)
-    voice.start("training", 100)
+    progress = Progress("lines", said.append)
+    progress.start("training", 100)
     for done in range(1, 101):
-        voice.at(done, "loss 1")
+        progress.at(done, "loss 1")
     assert said == ["training 1/100  loss 1", "training 100/100  loss 1"]
-    quiet = Voice("off", said.append)
+    quiet = Progress("off", said.append)
     quiet.start("x", 1)
     quiet.at(1)
     quiet.line("y")

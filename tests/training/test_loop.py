@@ -296,7 +296,7 @@ def test_random_crops_are_drawn_anew_in_each_epoch_and_alike_everywhere(tmp_path
 
     def crops(epoch, workers=0):
         made = changed(cropping, f"run.workers={workers}")
-        run = loop.assemble(made, tmp_path, loop.Runtime("cpu"), loop.Voice("off"))
+        run = loop.assemble(made, tmp_path, loop.Runtime("cpu"), loop.Progress("off"))
         stream = run.loader.streams["pictures"]
         return [run.loader.prepare("pictures", key, epoch).media["sight"][0] for key in stream.corpus.samples()]
 

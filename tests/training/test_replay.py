@@ -44,21 +44,23 @@ def test_the_guilty_are_named_and_fail_again(recipe, tmp_path, monkeypatch, caps
     except DataError as error:
         assert "in a row" in str(error)
     rows = [row for row in ledger.read(tmp_path / "run/skipped.jsonl") if row["reason"] == "non_finite"]
-    guilty = {row["id"] for row in rows if row["guilty"]}
-    assert guilty and len(guilty) < len(rows), "some of the samples of a bad step, not all"
+    nonfinite_samples = {row["id"] for row in rows if row["guilty"]}
+    assert nonfinite_samples and len(nonfinite_samples) < len(rows), "some of the samples of a bad step, not all"
     assert all(row["stream"] == "pictures" and row["epoch"] in (0, 1) for row in rows)
     # every fourth sample is white
-    assert {int(name.rpartition("/")[2]) % 4 for name in guilty} == {3}
+    assert {int(name.rpartition("/")[2]) % 4 for name in nonfinite_samples} == {3}
     assert "not finite alone: part-" in capsys.readouterr().out
 
     _, trials = replay(tmp_path / "run", device="cpu")
     assert {trial.id for trial in trials} == {row["id"] for row in rows}
-    assert {trial.id for trial in trials if not trial.finite} == guilty
+    assert {trial.id for trial in trials if not trial.finite} == nonfinite_samples
     assert all(set(trial.norms) == {"sight"} for trial in trials)
     before = sorted((tmp_path / "run").rglob("*"))
-    command.run(tmp_path / "run", sorted(guilty)[:1], "cpu")
+    command.run(tmp_path / "run", sorted(nonfinite_samples)[:1], "cpu")
     said = capsys.readouterr().out
-    assert "NOT FINITE" in said and sorted(guilty)[0] in said and "1 of 1 samples are not finite alone" in said
+    assert (
+        "NOT FINITE" in said and sorted(nonfinite_samples)[0] in said and "1 of 1 samples are not finite alone" in said
+    )
     assert sorted((tmp_path / "run").rglob("*")) == before, "nothing of the run is touched"
 
 

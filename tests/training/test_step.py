@@ -293,11 +293,18 @@ def test_another_error_is_no_lack_of_memory():
 # ----------------------------------------------------------------------------------------- several streams in one step
 
 
-def mixed(owners, batches, shares=None, steps=1):
+def mixed(groups_by_stream, batches, shares=None, steps=1):
     model, optimizers, runtime = setup()
     for _ in range(steps):
         outcome = take_step(
-            model, batches, optimizers, owners, dict.fromkeys(optimizers, 1.0), runtime, shares=shares, look=True
+            model,
+            batches,
+            optimizers,
+            groups_by_stream,
+            dict.fromkeys(optimizers, 1.0),
+            runtime,
+            shares=shares,
+            check_grads=True,
         )
     return model, optimizers, outcome
 
@@ -305,24 +312,24 @@ def mixed(owners, batches, shares=None, steps=1):
 def test_a_mixed_step_routes_every_gradient():
     """Each group moves as if its stream had been alone, to the bit, and both in one step."""
     left, right = rows(0, 3, "s"), rows(3, 8, "t")
-    owners = {"s": ["a"], "t": ["b"]}
-    both, optimizers, outcome = mixed(owners, [left, right])
+    groups_by_stream = {"s": ["a"], "t": ["b"]}
+    both, optimizers, outcome = mixed(groups_by_stream, [left, right])
     for group, stream in (("a", left), ("b", right)):
-        alone, single, one = mixed(owners, [stream])
+        alone, single, one = mixed(groups_by_stream, [stream])
         other = "b" if group == "a" else "a"
         assert equal(values(getattr(both, group)), values(getattr(alone, group)))
         assert equal(optimizers[group].state(), single[group].state())
         assert equal(values(getattr(alone, other)), values(getattr(Toy(), other))) and not single[other].state()
         assert outcome.losses[stream.stream] == one.loss and outcome.norms[group] == one.norms[group]
-    assert outcome.updated and outcome.silent == {"a": [], "b": []}
+    assert outcome.updated and outcome.zero_grad_params == {"a": [], "b": []}
     assert all(parameter.grad is None for parameter in both.parameters())
 
 
 def test_a_mixed_step_may_be_cut_up_too():
-    owners = {"s": ["a"], "t": ["b"]}
-    whole, _, outcome = mixed(owners, [rows(0, 4, "s"), rows(4, 8, "t")], steps=3)
+    groups_by_stream = {"s": ["a"], "t": ["b"]}
+    whole, _, outcome = mixed(groups_by_stream, [rows(0, 4, "s"), rows(4, 8, "t")], steps=3)
     parts = [rows(0, 1, "s"), rows(1, 4, "s"), rows(4, 6, "t"), rows(6, 8, "t")]
-    cut, _, again = mixed(owners, parts, steps=3)
+    cut, _, again = mixed(groups_by_stream, parts, steps=3)
     assert close(values(whole), values(cut)) and again.loss == pytest.approx(outcome.loss, rel=1e-6)
 
 

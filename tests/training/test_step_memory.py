@@ -16,7 +16,7 @@ from mmtune.errors import ModelError
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
 from mmtune.training import loop
-from mmtune.training.split_batch import cut, padding, singles
+from mmtune.training.split_batch import padding, singles, split_batch
 from mmtune.types import IGNORE, Batch
 from tests.training import world
 
@@ -144,19 +144,19 @@ def batch():
 
 
 def test_rows_keep_what_is_theirs():
-    first, second, third = cut(batch(), 3)
+    first, second, third = split_batch(batch(), 3)
     assert (first.ids, second.ids, third.ids) == (("a", "b"), ("c",), ("d",))
     assert first.slots["sight"].tolist() == [[0, 1, 1, 1], [0, 2, 3, 1]] and first.media[
         "sight"
     ].flatten().tolist() == [0, 1]
     assert second.slots["sight"].tolist() == [[0, 1, 0, 2], [0, 1, 3, 1]] and third.media == {} == third.slots
-    assert torch.equal(torch.cat([one.tokens for one in cut(batch(), 2)]), batch().tokens)
+    assert torch.equal(torch.cat([one.tokens for one in split_batch(batch(), 2)]), batch().tokens)
     whole = batch()
-    assert cut(whole, 1)[0] is whole
+    assert split_batch(whole, 1)[0] is whole
 
 
 def test_as_many_pieces_as_asked_for():
-    parts = cut(batch(), 5)
+    parts = split_batch(batch(), 5)
     assert len(parts) == 5 and sum(len(part.ids) for part in parts) == 4
     empty = [part for part in parts if not part.ids]
     assert len(empty) == 2 and all(bool((part.labels == IGNORE).all()) and not part.media for part in empty)
@@ -173,7 +173,7 @@ def test_samples_alone():
 
 
 def test_a_sample_alone_has_the_loss_it_has_in_company(tree, tmp_path):
-    run = loop.assemble(recipe(tree), tmp_path, loop.Runtime("cpu"), loop.Voice("off"))
+    run = loop.assemble(recipe(tree), tmp_path, loop.Runtime("cpu"), loop.Progress("off"))
     steps = run.loader.steps()
     for _ in range(2):
         _, (packed,) = next(steps)

@@ -92,10 +92,10 @@ def test_a_run_is_the_same_with_and_without(tree, straight, tmp_path, workers):
 def test_the_loss_is_the_mean_over_all_held_out_tokens(tree, straight):
     """By hand, one sample at a time, with the weights at the end."""
     model, _, told = store.load_run(straight)
-    at = loop.assemble(told, None, loop.Runtime("cpu"), loop.Voice("off"))
-    (stream,) = at.judge.streams
+    at = loop.assemble(told, None, loop.Runtime("cpu"), loop.Progress("off"))
+    (stream,) = at.validation.streams
     total, weight, used = 0.0, 0.0, 0
-    found = [at.judge._validator._loader.make("val", place) for place in range(len(stream.corpus))]
+    found = [at.validation._validator._loader.make("val", place) for place in range(len(stream.corpus))]
     for one in found:
         if not isinstance(one, Skip):
             with torch.no_grad():
@@ -202,9 +202,9 @@ def test_a_fraction_is_split_off_by_name(tree, tmp_path):
     there = {one for one in ids[1] if one.startswith(("part-0000/", "part-0002/"))}
     assert {again.id(key) for key in again.samples()} == there
     made = recipe(tree, eval={"streams": {"val": None}, "fraction": 0.3, "task": None})
-    at = loop.assemble(made, None, loop.Runtime("cpu"), loop.Voice("off"))
+    at = loop.assemble(made, None, loop.Runtime("cpu"), loop.Progress("off"))
     both = {name: set(map(stream.corpus.id, stream.corpus.samples())) for name, stream in at.loader.streams.items()}
-    for stream in at.judge.streams:
+    for stream in at.validation.streams:
         held = set(map(stream.corpus.id, stream.corpus.samples()))
         assert held and not held & both[stream.name] and len(held) + len(both[stream.name]) == 16
 

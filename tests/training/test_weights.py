@@ -14,9 +14,9 @@ from mmtune.data.collate import collate
 from mmtune.errors import ShapeError
 from mmtune.model import build
 from mmtune.training.distributed import Runtime
-from mmtune.training.nonfinite import alone
+from mmtune.training.nonfinite import run_alone
 from mmtune.training.optim import GroupOptimizer
-from mmtune.training.split_batch import cut, padding, singles
+from mmtune.training.split_batch import padding, singles, split_batch
 from mmtune.training.step import take_step
 from mmtune.types import IGNORE, Batch, Example, Sample, Turn
 from tests.llm import tiny
@@ -109,7 +109,7 @@ def test_a_batch_that_is_cut_for_want_of_memory(folder, pieces):
     model = make(folder)
     found = examples(model)
     whole, trained = step(make(folder), batches(found, [[0], [1, 2], [3]]))
-    parts = cut(batches(found, [[0], [1, 2], [3]])[0], pieces)
+    parts = split_batch(batches(found, [[0], [1, 2], [3]])[0], pieces)
     outcome, others = step(model, parts)
     assert outcome.loss == pytest.approx(whole.loss, rel=1e-6) and outcome.weight == whole.weight
     assert max(float((trained[name] - others[name]).abs().max()) for name in trained) < 2e-6
@@ -134,12 +134,12 @@ def test_a_sample_tried_alone_is_the_mean_by_weight(folder):
     from types import SimpleNamespace
 
     model = make(folder)
-    team = SimpleNamespace(
+    train_plan = SimpleNamespace(
         objectives={"s": SimpleNamespace(loss=lambda model, batch: model.loss(batch))},
-        owners={"s": ["norms"]}, optimizers=optimizers(model),
+        groups_by_stream={"s": ["norms"]}, optimizers=optimizers(model),
     )  # fmt: skip
-    light = alone(model, batches(examples(model, [(1e-3, 1e-3)]), [[0]])[0], team, Runtime("cpu"))
-    plain = alone(model, batches(examples(model, [(1, 1)]), [[0]])[0], team, Runtime("cpu"))
+    light = run_alone(model, batches(examples(model, [(1e-3, 1e-3)]), [[0]])[0], train_plan, Runtime("cpu"))
+    plain = run_alone(model, batches(examples(model, [(1, 1)]), [[0]])[0], train_plan, Runtime("cpu"))
     assert light.loss == pytest.approx(plain.loss, rel=1e-5)
     assert light.norms["norms"] == pytest.approx(plain.norms["norms"], rel=1e-4)
 
@@ -279,7 +279,7 @@ def test_an_objective_that_knows_no_weights_stops_the_run(folder):
 
     model = make(folder)
     more = {"objectives": {"s": Plain(ObjectiveConfig(name="plain"))}}
-    given = {"owners": {"s": ["norms"]}, "factors": {"norms": 1.0}, "runtime": Runtime("cpu")}
+    given = {"groups_by_stream": {"s": ["norms"]}, "lr_multipliers": {"norms": 1.0}, "runtime": Runtime("cpu")}
     plain = batches(examples(model, [(1, 1)]), [[0]])
     assert take_step(model, plain, optimizers(model), **given, **more).updated
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -26,7 +26,7 @@ def make(path, **more):
     llm = tiny.llm(path).requires_grad_(False)
     torch.manual_seed(0)
     names = HfPeft(config.validate(Config, {"name": "hf_peft", **OPTIONS, **more})).apply(llm)
-    (budget,) = llm.attendants.values()
+    (budget,) = llm.step_callbacks.values()
     return llm, names, budget
 
 

@@ -39,9 +39,9 @@ IDS = torch.arange(30, 39)[None]
 def test_the_numbers_of_peft_itself(tmp_path, method, kind):
     llm, _ = tuned(tmp_path, method, kind)
     build, options = METHODS[method]
-    plan = build(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, **options)
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), plan).eval()
-    model.prompt_encoder["default"].load_state_dict(llm.soft.encoder.state_dict())
+    peft_config = build(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, **options)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), peft_config).eval()
+    model.prompt_encoder["default"].load_state_dict(llm.prefix.encoder.state_dict())
     want = model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
     torch.testing.assert_close(read(llm, IDS), want, rtol=1e-4, atol=1e-4)
 
@@ -66,7 +66,7 @@ def test_packed_and_cached_equal_alone(tmp_path, method):
 def test_all_of_it_learns_and_nothing_else(tmp_path, method):
     llm, names = tuned(tmp_path, method)
     parameters = dict(llm.named_parameters())
-    assert names == [name for name in parameters if name.startswith("soft.")]
+    assert names == [name for name in parameters if name.startswith("prefix.")]
     for name in names:
         parameters[name].requires_grad_(True)
     read(llm, IDS).logsumexp(-1).sum().backward()

@@ -83,9 +83,9 @@ def test_cached_equals_full(plain):
 
 
 def test_raw_and_tanh_gates(plain):
-    plan = Config(length=3, gate="raw")
+    settings = Config(length=3, gate="raw")
     raw, tanh = copy.deepcopy(plain), tuned(plain, gate=0.8)[0]
-    Prompts(plan).apply(raw)
+    Prompts(settings).apply(raw)
     raw.prompts.load_state_dict(tanh.prompts.state_dict())
     assert (read(raw, ids(6)) - read(tanh, ids(6))).abs().max() > 1e-4
     for one in raw.prompts.gates.values():

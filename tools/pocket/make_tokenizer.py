@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from mmtune.data.world.language import CAPTION_PROMPTS, captions, questions, vocabulary
 from mmtune.data.world.scene import draw_scene
 
-CONTROLS = [
+SPECIAL_TOKENS = [
     "<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|media|>", "<|/media|>",
     "<|quote|>", "<|/quote|>",
 ]  # fmt: skip
@@ -56,7 +56,7 @@ def make(out: Path) -> Tokenizer:
         corpus(),
         trainers.BpeTrainer(
             vocab_size=VOCABULARY,
-            special_tokens=CONTROLS,
+            special_tokens=SPECIAL_TOKENS,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             min_frequency=2,
             show_progress=False,
@@ -67,7 +67,7 @@ def make(out: Path) -> Tokenizer:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024, "clean_up_tokenization_spaces": False,
         "pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|end|>",
-        "additional_special_tokens": CONTROLS[3:],
+        "additional_special_tokens": SPECIAL_TOKENS[3:],
     }  # fmt: skip
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
     return tokenizer

@@ -22,7 +22,7 @@ class Guard:
     module: str
     """As mmtune.training.loop."""
     function: str
-    """Qualified name in the module, as Keeper.save."""
+    """Qualified name in the module, as CheckpointManager.save."""
     old: str
     new: str
 

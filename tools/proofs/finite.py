@@ -118,9 +118,9 @@ def _cut(verdict: Verdict) -> None:
     fired = [one.said.count("poisoned on rank") for one in ended]
     verdict.need(sum(bool(count) for count in fired) == 1, f"shard_all: did not fire on one rank alone: {fired}")
     rows = [row for row in ledgers.read(out / "skipped.jsonl") if row["reason"] == "non_finite"]
-    guilty = {row["id"] for row in rows if row.get("guilty")}
-    fine = _fork.all_fine(ended) and guilty == {ids[-1]} and len({row["id"] for row in rows}) > 1
-    verdict.check(fine, f"shard_all: guilty {sorted(guilty)}, it was {ids[-1]}: {ended[0].said[-300:]}")
+    nonfinite_samples = {row["id"] for row in rows if row.get("guilty")}
+    fine = _fork.all_fine(ended) and nonfinite_samples == {ids[-1]} and len({row["id"] for row in rows}) > 1
+    verdict.check(fine, f"shard_all: guilty {sorted(nonfinite_samples)}, it was {ids[-1]}: {ended[0].said[-300:]}")
     clear(plain), clear(out)
 
 

@@ -29,7 +29,7 @@ from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
 from mmtune.training import loop
 from mmtune.training.distributed import Runtime
-from mmtune.training.log import Voice
+from mmtune.training.log import Progress
 from tests.encoders.tiny import sound_folder
 from tests.media import make
 from tests.training import world
@@ -62,15 +62,17 @@ TURNS: dict[str, dict[str, Any]] = {
 
 GUARDS = [
     Guard("gradients of another stream dropped", "mmtune.training.step", "take_step",
-          "            _drop(optimizers)\n        finite", "        finite"),
-    Guard("groups of this stream only", "mmtune.training.train_plan", "Team.moving", "for name in self.owners[stream]}",
+          "            _zero_grad(optimizers)\n        finite", "        finite"),
+    Guard("groups of this stream only", "mmtune.training.train_plan", "TrainPlan.trained_groups",
+          "for name in self.groups_by_stream[stream]}",
           "for name in self.optimizers}"),
-    Guard("one division by the tokens of all", "mmtune.training.step", "take_step", "take(tally.weight *",
-          "take(len(mine) *"),
+    Guard("one division by the tokens of all", "mmtune.training.step", "take_step", "accumulate(tally.weight *",
+          "accumulate(len(mine) *"),
     Guard("a parameter in one group", "mmtune.params", "partition", "if len(owners) > 1:", "if len(owners) > 9:"),
     Guard("no orphan", "mmtune.params", "partition", "elif parameter.requires_grad:", "elif False:"),
     Guard("no empty pattern", "mmtune.params", "_claims", "elif not found:", "elif False:"),
-    Guard("the first step of a stream", "mmtune.training.gradient_check", "Watch.after", "if wrong:", "if False:"),
+    Guard("the first step of a stream", "mmtune.training.gradient_check", "GradientCheck.after",
+          "if wrong:", "if False:"),
 ]  # fmt: skip
 
 
@@ -152,7 +154,7 @@ def _recipe(*changes: dict[str, Any]) -> Recipe:
 
 def _run(recipe: Recipe) -> Any:
     """A run before its first step."""
-    return loop.assemble(recipe, fresh(), Runtime("cpu"), Voice("off"))
+    return loop.assemble(recipe, fresh(), Runtime("cpu"), Progress("off"))
 
 
 def _copies(run: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -186,9 +188,9 @@ def _disjoint(verdict: Verdict, fusion: str, turns: str) -> int:
             stream, batches = next(feed)
             before = _copies(run)
             loop.states.seed_step(run.recipe.run.seed, step)
-            run._attempt(batches, run.team.factors(step, run.loader.held), look=False)
+            run._attempt(batches, run.train_plan.lr_multipliers(step, run.loader.held), check_grads=False)
             after = _copies(run)
-            moving = run.team.moving(run.loader.held)
+            moving = run.train_plan.trained_groups(run.loader.held)
             moved = {group: _moved(before[group], after[group]) for group in before}
             left = sum(parameter.grad is not None for parameter in run.model.parameters())
             told.append([stream, moving, moved, {g: len(t) for g, t in after.items()}, left])
@@ -224,7 +226,7 @@ def _old_way(verdict: Verdict) -> None:
             before = _copies(run)
             one.zero_grad(set_to_none=False)
             run.model.loss(batches[0])[0].backward()
-            other = next(group for group in run.groups if group not in run.team.owners[stream])
+            other = next(group for group in run.groups if group not in run.train_plan.groups_by_stream[stream])
             for _, parameter in run.groups[other]:
                 if parameter.grad is not None:
                     parameter.grad.zero_()
@@ -253,12 +255,12 @@ def _routed(verdict: Verdict, short: bool) -> int:
                     run.loader.held = {only: run.loader.held[only]}
                     batches = [batch for batch in batches if batch.stream == only]
                 loop.states.seed_step(run.recipe.run.seed, 0)
-                run._attempt(batches, run.team.factors(0, run.loader.held), look=False)
+                run._attempt(batches, run.train_plan.lr_multipliers(0, run.loader.held), check_grads=False)
                 after = _copies(run)
                 if together is None:
                     together = after
                 else:
-                    for group in run.team.owners[only]:
+                    for group in run.train_plan.groups_by_stream[only]:
                         told[group] = [_moved(together[group], after[group]), len(after[group])]
             return told
 

@@ -26,7 +26,7 @@ from mmtune.data import index
 from mmtune.data import ledger as ledgers
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, Source, Stream
-from mmtune.data.pack import Plan
+from mmtune.data.pack import BatchSpec
 from mmtune.errors import Reason
 from mmtune.media.base import Sampling
 from mmtune.processor import Processor
@@ -38,7 +38,7 @@ from ._base import Guard, Verdict
 from ._stage import fresh
 
 Members = list[tuple[str, bytes | tarfile.TarInfo]]
-PLAN = Plan(rows=1, length=48)
+PLAN = BatchSpec(rows=1, length=48)
 EPOCHS = 2
 TEMPLATE = toys.TEMPLATE.model_copy(update={"media": {**toys.TEMPLATE.media, "points": ("<m>", "</m>")}})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmtune import registry
 from mmtune.data.loader import Loader, Source, Stream
-from mmtune.data.pack import Plan
+from mmtune.data.pack import BatchSpec
 from tests.data import tars
 
 from . import _fork
@@ -18,7 +18,7 @@ from ._stage import room
 LAYOUTS = tuple(itertools.product((1, 2), (0, 1, 2, 4)))
 """Ranks and workers of each rank."""
 STEPS = 12
-PLAN = Plan(rows=4, length=24, accumulate=2)
+PLAN = BatchSpec(rows=4, length=24, accumulate=2)
 
 
 def _answer(key: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mmtune.data.loader import Loader
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
 from mmtune.training import loop
-from mmtune.training.checkpoint_manager import Keeper
+from mmtune.training.checkpoint_manager import CheckpointManager
 from mmtune.training.distributed import Runtime
 from tests.training import world
 
@@ -43,7 +43,7 @@ POINTS: dict[str, tuple[type, str]] = {
     "data": (Loader, "_fill"),
     "forward and backward": (MultimodalModel, "forward"),
     "sum of gradients": (Runtime, "sum_gradients"),
-    "saving": (Keeper, "save"),
+    "saving": (CheckpointManager, "save"),
     "starting": (Runtime, "place"),
 }
 """What is going on when a rank goes: the method in which it does, the third time round where it is called often."""
@@ -52,7 +52,7 @@ STAGES = {"sum of gradients": "forward and backward"}
 """What a rank calls the point itself, where that is another name: it goes before the sum begins."""
 
 GUARDS = [
-    Guard("a hanging rank", "mmtune.training.watchdog", "Pulse._live", "or self._hang(beats)", ""),
+    Guard("a hanging rank", "mmtune.training.watchdog", "Watchdog._live", "or self._hang(beats)", ""),
     Guard("gradients of all ranks", "mmtune.training.distributed", "Runtime.sum_gradients",
           "torch.distributed.all_reduce(flat)", "pass"),
     Guard("sums, not means, of what is cut", "mmtune.training.distributed", "Runtime._cut",
@@ -86,9 +86,9 @@ def _train(recipe: Path, out: Path, *changes: str, stop: tuple[int, int] | None 
         if stop:
             _stage.signalled(*stop)()
         told: dict[str, Any] = {"media": [], "held": [], "made": 0}
-        real_renew, real_forward, real_make = Runtime.renew, MultimodalModel.forward, Loader.make
+        real_renew, real_forward, real_make = Runtime.refresh_parameters, MultimodalModel.forward, Loader.make
 
-        def renew(self: Runtime, model: Any, groups: Any) -> Any:
+        def refresh_parameters(self: Runtime, model: Any, groups: Any) -> Any:
             found = real_renew(self, model, groups)
             told["cut"] = sum(hasattr(p, "to_local") for p in model.parameters())
             told["cut_trained"] = sum(hasattr(p, "to_local") for named in found.values() for _, p in named)
@@ -102,7 +102,7 @@ def _train(recipe: Path, out: Path, *changes: str, stop: tuple[int, int] | None 
             told["made"] += 1
             return real_make(self, name, position)
 
-        Runtime.renew, MultimodalModel.forward, Loader.make = renew, forward, make
+        Runtime.refresh_parameters, MultimodalModel.forward, Loader.make = refresh_parameters, forward, make
         real_steps = Loader.steps
 
         def steps(self: Loader, first: int = 0) -> Any:

@@ -401,7 +401,7 @@ def _swap_words(tree: dict) -> None:
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
 
 
-_SEAL, _STATES, _KEEPER = "mmtune.checkpoint.seal", "mmtune.training.resume", "mmtune.training.checkpoint_manager"
+_SEAL, _STATES, _MANAGER = "mmtune.checkpoint.seal", "mmtune.training.resume", "mmtune.training.checkpoint_manager"
 
 GUARDS = (
     Guard(
@@ -428,8 +428,8 @@ GUARDS = (
     Guard("a full disk is said as what it is", _SEAL, "write", "        raise\n", "        return\n"),
     Guard(
         "the state is sealed last",
-        _KEEPER,
-        "Keeper.save",
+        _MANAGER,
+        "CheckpointManager.save",
         """                store.write_weights(self.out, files, self.recipe, facts)
                 states.save(self.out / "state", moment, self.recipe.run.keep)
 """,
@@ -439,8 +439,8 @@ GUARDS = (
     ),
     Guard(
         "the ledger is flushed before a state names it",
-        _KEEPER,
-        "Keeper.save",
+        _MANAGER,
+        "CheckpointManager.save",
         "            self.loader.ledger.flush()\n",
         "",
     ),
@@ -454,7 +454,7 @@ GUARDS = (
     Guard(
         "a failed write ends the run",
         "mmtune.training.async_writer",
-        "Saver._run",
+        "AsyncWriter._run",
         "                self._error = error  # first: saying it may fail\n",
         "                pass\n",
     ),
@@ -467,29 +467,29 @@ GUARDS = (
     ),
     Guard(
         "optimizers are taken up",
-        _KEEPER,
-        "Keeper._take",
+        _MANAGER,
+        "CheckpointManager._take",
         "            holders[name].load(held)\n",
         "            pass\n",
     ),
     Guard(
         "weights are taken up",
-        _KEEPER,
-        "Keeper._take",
+        _MANAGER,
+        "CheckpointManager._take",
         'store.copy_into({"state": everything}, {"state": state.weights})',
         "pass",
     ),
     Guard(
         "the counts of the ledger are taken up",
-        _KEEPER,
-        "Keeper._take",
+        _MANAGER,
+        "CheckpointManager._take",
         'self.loader.ledger.restore(state.info["ledger"])',
         "pass",
     ),
     Guard(
         "the mean loss is taken up",
-        _KEEPER,
-        "Keeper.restore",
+        _MANAGER,
+        "CheckpointManager.restore",
         'for loss, count in state.info["recent"]',
         "for loss, count in []",
     ),
@@ -501,9 +501,11 @@ GUARDS = (
         "        if True:\n",
     ),
     Guard("one run in a folder", "mmtune.training.lock", "_take", "        if held is True or", "        if True or"),
-    Guard("differences are refused", _KEEPER, "Keeper.restore", "if _kind(line) not in allow]", "if False]"),
+    Guard(
+        "differences are refused", _MANAGER, "CheckpointManager.restore", "if _kind(line) not in allow]", "if False]"
+    ),
     *(
-        Guard(f"{kind} is compared", _KEEPER, "Keeper.facts", old, new)
+        Guard(f"{kind} is compared", _MANAGER, "CheckpointManager.facts", old, new)
         for kind, old, new in (
             ("the recipe", '"recipe": without_secrets(recipe),', '"recipe": None,'),
             ("the base", '"base": {part: entry["sha256"] for part, entry in self.base.items()},', '"base": None,'),

@@ -88,8 +88,8 @@ GUARDS = (
         "the order asks for the name, not the place",
         "mmtune.data.shards",
         "Corpus._keep",
-        "[_hash(names[place]) for place in places]",
-        "[_hash(str(place)) for place in places]",
+        "[_hash(names[ordinal]) for ordinal in chosen_indexes]",
+        "[_hash(str(ordinal)) for ordinal in chosen_indexes]",
     ),
     Guard(
         "the next sample takes its place",

@@ -26,8 +26,8 @@ def language_model(config: Mapping[str, Any]) -> HF:
     """A random LLaMA of the sizes that a vector's `config` gives, with a tokenizer that nobody asks."""
     shape = _llama.Shape.read(config)
     with tempfile.TemporaryDirectory() as name:
-        plan = shape.config(int(config.get("max_seq_len", 64)))
-        LlamaConfig(architectures=["LlamaForCausalLM"], **plan).save_pretrained(name)
+        hf_config = shape.config(int(config.get("max_seq_len", 64)))
+        LlamaConfig(architectures=["LlamaForCausalLM"], **hf_config).save_pretrained(name)
         words = models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>")
         Tokenizer(words).save(str(Path(name) / "tokenizer.json"))
         llm = HF(Config(folder=name))

@@ -58,7 +58,7 @@ def whole(vector: Vector) -> Iterator[Got]:
     rows = torch.arange(len(tokens))
     slots = {importer.BRANCH: torch.stack([rows, torch.ones_like(rows), rows * 0, rows * 0], dim=1)}
     media = {importer.BRANCH: inputs["image_features"][:, None, None]}
-    more = {"slots": slots, "media": media, "frames": {importer.BRANCH: torch.ones(len(rows), 1, dtype=torch.bool)}}
+    more = {"slots": slots, "media": media, "frame_mask": {importer.BRANCH: torch.ones(len(rows), 1, dtype=torch.bool)}}
     yield from _llama.whole(llm, forward, _llama.batch(tokens, inputs["labels"], **more), vector.outputs)
     yield Got("step_logits", _llama.steps(llm, forward, tokens, c["prefill_len"], **more))
 

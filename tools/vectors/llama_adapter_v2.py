@@ -33,7 +33,7 @@ from mmtune.llm.base import Tokenizer
 from mmtune.model import MultimodalModel
 from mmtune.processor import Processor
 from mmtune.recipe import Recipe
-from mmtune.training.optim import GroupOptimizer, factor
+from mmtune.training.optim import GroupOptimizer, lr_multiplier
 from mmtune.types import IGNORE, Batch, Example, Sample, Slot, Turn
 
 BACKBONE = re.compile(r"llama\.(tok_embeddings|output|layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123]))\.weight")
@@ -92,15 +92,15 @@ def write_clip(c: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> N
     folder.mkdir()
     tower = {"image_size": c["image_resolution"], "patch_size": c["patch_size"], "layers": c["layers"]}
     tower |= {"width": c["width"], "head_width": c["width"] // c["heads"]}
-    plan = {"model_cfg": {"embed_dim": c["output_dim"], "quick_gelu": True, "vision_cfg": tower}}
-    (folder / "open_clip_config.json").write_text(json.dumps(plan))
+    hf_config = {"model_cfg": {"embed_dim": c["output_dim"], "quick_gelu": True, "vision_cfg": tower}}
+    (folder / "open_clip_config.json").write_text(json.dumps(hf_config))
     save_file(tensors, folder / "open_clip_model.safetensors")
 
 
-def write_llm(plan: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
+def write_llm(hf_config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
     """A language model in transformers' layout, with a tokenizer that nobody asks."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(plan))
+    (folder / "config.json").write_text(json.dumps(hf_config))
     words = word_models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>")
     WordTokenizer(words).save(str(folder / "tokenizer.json"))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
@@ -157,7 +157,7 @@ def pictures(images: Tensor) -> dict[str, Any]:
     number = len(images)
     return {
         "media": {"sight": images[:, None]},
-        "frames": {"sight": torch.ones(number, 1, dtype=torch.bool)},
+        "frame_mask": {"sight": torch.ones(number, 1, dtype=torch.bool)},
         "slots": {"sight": torch.tensor([[row, 1, 0, 0] for row in range(number)])},
     }
 
@@ -253,13 +253,13 @@ class Bytes(Tokenizer):
     """One id for each UTF-8 byte, as the table's file describes."""
 
     pad, bos, eos, vocabulary = 0, 1, END, 256
-    controls = frozenset((1, END))
+    special_ids = frozenset((1, END))
     marks = {"<s>": 1, "</s>": END}
 
     def encode(self, text: str, after: Any = "start") -> list[int]:
         return [3 + byte % 190 for byte in text.encode()]
 
-    def control(self, text: str, after: Any = "start") -> list[int]:
+    def encode_special(self, text: str, after: Any = "start") -> list[int]:
         pieces = re.split("(</?s>)", text)
         return [i for piece in pieces for i in ([self.marks[piece]] if piece in self.marks else self.encode(piece))]
 
@@ -282,7 +282,9 @@ def tables(vector: Vector) -> Iterator[Got]:
     kind = configs.load(Recipe, STAGES["finetune"]).schedule.kind
     for number, row in enumerate(facts["learning_rate"]):
         floor = row["min_lr"] / row["lr"]
-        ours = [row["lr"] * factor(e, row["epochs"], row["warmup_epochs"], kind, floor) for e in row["epochs_at"]]
+        ours = [
+            row["lr"] * lr_multiplier(e, row["epochs"], row["warmup_epochs"], kind, floor) for e in row["epochs_at"]
+        ]
         yield Got(f"learning_rate/{number}", torch.tensor(ours), torch.tensor(row["lr_at"]))
     for number, row in enumerate(facts["top_p"]):
         choice = Sampling(row["temperature"], row["top_p"])
@@ -293,7 +295,7 @@ def tables(vector: Vector) -> Iterator[Got]:
 def example(row: dict[str, Any], facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Tokens and labels of a record in the published form: padded with 0, labels not shifted, 0 where unscored."""
     sample, size, template = sample_of(row, facts), row["max_words"], prompt.load("alpaca")
-    cutting = Processor({}, Bytes(), template, size, too_long="cut", takes_places=False)
+    cutting = Processor({}, Bytes(), template, size, too_long="cut", uses_placeholders=False)
     try:
         made = cutting.example(sample)
         labels = made.labels
@@ -301,7 +303,7 @@ def example(row: dict[str, Any], facts: dict[str, Any]) -> tuple[Tensor, Tensor]
         if error.reason != Reason.empty_target:
             raise
         # Cut before its answer begins: refused here, trained on without any label upstream.
-        made = Processor({}, Bytes(), template, takes_places=False).example(sample)
+        made = Processor({}, Bytes(), template, uses_placeholders=False).example(sample)
         labels = torch.full((size,), IGNORE)
     tokens, labels = made.tokens[:size], labels[:size]
     unshifted = torch.zeros(size, dtype=torch.int64)

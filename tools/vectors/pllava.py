@@ -297,7 +297,7 @@ def without(template: prompt.Template, published: dict[str, Any]) -> prompt.Temp
 def said(template: prompt.Template, sample: Sample) -> str:
     """The prompt as text, with the published mark at the place of the video and no begin mark."""
     spans = template.spans(sample, answer=True)
-    text = "".join("<image>" if span.kind == "media" else span.text for span in spans)
+    text = "".join("<image>" if span.type == "media" else span.text for span in spans)
     return re.sub(r"^\{bos\}", "", text)
 
 

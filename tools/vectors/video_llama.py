@@ -21,7 +21,7 @@ from mmtune.encoders.blip2_eva import Config as EyeConfig
 from mmtune.encoders.imagebind_audio import Config as EarConfig
 from mmtune.encoders.imagebind_audio import ImagebindAudio
 from mmtune.layers.qformer import QFormer
-from mmtune.media._frames import spoken
+from mmtune.media._frames import format_times
 from mmtune.media._frames import video_llama as chosen
 from mmtune.types import Features, FeatureShape, Media
 
@@ -56,7 +56,7 @@ def frame_sampling(vector: Vector) -> Iterator[Got]:
         name = f"{row['n_frms']} of {row['total_frames']} at {row['fps']}"
         indices = chosen(row["total_frames"], row["n_frms"])
         yield Got(f"indices {name}", indices, row["indices"])
-        yield Got(f"seconds {name}", spoken(index / row["fps"] for index in indices), row["seconds"])
+        yield Got(f"seconds {name}", format_times(index / row["fps"] for index in indices), row["seconds"])
 
 
 def frame_transform(vector: Vector) -> Iterator[Got]:

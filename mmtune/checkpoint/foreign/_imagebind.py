@@ -23,7 +23,7 @@ SIDE = 224
 LICENCE = "CC BY-NC-SA 4.0, not for commercial use"
 
 _OTHERS = ("text", "depth", "thermal", "imu")
-_PLACE = r"modality_(?:preprocessors|trunks|heads|postprocessors)\.(?:{})\..+"
+_POSITION = r"modality_(?:preprocessors|trunks|heads|postprocessors)\.(?:{})\..+"
 
 
 def rules(modality: Modality, ours: str, theirs: str = "") -> list[Rule]:
@@ -67,8 +67,8 @@ def pick(tensors: Mapping[str, Tensor], modality: Modality) -> dict[str, Tensor]
 
     Raises CheckpointError where nothing belongs to the tower.
     """
-    others = re.compile(_PLACE.format("|".join([*_OTHERS, *(m for m in ENCODERS if m != modality)])))
-    mine = re.compile(_PLACE.format(modality))
+    others = re.compile(_POSITION.format("|".join([*_OTHERS, *(m for m in ENCODERS if m != modality)])))
+    mine = re.compile(_POSITION.format(modality))
     if not any(mine.fullmatch(name) for name in tensors):
         raise unlike(
             f"the first of {len(tensors)} names", min(tensors, default="none"), f"modality_trunks.{modality}.*"

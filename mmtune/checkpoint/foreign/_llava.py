@@ -31,7 +31,7 @@ CLASSLESS = ("siglip_vision_model",)
 
 
 @dataclass(frozen=True)
-class Spelling:
+class Layout:
     """How a folder spells what stands before the names."""
 
     root: str = ""
@@ -42,7 +42,7 @@ class Spelling:
     head: str = "language_model.lm_head.weight"
 
     @classmethod
-    def of(cls, names: Iterable[str], inner: str = "") -> Spelling:
+    def of(cls, names: Iterable[str], inner: str = "") -> Layout:
         """The spelling of a file.
 
         Args:
@@ -57,30 +57,30 @@ class Spelling:
         return cls(root, tower, "model.language_model.", "lm_head.weight")
 
 
-SPELLINGS = {
-    "published": Spelling(),
-    "saved": Spelling(tower=""),
-    "inner": Spelling("model.", "", "model.language_model.", "lm_head.weight"),
+LAYOUTS = {
+    "published": Layout(),
+    "saved": Layout(tower=""),
+    "inner": Layout("model.", "", "model.language_model.", "lm_head.weight"),
 }
 
 
-def tower(spelling: Spelling) -> list[Rule]:
+def tower(layout: Layout) -> list[Rule]:
     """The vision tower."""
-    return [Rule(f"{spelling.root}vision_tower.{spelling.tower}{{name*}}", "sight:{name*}")]
+    return [Rule(f"{layout.root}vision_tower.{layout.tower}{{name*}}", "sight:{name*}")]
 
 
-def language_model(spelling: Spelling) -> list[Rule]:
+def language_model(layout: Layout) -> list[Rule]:
     """The language model as it was before tuning; its head is absent where it is tied to the embedding."""
     return [
-        Rule(f"{spelling.model}{{name*}}", "llm:model.{name*}"),
-        Rule(spelling.head, "llm:lm_head.weight", optional=True),
+        Rule(f"{layout.model}{{name*}}", "llm:model.{name*}"),
+        Rule(layout.head, "llm:lm_head.weight", optional=True),
     ]
 
 
-def projector(spelling: Spelling, first: str, second: str) -> list[Rule]:
+def projector(layout: Layout, first: str, second: str) -> list[Rule]:
     """The two linear layers; `first` and `second` are their names in our connector."""
     return [
-        Rule(f"{spelling.root}multi_modal_projector.{theirs}.{{kind}}", f"{SIGHT}.connector.{ours}.{{kind}}")
+        Rule(f"{layout.root}multi_modal_projector.{theirs}.{{kind}}", f"{SIGHT}.connector.{ours}.{{kind}}")
         for theirs, ours in (("linear_1", first), ("linear_2", second))
     ]
 
@@ -88,51 +88,54 @@ def projector(spelling: Spelling, first: str, second: str) -> list[Rule]:
 # --------------------------------------------------------------------------------------------------------- settings
 
 
-def check(plan: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
+def check(hf_config: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
     """Refuse settings that mmtune has no counterpart for.
 
     Args:
-        plan: config.json. kinds: allowed values of `model_type`.
+        hf_config: config.json. kinds: allowed values of `model_type`.
 
     Raises:
         CheckpointError: another architecture, several feature layers, another activation, no bias in the projector.
     """
-    if plan.get("model_type") not in kinds:
-        raise unlike("model_type of config.json", plan.get("model_type"), " or ".join(kinds))
+    if hf_config.get("model_type") not in kinds:
+        raise unlike("model_type of config.json", hf_config.get("model_type"), " or ".join(kinds))
     for name in ("vision_config", "text_config"):
-        if not isinstance(plan.get(name), dict):
+        if not isinstance(hf_config.get(name), dict):
             raise CheckpointError(f"config.json without {name}", "the settings of both parts", "copy the folder again")
     for name, wanted in (("projector_hidden_act", "gelu"), ("multimodal_projector_bias", True)):
-        if plan.get(name, wanted) != wanted:
-            raise unlike(f"{name} of config.json", plan[name], wanted, "this variant is not supported")
-    layer, strategy = plan.get("vision_feature_layer", -2), plan.get("vision_feature_select_strategy", "default")
+        if hf_config.get(name, wanted) != wanted:
+            raise unlike(f"{name} of config.json", hf_config[name], wanted, "this variant is not supported")
+    layer, strategy = (
+        hf_config.get("vision_feature_layer", -2),
+        hf_config.get("vision_feature_select_strategy", "default"),
+    )
     if not isinstance(layer, int) or isinstance(layer, bool) or layer == 0:
         raise unlike("vision_feature_layer", layer, "one layer, not 0", "this variant is not supported")
-    if strategy not in ("default", "full") or (strategy == "default" and _kind(plan) in CLASSLESS):
+    if strategy not in ("default", "full") or (strategy == "default" and _kind(hf_config) in CLASSLESS):
         raise unlike(
-            f"vision_feature_select_strategy with a {_kind(plan)}",
+            f"vision_feature_select_strategy with a {_kind(hf_config)}",
             strategy,
-            "full" if _kind(plan) in CLASSLESS else "default or full",
+            "full" if _kind(hf_config) in CLASSLESS else "default or full",
             "default leaves out the first token, which is a patch where there is no class token",
         )
 
 
-def _kind(plan: Mapping[str, Any]) -> Any:
-    return plan["vision_config"].get("model_type", "clip_vision_model")
+def _kind(hf_config: Mapping[str, Any]) -> Any:
+    return hf_config["vision_config"].get("model_type", "clip_vision_model")
 
 
-def encoder(plan: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def encoder(hf_config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe's encoder: `hf_vision` on the part `sight`."""
-    stored = plan.get("vision_feature_layer", -2)
+    stored = hf_config.get("vision_feature_layer", -2)
     # transformers counts the embeddings as hidden state 0, we count blocks
     layer = stored - 1 if stored > 0 else stored
-    whole = plan.get("vision_feature_select_strategy", "default") == "full"
+    whole = hf_config.get("vision_feature_select_strategy", "default") == "full"
     # without a class token all tokens are patches, and keep their grid
-    tokens = "all" if whole and _kind(plan) not in CLASSLESS else "patches"
+    tokens = "all" if whole and _kind(hf_config) not in CLASSLESS else "patches"
     return {"name": "hf_vision", "weights": f"{HERE}sight", "layer": layer, "tokens": tokens, **more}
 
 
-def parts(source: Source, plan: Mapping[str, Any], tower_name: str = "tower") -> dict[str, Part]:
+def parts(source: Source, hf_config: Mapping[str, Any], tower_name: str = "tower") -> dict[str, Part]:
     """The two base parts with their config, preprocessing and tokenizer.
 
     Args:
@@ -141,12 +144,12 @@ def parts(source: Source, plan: Mapping[str, Any], tower_name: str = "tower") ->
     Raises:
         CheckpointError: no tokenizer.
     """
-    sight: dict[str, Any] = {"config.json": {"model_type": "clip_vision_model", **plan["vision_config"]}}
+    sight: dict[str, Any] = {"config.json": {"model_type": "clip_vision_model", **hf_config["vision_config"]}}
     if pixels := preprocessing(source):
         sight["preprocessor_config.json"] = pixels
-    text = {"model_type": "llama", **plan["text_config"]}
-    if "tie_word_embeddings" in plan:  # transformers goes by the outer one
-        text["tie_word_embeddings"] = plan["tie_word_embeddings"]
+    text = {"model_type": "llama", **hf_config["text_config"]}
+    if "tie_word_embeddings" in hf_config:  # transformers goes by the outer one
+        text["tie_word_embeddings"] = hf_config["tie_word_embeddings"]
     return {
         "sight": Part(f"{SIGHT}.encoder.{tower_name}", sight),
         "llm": Part("llm.model", {"config.json": text, **_llm.tokenizer(source)}),

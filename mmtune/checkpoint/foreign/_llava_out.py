@@ -169,15 +169,15 @@ def type_of(run: Opened) -> str:
     return dtypes.stored_in(Path(folder).glob("*.safetensors")) or "float32" if folder else "float32"
 
 
-def tie(plan: dict[str, Any], ours: dict[str, Tensor]) -> None:
+def tie(hf_config: dict[str, Any], ours: dict[str, Tensor]) -> None:
     """Leave out a head that is the embedding, and say of one that is not that it is its own; both in place."""
-    if not plan["tie_word_embeddings"]:
+    if not hf_config["tie_word_embeddings"]:
         return
     head, words = ours.get("llm:lm_head.weight"), ours["llm:model.embed_tokens.weight"]
     if head is None or head is words or head.is_meta or torch.equal(head, words):
         ours.pop("llm:lm_head.weight", None)
         return
-    plan["tie_word_embeddings"] = plan["text_config"]["tie_word_embeddings"] = False
+    hf_config["tie_word_embeddings"] = hf_config["text_config"]["tie_word_embeddings"] = False
 
 
 def tokenizer_of(run: Opened) -> dict[str, Any]:

@@ -28,10 +28,10 @@ TOKENIZER = (
 UNUSED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
 """Tensors in old files that follow from the sizes."""
 
-Placed = tuple[dict[str, Any], dict[str, Part], list[Piece]]
+Location = tuple[dict[str, Any], dict[str, Part], list[Piece]]
 
 
-def place(source: Source) -> Placed:
+def locate(source: Source) -> Location:
     """The recipe's `llm` section, the parts and the pieces for a folder of a language model.
 
     Raises:
@@ -40,7 +40,7 @@ def place(source: Source) -> Placed:
     if source.has("params.json"):
         from mmtune.checkpoint.foreign import _meta_llama
 
-        return _meta_llama.place(source)
+        return _meta_llama.locate(source)
     if not source.has("config.json"):
         raise CheckpointError(
             f"{source} has neither config.json nor params.json",

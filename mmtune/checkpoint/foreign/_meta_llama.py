@@ -28,7 +28,7 @@ def is_meta(source: Source) -> bool:
     return source.has("params.json")
 
 
-def place(source: Source) -> tuple[dict[str, Any], dict[str, Part], list[Piece]]:
+def locate(source: Source) -> tuple[dict[str, Any], dict[str, Part], list[Piece]]:
     """(section `llm` of the recipe, parts, pieces) of a folder in Meta's layout.
 
     Raises:
@@ -39,14 +39,14 @@ def place(source: Source) -> tuple[dict[str, Any], dict[str, Part], list[Piece]]
     tensors = _llama.merge(shards, int(params.get("dim", 0)))
     rows = tensors["tok_embeddings.weight"].shape[0] if "tok_embeddings.weight" in tensors else None
     shape = _llama.Shape.read(params, rows)
-    plan = {
+    hf_config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": 1,
         "eos_token_id": 2,
         **shape.config(),
     }
-    files = {"config.json": plan, **_tokenizer(source)}
+    files = {"config.json": hf_config, **_tokenizer(source)}
     table = KeyMap(_llama.backbone(shape.heads, shape.kv_heads, ours=f"{PART}:"), ignore=_llama.EMPTY)
     return (
         {"name": "hf", "folder": f"{HERE}{PART}"},
@@ -66,11 +66,11 @@ def heads(source: Source) -> tuple[int, int]:
         if "n_heads" not in params:
             raise CheckpointError(f"{source}: params.json without n_heads", "the sizes of a LLaMA")
         return int(params["n_heads"]), int(params.get("n_kv_heads") or params["n_heads"])
-    plan = source.json("config.json")
-    if plan.get("model_type") != "llama":
-        raise unlike(f"{source}: model_type of config.json", plan.get("model_type"), "llama", "name a LLaMA")
-    number = int(plan["num_attention_heads"])
-    return number, int(plan.get("num_key_value_heads") or number)
+    hf_config = source.json("config.json")
+    if hf_config.get("model_type") != "llama":
+        raise unlike(f"{source}: model_type of config.json", hf_config.get("model_type"), "llama", "name a LLaMA")
+    number = int(hf_config["num_attention_heads"])
+    return number, int(hf_config.get("num_key_value_heads") or number)
 
 
 def width(source: Source) -> int:
@@ -86,8 +86,8 @@ def _tokenizer(source: Source) -> dict[str, Any]:
     """Files of the tokenizer, read beside the weights or one folder up. Tensors in memory have none."""
     if not source.is_folder:
         return {}
-    places = [source.path, source.path.resolve().parent]
-    for folder in places:
+    folders = [source.path, source.path.resolve().parent]
+    for folder in folders:
         if (folder / "tokenizer.json").is_file():
             more = [n for n in ("tokenizer_config.json", "special_tokens_map.json") if (folder / n).is_file()]
             return {name: folder / name for name in ("tokenizer.json", *more)}
@@ -95,7 +95,7 @@ def _tokenizer(source: Source) -> dict[str, Any]:
         if file.is_file():
             return converted(file)
     raise CheckpointError(
-        f"no tokenizer.model in {' or '.join(map(str, places))}",
+        f"no tokenizer.model in {' or '.join(map(str, folders))}",
         "the tokenizer of the base",
         "copy tokenizer.model beside params.json",
     )

@@ -44,21 +44,21 @@ def as_transformers(encoder: Any) -> Any:
     Raises:
         CheckpointError: a tower that is no plain ViT, or one whose tokens go through its output matrix.
     """
-    plan = encoder.structure["vision_cfg"]
-    if set(plan) - PLAIN or not isinstance(plan["layers"], int) or encoder.config.project:
+    hf_config = encoder.structure["vision_cfg"]
+    if set(hf_config) - PLAIN or not isinstance(hf_config["layers"], int) or encoder.config.project:
         what = "project: true" if encoder.config.project else "a tower that is no plain ViT"
         raise CheckpointError(
             f"an encoder clip with {what}", "a ViT of CLIP's kind", "the layout has no word for it; keep the run folder"
         )
-    width = plan["width"]
+    width = hf_config["width"]
     settings = {
         "model_type": "clip_vision_model",
         "hidden_size": width,
-        "intermediate_size": int(width * plan.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": plan["layers"],
-        "num_attention_heads": width // plan.get("head_width", 64),
+        "intermediate_size": int(width * hf_config.get("mlp_ratio", 4.0)),
+        "num_hidden_layers": hf_config["layers"],
+        "num_attention_heads": width // hf_config.get("head_width", 64),
         "image_size": encoder.pixels.size[0],
-        "patch_size": plan["patch_size"],
+        "patch_size": hf_config["patch_size"],
         "projection_dim": encoder.structure["embed_dim"],
         "hidden_act": "quick_gelu" if encoder.structure.get("quick_gelu") else "gelu",
     }

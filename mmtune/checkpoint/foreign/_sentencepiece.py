@@ -94,7 +94,7 @@ def marks(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _merges(pieces: list[tuple[str, float, int]]) -> list[list[str]]:
     """Every way to build an ordinary piece of two, best score first."""
-    number = {text: place for place, (text, _, kind) in enumerate(pieces) if kind == NORMAL}
+    number = {text: offset for offset, (text, _, kind) in enumerate(pieces) if kind == NORMAL}
     found = []
     for text, score, kind in pieces:
         if kind != NORMAL:
@@ -125,33 +125,33 @@ def _read(content: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any],
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of every field of a protobuf message: int, float, or bytes of a text or message."""
-    place = 0
-    while place < len(content):
-        tag, place = _varint(content, place)
+    offset = 0
+    while offset < len(content):
+        tag, offset = _varint(content, offset)
         kind = tag & 7
         if kind == 0:
-            value, place = _varint(content, place)
+            value, offset = _varint(content, offset)
         elif kind == 1:
-            value, place = struct.unpack_from("<d", content, place)[0], place + 8
+            value, offset = struct.unpack_from("<d", content, offset)[0], offset + 8
         elif kind == 2:
-            length, place = _varint(content, place)
-            value, place = content[place : place + length], place + length
+            length, offset = _varint(content, offset)
+            value, offset = content[offset : offset + length], offset + length
             if len(value) != length:
                 raise ValueError("the file ends inside a field")
         elif kind == 5:
-            value, place = struct.unpack_from("<f", content, place)[0], place + 4
+            value, offset = struct.unpack_from("<f", content, offset)[0], offset + 4
         else:
             raise ValueError(f"a field of wire type {kind}")
         yield tag >> 3, value
 
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
+def _varint(content: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = content[place]
+        byte = content[offset]
         value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 128:
-            return value, place
+            return value, offset
         if shift > 63:
             raise ValueError("a number of more than 64 bits")

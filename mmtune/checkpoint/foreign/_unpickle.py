@@ -101,7 +101,7 @@ def flatten(tree: Any, inside: list[str]) -> tuple[dict[str, Any], dict[str, Any
         elif isinstance(node, dict):
             stack += [(f"{path}/{key}" if path else str(key), value) for key, value in node.items()]
         elif isinstance(node, list | tuple) and any(isinstance(item, torch.Tensor | dict) for item in node):
-            stack += [(f"{path}/{place}" if path else str(place), value) for place, value in enumerate(node)]
+            stack += [(f"{path}/{index}" if path else str(index), value) for index, value in enumerate(node)]
         else:
             plain[path] = node if isinstance(node, str | int | float | bool | list | None) else str(node)
     return tensors, plain

@@ -224,7 +224,7 @@ class Opened:
 
 
 @dataclass
-class Back:
+class ReadBack:
     """How an export is read again, to be compared with the run that it was made of."""
 
     sources: dict[str, Source]
@@ -259,7 +259,7 @@ class Foreign(ABC):
     about: ClassVar[str] = ""
     """One line for `mmtune import --list`."""
     roles: ClassVar[tuple[Role, ...]] = ()
-    brings: ClassVar[Literal["run", "encoder", "llm"]] = "run"
+    imports: ClassVar[Literal["run", "encoder", "llm"]] = "run"
     """What it makes of its sources: a whole run, or one of its parts alone."""
 
     def __init__(self, config: ForeignConfig) -> None:
@@ -282,7 +282,7 @@ class Foreign(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__}.write")
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         """How what `write` made of a run, and now lies in `folder`, is read again; several where it holds several
         encoders that are brought in one by one.
 

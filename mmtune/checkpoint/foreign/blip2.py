@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmtune.checkpoint.foreign import _blip2
-from mmtune.checkpoint.foreign.base import Back, Exported, Foreign, Imported, Opened, Part, Role, Source
+from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, ReadBack, Role, Source
 from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
@@ -30,7 +30,7 @@ class Blip2(Foreign):
     Config = Config
     config: Config
     about = "BLIP-2's image path: Q-Former over EVA ViT-g"
-    brings = "encoder"
+    imports = "encoder"
     roles = (
         Role("blip2", "blip2_pretrained*.pth, or the same as safetensors"),
         Role("eva", f"{TOWER_FILE}; not needed where the other file holds visual_encoder.*", optional=True),
@@ -66,8 +66,8 @@ class Blip2(Foreign):
             }
         )
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         branch = _blip2.branch(run)
         files = {"blip2": folder / FILE, "eva": folder / TOWER_FILE}
         sources = {role: Source(role, path, scratch) for role, path in files.items()}
-        return [Back(sources, _blip2.options_of(run.recipe.model.branches[branch].encoder), {branch: branch})]
+        return [ReadBack(sources, _blip2.options_of(run.recipe.model.branches[branch].encoder), {branch: branch})]

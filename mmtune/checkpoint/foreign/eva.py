@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmtune.checkpoint.foreign import _blip2
-from mmtune.checkpoint.foreign.base import Back, Exported, Foreign, Imported, Opened, Part, Piece, Role, Source
+from mmtune.checkpoint.foreign.base import Exported, Foreign, Imported, Opened, Part, Piece, ReadBack, Role, Source
 from mmtune.checkpoint.keymap import KeyMap
 
 FILE = "eva_vit_g.pth"
@@ -27,7 +27,7 @@ class Eva(Foreign):
     Config = Config
     config: Config
     about = "EVA ViT-g as published for BLIP-2"
-    brings = "encoder"
+    imports = "encoder"
     roles = (Role("eva", f"{FILE}, or the same as safetensors"),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
@@ -51,10 +51,10 @@ class Eva(Foreign):
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PART}:vit.")}
         return Exported({FILE: KeyMap(_blip2.tower("", f"{PART}:")).out(own)})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         branch = _blip2.branch(run)
         return [
-            Back(
+            ReadBack(
                 {"eva": Source("eva", folder / FILE, scratch)},
                 _blip2.options_of(run.recipe.model.branches[branch].encoder),
                 {branch: branch},

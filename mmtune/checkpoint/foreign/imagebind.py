@@ -13,7 +13,6 @@ from pydantic import Field
 
 from mmtune.checkpoint.foreign._imagebind import ENCODERS, LICENCE, encoder, pick, rules
 from mmtune.checkpoint.foreign.base import (
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
@@ -21,6 +20,7 @@ from mmtune.checkpoint.foreign.base import (
     Opened,
     Part,
     Piece,
+    ReadBack,
     Role,
     Source,
 )
@@ -53,7 +53,7 @@ class Imagebind(Foreign):
     Config = Config
     config: Config
     about = "ImageBind's sound or image tower (option modality); the published weights are not for commercial use"
-    brings = "encoder"
+    imports = "encoder"
     roles = (Role("imagebind", FILE),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
@@ -86,7 +86,7 @@ class Imagebind(Foreign):
             raise CheckpointError(f"a run with the encoders {seen}", f"one of {', '.join(ENCODERS.values())}")
         return Exported({FILE: found})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         found = []
         for modality, name in ENCODERS.items():
             branches = {b: s.encoder for b, s in run.recipe.model.branches.items() if s.encoder.name == name}
@@ -94,5 +94,5 @@ class Imagebind(Foreign):
                 own = ("frames", "heads", "mels", "length", "stride", "spacing")
                 options = {key: getattr(settings, key) for key in own if hasattr(settings, key)}
                 source = Source("imagebind", folder / FILE, scratch)
-                found.append(Back({"imagebind": source}, {**options, "modality": modality}, {branch: branch}))
+                found.append(ReadBack({"imagebind": source}, {**options, "modality": modality}, {branch: branch}))
         return found

@@ -20,7 +20,6 @@ from torch import Tensor
 from mmtune.checkpoint.foreign import _imagebind, _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign.base import (
     HERE,
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
@@ -28,6 +27,7 @@ from mmtune.checkpoint.foreign.base import (
     Opened,
     Part,
     Piece,
+    ReadBack,
     Role,
     Source,
 )
@@ -146,7 +146,7 @@ class ImagebindLLM(Foreign):
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """Raises CheckpointError for files of another kind."""
-        llm, parts, pieces = _llm.place(sources["llm"])
+        llm, parts, pieces = _llm.locate(sources["llm"])
         adapter, whole = sources["adapter"], sources["imagebind"]
         tensors = adapter.tensors(inside=("model",))
         every = whole.tensors()
@@ -216,13 +216,13 @@ class ImagebindLLM(Foreign):
             raise CheckpointError(
                 strange, "bias_norm as in the 7B weights, then low-rank pairs with factor 1, or neither"
             )
-        plan = run.model.llm.model.config
+        hf_config = run.model.llm.model.config
         tree = {"connector": connector, "fusion": fusion, "tuners": tuners}
-        names = table(plan.num_attention_heads, plan.num_key_value_heads, tree, branch)
+        names = table(hf_config.num_attention_heads, hf_config.num_key_value_heads, tree, branch)
         ours = {name: tensor for name, tensor in run.tensors({}).items() if names.theirs(name)}
         return Exported({FILE: {"model": names.out(ours)}})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         branches, towers, names = run.recipe.model.branches, {}, {}
         for sense, name in _imagebind.ENCODERS.items():
             for branch in [b for b, one in branches.items() if one.encoder.name == name][:1]:
@@ -236,7 +236,7 @@ class ImagebindLLM(Foreign):
         }
         eye = next((one.encoder for one in branches.values() if one.encoder.name == "imagebind_vision"), None)
         options = {"heads": getattr(eye, "heads", None), "sound": SOUND in names.values()}
-        return [Back(sources, options, names, prompt="alpaca")]
+        return [ReadBack(sources, options, names, prompt="alpaca")]
 
 
 def _unlike(tuners: list[Tree]) -> str | None:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign.base import (
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
     Imported,
     Opened,
     Piece,
+    ReadBack,
     Role,
     Source,
 )
@@ -86,7 +86,7 @@ class LlamaAdapter65B(Foreign):
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """Raises CheckpointError for a base that is no LLaMA, or another kind of file."""
-        llm, parts, pieces = _llm.place(sources["llm"])
+        llm, parts, pieces = _llm.locate(sources["llm"])
         adapter = sources["adapter"]
         tensors = adapter.tensors(inside=("model",))
         if not any(name.endswith("attention.wq_scale") for name in tensors):
@@ -120,12 +120,12 @@ class LlamaAdapter65B(Foreign):
                 f"bias_norm with form: {sections[0]['form']} and norms: {sections[0]['norms']}",
                 "form: input, and norms of the layers: the layout has no place for others",
             )
-        plan = run.model.llm.model.config
-        names = table(plan.num_attention_heads, plan.num_key_value_heads, sections)
+        hf_config = run.model.llm.model.config
+        names = table(hf_config.num_attention_heads, hf_config.num_key_value_heads, sections)
         wanted = {name for found in run.model.tuned.values() for name in found}
         ours = {name: tensor for name, tensor in run.tensors({}).items() if name in wanted}
         return Exported({FILE: {"model": names.out(ours)}})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         sources = {"llm": run.base(), "adapter": Source("adapter", folder / FILE, scratch)}
-        return [Back(sources, prompt="llama_adapter_65b")]
+        return [ReadBack(sources, prompt="llama_adapter_65b")]

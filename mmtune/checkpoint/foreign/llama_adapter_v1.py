@@ -18,13 +18,13 @@ from pydantic import Field
 
 from mmtune.checkpoint.foreign import _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign.base import (
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
     Imported,
     Opened,
     Piece,
+    ReadBack,
     Role,
     Source,
 )
@@ -75,7 +75,7 @@ class LlamaAdapterV1(Foreign):
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """Raises CheckpointError for a base that is no LLaMA, or another kind of file."""
-        llm, parts, pieces = _llm.place(sources["llm"])
+        llm, parts, pieces = _llm.locate(sources["llm"])
         _meta_llama.heads(sources["llm"])  # refuses what is no LLaMA
         adapter = sources["adapter"]
         tensors = adapter.tensors(inside=("model",))
@@ -112,10 +112,10 @@ class LlamaAdapterV1(Foreign):
                 ours[name] = ours[f"llm.prompts.gates.{prompts.layers[0]}.weight"].new_zeros(run.model.llm.heads, 1)
         return Exported({_file(run): table().out(ours)})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         tuner = one_tuner(run.recipe.model.tuners)
         sources = {"llm": run.base(), "adapter": Source("adapter", folder / _file(run), scratch)}
-        return [Back(sources, {"length": tuner["length"], "raw_gate": tuner["gate"] == "raw"}, prompt="alpaca")]
+        return [ReadBack(sources, {"length": tuner["length"], "raw_gate": tuner["gate"] == "raw"}, prompt="alpaca")]
 
 
 def _file(run: Opened) -> str:

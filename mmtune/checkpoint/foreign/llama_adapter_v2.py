@@ -24,13 +24,13 @@ from mmtune import paths
 from mmtune.checkpoint.foreign import _llama, _llm, _meta_llama, _prompts
 from mmtune.checkpoint.foreign._blip2 import ratio
 from mmtune.checkpoint.foreign.base import (
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
     Imported,
     Opened,
     Piece,
+    ReadBack,
     Role,
     Source,
 )
@@ -113,7 +113,7 @@ class LlamaAdapterV2(Foreign):
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """Raises CheckpointError for a base that is no LLaMA, or another kind of file."""
-        llm, parts, pieces = _llm.place(sources["llm"])
+        llm, parts, pieces = _llm.locate(sources["llm"])
         adapter = sources["adapter"]
         tensors = {
             name.replace("llma.", "llama.", 1) if name.startswith("llma.") else name: tensor
@@ -201,13 +201,13 @@ class LlamaAdapterV2(Foreign):
         if strange := sorted(set(tuners) - {"bias_norm", "hf_peft"}) or _other_lora(lora):
             raise CheckpointError(f"the tuner {strange[0]}", "bias_norm of the form `bias`, and LoRA with the factor 1")
         ours |= _spare(ours, run.model.llm.depth, run.model.llm.heads, has["extra"])
-        plan = run.model.llm.model.config
-        names = table(plan.num_attention_heads, plan.num_key_value_heads, **has)
+        hf_config = run.model.llm.model.config
+        names = table(hf_config.num_attention_heads, hf_config.num_key_value_heads, **has)
         r = int(lora.options.get("r", 8)) if lora else 16
         config = {"w_bias": has["bias"], "w_lora": lora is not None, "lora_rank": r}
         return Exported({_file(run): {"model": names.out(ours), "config": config}})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         section = run.recipe.model
         encoder, connector = section.branches[SIGHT].encoder, section.branches[SIGHT].connector
         sources = {"llm": run.base(), "adapter": Source("adapter", folder / _file(run), scratch)}
@@ -216,9 +216,9 @@ class LlamaAdapterV2(Foreign):
         options = {
             "heads": connector.heads,
             "bgr": getattr(encoder, "channels", "rgb") == "bgr",
-            "blank": section.fusion.blank == SIGHT,
+            "blank": section.fusion.default_image_branch == SIGHT,
         }
-        return [Back(sources, options, prompt="alpaca")]
+        return [ReadBack(sources, options, prompt="alpaca")]
 
 
 def _file(run: Opened) -> str:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mmtune.checkpoint.foreign import _llava, _llava_out, _llava_outside, _merged
-from mmtune.checkpoint.foreign._llava import SIGHT, Spelling
+from mmtune.checkpoint.foreign._llava import SIGHT, Layout
 from mmtune.checkpoint.foreign.base import (
     Ask,
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
     Imported,
     Opened,
     Piece,
+    ReadBack,
     Role,
     Source,
 )
@@ -55,7 +55,7 @@ class LlavaHf(Foreign):
     roles: ClassVar[tuple[Role, ...]] = (Role("folder", "folder with config.json, weights and tokenizer"),)
 
     @staticmethod
-    def table(spelling: Spelling, newline: bool, pooled: bool = False) -> KeyMap:
+    def table(layout: Layout, newline: bool, pooled: bool = False) -> KeyMap:
         """The names of a whole folder.
 
         Args:
@@ -64,35 +64,35 @@ class LlavaHf(Foreign):
         """
         layers = ("linear_1", "linear_2") if pooled else ("layers.0", "layers.1")
         rules = [
-            *_llava.tower(spelling),
-            *_llava.projector(spelling, *layers),
-            *_llava.language_model(spelling),
+            *_llava.tower(layout),
+            *_llava.projector(layout, *layers),
+            *_llava.language_model(layout),
         ]
         if newline and pooled:
-            return KeyMap(rules, ignore=(*_llava.UNUSED, f"{spelling.root}image_newline"))
+            return KeyMap(rules, ignore=(*_llava.UNUSED, f"{layout.root}image_newline"))
         if newline:
-            rules.append(Rule(f"{spelling.root}image_newline", f"{SIGHT}.connector.newline"))
+            rules.append(Rule(f"{layout.root}image_newline", f"{SIGHT}.connector.newline"))
         return KeyMap(rules, ignore=_llava.UNUSED)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         source = sources["folder"]
-        plan = source.json()
-        _llava.check(plan, KINDS)
-        later, pooled = plan["model_type"] == "llava_next", self.config.pool is not None
+        hf_config = source.json()
+        _llava.check(hf_config, KINDS)
+        later, pooled = hf_config["model_type"] == "llava_next", self.config.pool is not None
         tiled = later and not pooled
         if tiled and self.config.resize is not None:
             raise CheckpointError("option resize for LLaVA 1.6", "none: it cuts pictures into tiles")
         tensors = source.tensors()
         return Imported(
-            recipe=self._recipe(plan, tiled),
-            pieces=[Piece(str(source), self.table(Spelling.of(tensors), later, pooled), tensors)],
-            parts=_llava.parts(source, plan, "inner.tower" if tiled else "tower"),
+            recipe=self._recipe(hf_config, tiled),
+            pieces=[Piece(str(source), self.table(Layout.of(tensors), later, pooled), tensors)],
+            parts=_llava.parts(source, hf_config, "inner.tower" if tiled else "tower"),
             facts={"what it is": f"LLaVA 1.{6 if later else 5}; the licence of its language model applies"},
         )
 
-    def _recipe(self, plan: Mapping[str, Any], tiled: bool) -> dict[str, Any]:
+    def _recipe(self, hf_config: Mapping[str, Any], tiled: bool) -> dict[str, Any]:
         more = {"resize": self.config.resize} if self.config.resize else {}
-        encoder = _llava.encoder(plan, **more)
+        encoder = _llava.encoder(hf_config, **more)
         connector: dict[str, Any] = {"name": "mlp", "depth": 2}
         kinds = ["image"]
         if self.config.pool is not None:
@@ -103,11 +103,11 @@ class LlavaHf(Foreign):
         if tiled:
             connector = {"name": "anyres", "depth": 2}
             encoder = {"name": "anyres", "encoder": encoder, "weights": encoder["weights"]}
-            if "image_grid_pinpoints" in plan:
-                encoder["grids"] = plan["image_grid_pinpoints"]
+            if "image_grid_pinpoints" in hf_config:
+                encoder["grids"] = hf_config["image_grid_pinpoints"]
         prompt = self.config.prompt
         return {
-            "title": f"LLaVA 1.{6 if plan['model_type'] == 'llava_next' else 5}, imported",
+            "title": f"LLaVA 1.{6 if hf_config['model_type'] == 'llava_next' else 5}, imported",
             "model": {
                 "branches": {"sight": {"encoder": encoder, "connector": connector, "kinds": kinds}},
                 "llm": {"name": "hf", "folder": f"{_llava.HERE}llm"},
@@ -125,41 +125,41 @@ class LlavaHf(Foreign):
         inner = encoder.inner if tiled else encoder
         if tiled:
             _llava_out.check_inner(inner)
-        plan = _llava_out.config_of(run, KINDS[tiled], inner)
-        plan["architectures"] = ["LlavaNextForConditionalGeneration" if tiled else "LlavaForConditionalGeneration"]
+        hf_config = _llava_out.config_of(run, KINDS[tiled], inner)
+        hf_config["architectures"] = ["LlavaNextForConditionalGeneration" if tiled else "LlavaForConditionalGeneration"]
         if tiled:
-            plan["image_grid_pinpoints"] = [list(grid) for grid in encoder.config.grids]
+            hf_config["image_grid_pinpoints"] = [list(grid) for grid in encoder.config.grids]
         llm, files = _merged.language_model(run), _llava_out.tokenizer_of(run)
-        plan["image_token_index"] = _llava_out.placeholder(
-            files, llm, plan["text_config"], run.model.llm.tokenizer.vocabulary
+        hf_config["image_token_index"] = _llava_out.placeholder(
+            files, llm, hf_config["text_config"], run.model.llm.tokenizer.vocabulary
         )
         ours = {f"sight:{name}": tensor for name, tensor in inner.tower.state_dict().items()}
         ours |= {f"llm:{name}": tensor for name, tensor in llm.items()}
         ours |= {f"{SIGHT}.connector.{name}": tensor for name, tensor in connector.state_dict().items()}
-        _llava_out.tie(plan, ours)
+        _llava_out.tie(hf_config, ours)
         kind = "LlavaNextImageProcessor" if tiled else "LlavaImageProcessor"
         padded = inner.pixels.resize == "pad"
         pixels = _llava_out.preprocessor_of(inner.pixels, kind if tiled or padded else "CLIPImageProcessor")
         if tiled:
-            pixels["image_grid_pinpoints"] = plan["image_grid_pinpoints"]
+            pixels["image_grid_pinpoints"] = hf_config["image_grid_pinpoints"]
         processor = {
             "processor_class": "LlavaNextProcessor" if tiled else "LlavaProcessor",
             "image_token": _llava_out.IMAGE,
             "patch_size": inner.structure["patch_size"],
-            "vision_feature_select_strategy": plan["vision_feature_select_strategy"],
+            "vision_feature_select_strategy": hf_config["vision_feature_select_strategy"],
             "num_additional_image_tokens": 1,
         }
-        files |= {"config.json": plan, "preprocessor_config.json": pixels, "processor_config.json": processor}
-        table = self.table(_llava.SPELLINGS[self.config.names], tiled)
+        files |= {"config.json": hf_config, "preprocessor_config.json": pixels, "processor_config.json": processor}
+        table = self.table(_llava.LAYOUTS[self.config.names], tiled)
         return Exported({"model.safetensors": table.out(ours)}, files)
 
     def type_of(self, run: Opened) -> str:
         return _llava_out.type_of(run)
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         (branch,) = run.recipe.model.branches
         options = {"prompt": run.recipe.chat.prompt}
-        return [Back({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"})]
+        return [ReadBack({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"})]
 
     def outside(self, folder: Path, ask: Ask) -> None:
         """As `transformers` opens it: the same pixels, and the same logits."""

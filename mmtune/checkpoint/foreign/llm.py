@@ -18,11 +18,11 @@ class Llm(Foreign):
     """Read only: what it writes is the layout that everybody reads."""
 
     about: ClassVar[str] = "a language model alone, pickled or in Meta's layout, to safetensors in transformers' layout"
-    brings = "llm"
+    imports = "llm"
     roles: ClassVar[tuple[Role, ...]] = (Role("folder", "folder with weights, config and tokenizer"),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
-        section, parts, pieces = _llm.place(sources["folder"])
+        section, parts, pieces = _llm.locate(sources["folder"])
         if not parts:
             raise CheckpointError(
                 f"{sources['folder']} has safetensors in transformers' layout already",

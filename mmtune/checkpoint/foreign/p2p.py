@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mmtune.checkpoint.foreign._blip2 import common, ratio
 from mmtune.checkpoint.foreign.base import (
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
@@ -26,6 +25,7 @@ from mmtune.checkpoint.foreign.base import (
     Opened,
     Part,
     Piece,
+    ReadBack,
     Role,
     Source,
     unlike,
@@ -68,7 +68,7 @@ class P2P(Foreign):
     Config = Config
     config: Config
     about = "P2P's point cloud classifiers, as the encoder p2p_points"
-    brings = "encoder"
+    imports = "encoder"
     roles = (Role("weights", "a published .pth, or the same as safetensors"),)
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
@@ -109,7 +109,7 @@ class P2P(Foreign):
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PART}:")}
         return Exported({FILE: {"state_dict": TABLE.out(own)}})
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         branches = run.recipe.model.branches
         branch = next(name for name, one in branches.items() if one.encoder.name == "p2p_points")
         encoder = branches[branch].encoder
@@ -124,7 +124,7 @@ class P2P(Foreign):
             "heads": getattr(encoder.image, "args", {}).get("num_heads"),
             "classifier": any(name.startswith(("head.fc.", "head.weight", "fc.")) for name in tower.state_dict()),
         }
-        return [Back({"weights": Source("weights", folder / FILE, scratch)}, options, {branch: branch})]
+        return [ReadBack({"weights": Source("weights", folder / FILE, scratch)}, options, {branch: branch})]
 
 
 def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, Any], str]:
@@ -148,7 +148,7 @@ def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, 
     block = r"base_model\.blocks\.\d+\."
     width = common(tensors, rf"{block}norm\d\..+", 0, 768)
     patch = common(tensors, r"base_model\.patch_embed\.proj\.weight", 3, 16)
-    places = common(tensors, r"base_model\.pos_embed", 1, 197)
+    positions = common(tensors, r"base_model\.pos_embed", 1, 197)
     args = {
         "patch_size": patch,
         "embed_dim": width,
@@ -156,7 +156,7 @@ def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, 
         "num_heads": heads or max(1, width // 64),
         "mlp_ratio": ratio(common(tensors, rf"{block}mlp\.fc1\.bias", 0, 4 * width), width),
     }
-    return {"model": "vit_tiny_patch16_224", "args": args, "size": math.isqrt(max(1, places - 1)) * patch}, "head"
+    return {"model": "vit_tiny_patch16_224", "args": args, "size": math.isqrt(max(1, positions - 1)) * patch}, "head"
 
 
 def _count(names: set[str], pattern: str) -> int:

@@ -20,16 +20,16 @@ from pydantic import Field
 from torch import Tensor
 
 from mmtune.checkpoint.foreign import _llava, _llava_out
-from mmtune.checkpoint.foreign._llava import SIGHT, Spelling
+from mmtune.checkpoint.foreign._llava import SIGHT, Layout
 from mmtune.checkpoint.foreign.base import (
     HERE,
-    Back,
     Exported,
     Foreign,
     ForeignConfig,
     Imported,
     Opened,
     Piece,
+    ReadBack,
     Role,
     Source,
 )  # fmt: skip
@@ -62,9 +62,7 @@ class Pllava(Foreign):
     )
 
     @staticmethod
-    def table(
-        tuned: Collection[str], spelling: Spelling | None = None, wrapped: bool = True, whole: bool = True
-    ) -> KeyMap:
+    def table(tuned: Collection[str], layout: Layout | None = None, wrapped: bool = True, whole: bool = True) -> KeyMap:
         """The names of a folder.
 
         Args:
@@ -72,11 +70,9 @@ class Pllava(Foreign):
             wrapped: whether their own matrices are called `base_layer`, as peft does since 0.6.
             whole: whether the parts that were not trained are there as well.
         """
-        spelling = spelling or Spelling(
-            model=f"language_model.{WRAP}model.", head=f"language_model.{WRAP}lm_head.weight"
-        )
-        rules = _llava.projector(spelling, "linear_1", "linear_2")
-        layer = f"{spelling.model}layers.{{i}}."
+        layout = layout or Layout(model=f"language_model.{WRAP}model.", head=f"language_model.{WRAP}lm_head.weight")
+        rules = _llava.projector(layout, "linear_1", "linear_2")
+        layer = f"{layout.model}layers.{{i}}."
         for block, names in LINEARS.items():
             for name in names:
                 if name in tuned:
@@ -87,12 +83,12 @@ class Pllava(Foreign):
                     theirs = f"{layer}{block}.{name}.{inner}weight"
                     rules.append(Rule(theirs, f"llm:model.layers.{{i}}.{block}.{name}.weight"))
         if whole:
-            rules += _llava.tower(spelling)
+            rules += _llava.tower(layout)
             rules += [
-                Rule(f"{spelling.model}embed_tokens.weight", "llm:model.embed_tokens.weight"),
-                Rule(f"{spelling.model}norm.weight", "llm:model.norm.weight"),
+                Rule(f"{layout.model}embed_tokens.weight", "llm:model.embed_tokens.weight"),
+                Rule(f"{layout.model}norm.weight", "llm:model.norm.weight"),
                 Rule(f"{layer}{{norm}}.weight", "llm:model.layers.{i}.{norm}.weight"),
-                Rule(spelling.head, "llm:lm_head.weight", optional=True),
+                Rule(layout.head, "llm:lm_head.weight", optional=True),
             ]
         return KeyMap(rules, ignore=_llava.UNUSED)
 
@@ -104,16 +100,16 @@ class Pllava(Foreign):
                 "the scale of the LoRA times its rank",
                 "--option lora_alpha=32 as the published weights were trained, lora_alpha=4 as their scripts run them",
             )
-        plan = source.json()
-        _llava.check(plan, ("llava", "pllava"))
+        hf_config = source.json()
+        _llava.check(hf_config, ("llava", "pllava"))
         tensors = source.tensors()
         tuned, rank = pairs(tensors)
         whole = any("vision_tower." in name for name in tensors)
-        spelling = Spelling.of(tensors, WRAP)
+        layout = Layout.of(tensors, WRAP)
         wrapped = any(".base_layer." in name for name in tensors)
         if not whole:
-            spelling = Spelling(model=f"language_model.{WRAP}model.")
-        pieces = [Piece(str(source), self.table(tuned, spelling, wrapped, whole), tensors)]
+            layout = Layout(model=f"language_model.{WRAP}model.")
+        pieces = [Piece(str(source), self.table(tuned, layout, wrapped, whole), tensors)]
         below = source
         if whole and "base" in sources:
             raise CheckpointError(f"{source} is whole, and a base {sources['base']} besides", "one of them")
@@ -127,9 +123,9 @@ class Pllava(Foreign):
             below = sources["base"]
             pieces.append(self._base(below))
         return Imported(
-            recipe=self._recipe(plan, tuned, rank),
+            recipe=self._recipe(hf_config, tuned, rank),
             pieces=pieces,
-            parts=_llava.parts(below, below.json() if below is not source else plan),
+            parts=_llava.parts(below, below.json() if below is not source else hf_config),
             facts={"what it is": "PLLaVA", "LoRA": f"rank {rank}, alpha {self.config.lora_alpha}, chosen at import"},
         )
 
@@ -138,20 +134,22 @@ class Pllava(Foreign):
         """The frozen parts of a LLaVA folder; its own projector gives way."""
         _llava.check(source.json(), ("llava", "llava_next"))
         tensors = source.tensors()
-        spelling = Spelling.of(tensors)
+        layout = Layout.of(tensors)
         table = KeyMap(
-            [*_llava.tower(spelling), *_llava.language_model(spelling)],
-            ignore=(*_llava.UNUSED, f"{spelling.root}multi_modal_projector.{{a*}}", f"{spelling.root}image_newline"),
+            [*_llava.tower(layout), *_llava.language_model(layout)],
+            ignore=(*_llava.UNUSED, f"{layout.root}multi_modal_projector.{{a*}}", f"{layout.root}image_newline"),
         )
         return Piece(str(source), table, tensors)
 
-    def _recipe(self, plan: Mapping[str, Any], tuned: Collection[str], rank: int) -> dict[str, Any]:
-        frames = int(plan.get("num_frames", 16))
-        bins = [int(size) for size in plan.get("pooling_shape", (16, 12, 12))]
-        if not plan.get("use_pooling", True):
-            bins = [frames, *plan.get("frame_shape", (24, 24))]
-        if plan.get("pooling_method", "avg") != "avg":
-            raise CheckpointError(f"pooling_method {plan['pooling_method']!r}", "avg, the only one that was published")
+    def _recipe(self, hf_config: Mapping[str, Any], tuned: Collection[str], rank: int) -> dict[str, Any]:
+        frames = int(hf_config.get("num_frames", 16))
+        bins = [int(size) for size in hf_config.get("pooling_shape", (16, 12, 12))]
+        if not hf_config.get("use_pooling", True):
+            bins = [frames, *hf_config.get("frame_shape", (24, 24))]
+        if hf_config.get("pooling_method", "avg") != "avg":
+            raise CheckpointError(
+                f"pooling_method {hf_config['pooling_method']!r}", "avg, the only one that was published"
+            )
         connector = {"name": "pool", "time": bins[0], "height": bins[1], "width": bins[2], "short": "repeat"}
         lora = {"name": "hf_peft", "method": "lora", "r": rank, "lora_alpha": self.config.lora_alpha}
         lora |= {"lora_dropout": 0.05, "target_modules": sorted(tuned)}
@@ -163,7 +161,7 @@ class Pllava(Foreign):
             "model": {
                 "branches": {
                     "sight": {
-                        "encoder": _llava.encoder(plan, frames=frames, rule="pllava"),
+                        "encoder": _llava.encoder(hf_config, frames=frames, rule="pllava"),
                         "connector": connector,
                         "kinds": ["image", "video"],
                     }
@@ -196,7 +194,7 @@ class Pllava(Foreign):
                 llm[name.replace(".base_layer.", ".")] = tensor
         tuned, _ = pairs(ours)
         config = connector.config
-        plan = {
+        hf_config = {
             **_llava_out.config_of(run, "llava", encoder),
             "architectures": ["PllavaForConditionalGeneration"],
             "pooling_method": "avg",
@@ -207,11 +205,11 @@ class Pllava(Foreign):
         }
         files = _llava_out.tokenizer_of(run)
         free = run.model.llm.tokenizer.vocabulary
-        plan["image_token_index"] = _llava_out.placeholder(files, llm, plan["text_config"], free)
+        hf_config["image_token_index"] = _llava_out.placeholder(files, llm, hf_config["text_config"], free)
         ours |= {f"llm:{name}": tensor for name, tensor in llm.items()}
-        _llava_out.tie(plan, ours)
+        _llava_out.tie(hf_config, ours)
         files |= {
-            "config.json": plan,
+            "config.json": hf_config,
             "preprocessor_config.json": _llava_out.preprocessor_of(encoder.pixels, "CLIPImageProcessor"),
         }
         return Exported({"model.safetensors": self.table(tuned).out(ours)}, files)
@@ -219,13 +217,13 @@ class Pllava(Foreign):
     def type_of(self, run: Opened) -> str:
         return _llava_out.type_of(run)
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         (branch,) = run.recipe.model.branches
         # the layout leaves the scale to whoever uses it, so that of the run is what it is compared at
         alpha = run.recipe.model.tuners[0].options.get("lora_alpha", 8)
         options = {"lora_alpha": alpha, "prompt": run.recipe.chat.prompt}
         note = f"the layout does not hold the scale of the LoRA; of this run it is lora_alpha = {alpha:g}"
-        return [Back({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"}, notes=(note,))]
+        return [ReadBack({"folder": Source("folder", folder, scratch)}, options, {branch: "sight"}, notes=(note,))]
 
 
 def pairs(tensors: Mapping[str, Tensor]) -> tuple[list[str], int]:

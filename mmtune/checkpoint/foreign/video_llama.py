@@ -20,13 +20,13 @@ from torch import Tensor
 from mmtune.checkpoint.foreign import _blip2, _imagebind, _llm
 from mmtune.checkpoint.foreign.base import (
     HERE,
-    Back,
     Exported,
     Foreign,
     Imported,
     Opened,
     Part,
     Piece,
+    ReadBack,
     Role,
     Source,
     tuner_name,
@@ -112,7 +112,7 @@ class VideoLlama(Foreign):
 
     def read(self, sources: Mapping[str, Source]) -> Imported:
         """Raises CheckpointError for files of another kind, or an audio branch without its ImageBind."""
-        llm, parts, pieces = _llm.place(sources["llm"])
+        llm, parts, pieces = _llm.locate(sources["llm"])
         pieces, sections = [*pieces], {}
         for one, other in (("vl", "blip2"), ("al", "imagebind")):
             if (one in sources) != (other in sources):
@@ -184,7 +184,7 @@ class VideoLlama(Foreign):
             )
         return Exported(files)
 
-    def back(self, run: Opened, folder: Path, scratch: Path) -> list[Back]:
+    def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         sources, names, apart = {"llm": run.base()}, {}, []
         options: dict[str, Any] = {}
         if run.recipe.chat.prompt in ("video_llama", "video_llama2"):
@@ -208,7 +208,7 @@ class VideoLlama(Foreign):
                 tower, apart = _stand_in(width), [name]
                 options["sound_heads"] = 1
             sources["imagebind"] = Source.memory("imagebind", tower)
-        return [Back(sources, options, names, prompt=run.recipe.chat.prompt, apart=tuple(apart))]
+        return [ReadBack(sources, options, names, prompt=run.recipe.chat.prompt, apart=tuple(apart))]
 
 
 EYES, EARS = ("blip2_eva",), ("imagebind_audio", "imagebind_vision")

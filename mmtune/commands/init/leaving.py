@@ -27,7 +27,7 @@ def layout(recipe: Recipe, model: Any) -> tuple[str | None, str]:
     """
     run = Opened(model, recipe)
     refused: dict[str, str] = {}
-    for kind in convert.kinds_out():
+    for kind in convert.layouts_out():
         try:
             convert.importer(kind).write(run)
         except MmtuneError as error:

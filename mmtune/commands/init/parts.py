@@ -194,9 +194,9 @@ def tune(method: str, depth: int | None, small: bool) -> Tree:
 
 def depth_of(section: Tree) -> int | None:
     """Layers of a language model, read from its config.json or known by its name; none where it is not here."""
-    from mmtune.llm._known import plan
+    from mmtune.llm._known import hf_config_of
 
-    if (known := plan(section.get("repo", ""))) is not None:
+    if (known := hf_config_of(section.get("repo", ""))) is not None:
         return int(known["num_hidden_layers"])
     from mmtune.paths import resolve
 

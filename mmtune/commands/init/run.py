@@ -136,7 +136,7 @@ def _seen(answers: Answers) -> list[tuple[tuple[str, ...], Seen | None]]:
     for name in answers.data:
         if is_card(name) and name not in registry.shipped("cards") and Path(name).exists():
             name = f"./{name}"
-        card = config.load(Card, name, kind="cards") if is_card(name) else None
+        card = config.load(Card, name, builtin="cards") if is_card(name) else None
         try:
             seen = look(card.patterns() if card else [name])
         except MmtuneError as error:

@@ -46,11 +46,11 @@ def _send_rows(raws: Any, count: int) -> None:
         try:
             if raw.fault is not None:
                 raise raw.fault
-            row, places, data = _talk.without_bytes(raw.row)
+            row, spans, data = _talk.without_bytes(raw.row)
         except (DataError, ValueError, MemoryError) as error:
             _say(_talk.fault(error))
         else:
-            _say({"row": row, "bytes": places}, data)
+            _say({"row": row, "bytes": spans}, data)
         sent += 1
     if sent < count:
         _say({"ended": True})

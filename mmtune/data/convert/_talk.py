@@ -34,7 +34,7 @@ def receive(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes]:
     be read all the same.
     """
     lengths = read(HEAD)
-    head, data = (int.from_bytes(lengths[place : place + 8], "big") for place in (0, 8))
+    head, data = (int.from_bytes(lengths[index : index + 8], "big") for index in (0, 8))
     if head > MAX_HEAD or data > MOST:
         raise EOFError(f"it says {head + data} bytes, more than are listened to")
     text, behind = read(head), read(data)
@@ -53,7 +53,7 @@ def without_bytes(row: Any) -> tuple[Any, list[list[Any]], bytes]:
 
     Raises ValueError for a row of too many values, texts or bytes.
     """
-    places: list[list[Any]] = []
+    spans: list[list[Any]] = []
     found: list[bytes] = []
     values = size = 0
 
@@ -68,20 +68,20 @@ def without_bytes(row: Any) -> tuple[Any, list[list[Any]], bytes]:
         if isinstance(value, dict):
             return {str(key): walk(one, [*way, str(key)]) for key, one in value.items()}
         if isinstance(value, (list, tuple)):
-            return [walk(one, [*way, place]) for place, one in enumerate(value)]
+            return [walk(one, [*way, index]) for index, one in enumerate(value)]
         if isinstance(value, bytes):
-            places.append([way, len(value)])
+            spans.append([way, len(value)])
             found.append(value)
             return None
         return str(value)
 
-    return walk(row, []), places, b"".join(found)
+    return walk(row, []), spans, b"".join(found)
 
 
-def with_bytes(row: dict[str, Any], places: list[list[Any]], data: bytes) -> dict[str, Any]:
+def with_bytes(row: dict[str, Any], spans: list[list[Any]], data: bytes) -> dict[str, Any]:
     """The row again. Raises LookupError, TypeError and ValueError where this is not what `without_bytes` makes."""
     at = 0
-    for way, size in places:
+    for way, size in spans:
         *outer, last = way
         holder: Any = row
         for step in outer:

@@ -41,7 +41,7 @@ class Piece:
     first: int
     """Number of the first record, from 1."""
     count: int
-    place: Any = None
+    start: Any = None
     """What the reader of the source needs to find them."""
 
 

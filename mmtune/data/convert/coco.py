@@ -21,8 +21,8 @@ def rows(file: IO[bytes]) -> tuple[Row | DataError, ...] | None:
         found = text.wrapper(head, [key for key in LISTS if key not in lists])
         if found is None:
             return None
-        place, key = found
-        raws, end = text.whole(file, text.Start(behind + place, wrapped=True), LISTS[key])
+        at, key = found
+        raws, end = text.whole(file, text.Start(behind + at, wrapped=True), LISTS[key])
         if not raws:
             return None
         lists[key] = raws
@@ -69,5 +69,5 @@ def _pair(raw: Raw, listed: str, number: str) -> tuple[int | str, str]:
 
 def read(piece: Piece) -> Iterator[Raw]:
     """The records of a piece, which carries them."""
-    for number, one in enumerate(piece.place, piece.first):
+    for number, one in enumerate(piece.start, piece.first):
         yield Raw(number, fault=one) if isinstance(one, DataError) else Raw(number, row=one)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from mmtune.data._names import SUFFIXES
 from mmtune.data.convert import locations, strict
 from mmtune.data.convert.base import Raw, Row, bad_text
-from mmtune.data.convert.locations import Place
+from mmtune.data.convert.locations import Location
 from mmtune.errors import DataError, Reason, UsageError
 
 TEXTS = (".json", ".txt", ".caption")
@@ -38,11 +38,11 @@ class Found:
     """Whether these are media, each with its text beside it, and texts without one; else they are files of records."""
 
 
-def find(place: Place, split: str | None) -> Found:
+def find(location: Location, split: str | None) -> Found:
     """What a folder is. Raises UsageError: no records, or several sets of them and none chosen."""
-    names = [name for name in locations.listing(place) if not _hidden(name)]
-    shown = locations.shown(place)
-    sets = _saved(place, names) or _described(names) or _parquet(names)
+    names = [name for name in locations.listing(location) if not _hidden(name)]
+    shown = locations.shown(location)
+    sets = _saved(location, names) or _described(names) or _parquet(names)
     if sets:
         return Found(_chosen(shown, sets, split))
     if split:
@@ -76,21 +76,21 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _saved(place: Place, names: list[str]) -> dict[str, list[str]]:
+def _saved(location: Location, names: list[str]) -> dict[str, list[str]]:
     """Files of `datasets.save_to_disk` by split; what its caches left there is not of the set."""
     sets: dict[str, list[str]] = {}
     for name in names:
         folder, _, base = name.rpartition("/")
-        if base == "state.json" and isinstance(place, Path):
+        if base == "state.json" and isinstance(location, Path):
             try:
-                state = json.loads((place / name).read_bytes()[:MAX_TEXT])
+                state = json.loads((location / name).read_bytes()[:MAX_TEXT])
                 files = [str(one["filename"]) for one in state["_data_files"]]
                 selected = bool(state.get("_indices_data_files"))
             except (ValueError, KeyError, TypeError, OSError, RecursionError):
                 continue
             inside = [f"{folder}/{file}" if folder else file for file in files]
             if selected:
-                seen = f"{place / folder} is a selection of rows of its files, kept beside them"
+                seen = f"{location / folder} is a selection of rows of its files, kept beside them"
                 raise UsageError(seen, "a data set with its rows alone", "data.flatten_indices().save_to_disk(FOLDER)")
             if inside and all(file in names for file in inside):
                 sets[folder] = inside
@@ -132,24 +132,24 @@ def _chosen(shown: str, sets: dict[str, list[str]], split: str | None) -> tuple[
 # ---------------------------------------------------------------------------------------------------------- the records
 
 
-def read(place: Place, names: tuple[str, ...], first: int) -> Iterator[Raw]:
+def read(location: Location, names: tuple[str, ...], first: int) -> Iterator[Raw]:
     """One record for each medium, with what stands in the text of its name; and a fault for each text without one."""
     for number, name in enumerate(names, first):
         row, fault = None, None
         try:
-            row = _row(place, name)
+            row = _row(location, name)
         except DataError as error:
             fault = error
         yield Raw(number, row=row, fault=fault, file=name)
 
 
-def _row(place: Place, name: str) -> Row:
+def _row(location: Location, name: str) -> Row:
     base = _stem(name)
     if name.lower().endswith(TEXTS):
         seen = f"{name} has no medium of its name beside it, or none of a known format"
         raise DataError(Reason.missing_key, seen, f"{base}.jpg, {base}.mp4 or the like")
     spelled = ((end, end_) for end in TEXTS for end_ in (end.upper(), end))
-    found = {end: raw for end, end_ in spelled if (raw := _text(place, base + end_)) is not None}
+    found = {end: raw for end, end_ in spelled if (raw := _text(location, base + end_)) is not None}
     if not found:
         seen = f"{name} has no text of its name beside it"
         raise DataError(Reason.missing_key, seen, f"{base}.txt or {base}.json")
@@ -160,9 +160,9 @@ def _row(place: Place, name: str) -> Row:
     return {**row, "file": name}
 
 
-def _text(place: Place, name: str) -> bytes | None:
+def _text(location: Location, name: str) -> bytes | None:
     """A text beside a medium; none where there is none. Links are not followed. Raises DataError."""
-    where = locations.below(place, name)
+    where = locations.below(location, name)
     try:
         if isinstance(where, Path):
             file = os.fdopen(locations.open_regular(where, os.O_RDONLY | os.O_NOFOLLOW), "rb")

@@ -15,11 +15,11 @@ from mmtune.data.fetch import PACKAGES
 from mmtune.data.remote import Remote
 from mmtune.errors import MmtuneError, UsageError
 
-Place = Path | Remote
+Location = Path | Remote
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://")
 
 
-def parse(text: str) -> Place:
+def parse(text: str) -> Location:
     """A path, also of `file://`, or an address that fsspec reads. Raises UsageError for any other."""
     scheme = _SCHEME.match(text)
     if scheme is None:
@@ -35,31 +35,31 @@ def parse(text: str) -> Place:
     return Remote(text)
 
 
-def shown(place: Place) -> str:
+def shown(location: Location) -> str:
     """For messages and files; without what may be secret in an address."""
-    return str(place)
+    return str(location)
 
 
-def below(place: Place, name: str) -> Place:
-    return place / name if isinstance(place, Path) else Remote(f"{place.url.rstrip('/')}/{name}")
+def below(location: Location, name: str) -> Location:
+    return location / name if isinstance(location, Path) else Remote(f"{location.url.rstrip('/')}/{name}")
 
 
-def system(place: Remote) -> tuple[Any, str]:
+def system(location: Remote) -> tuple[Any, str]:
     """File system of fsspec and the path in it. Raises UsageError where a package is missing."""
-    return fetch.system(place.url)
+    return fetch.system(location.url)
 
 
-def open_binary(place: Place) -> IO[bytes]:
+def open_binary(location: Location) -> IO[bytes]:
     """A file to read from any place in it. Raises OSError, and MmtuneError for an address that does not answer."""
-    if isinstance(place, Path):
-        return os.fdopen(open_regular(place, os.O_RDONLY), "rb")
+    if isinstance(location, Path):
+        return os.fdopen(open_regular(location, os.O_RDONLY), "rb")
     try:
-        files, path = system(place)
+        files, path = system(location)
         return files.open(path, "rb")
     except (OSError, MmtuneError):
         raise
     except Exception as error:  # each source has classes of its own
-        raise MmtuneError(f"{place}: {type(error).__name__}: {error}", "an address that answers") from error
+        raise MmtuneError(f"{location}: {type(error).__name__}: {error}", "an address that answers") from error
 
 
 def open_regular(path: Path, flags: int) -> int:
@@ -71,31 +71,31 @@ def open_regular(path: Path, flags: int) -> int:
     return file
 
 
-def is_folder(place: Place) -> bool:
-    if isinstance(place, Path):
-        return place.is_dir()
-    files, path = system(place)
+def is_folder(location: Location) -> bool:
+    if isinstance(location, Path):
+        return location.is_dir()
+    files, path = system(location)
     return bool(files.isdir(path))
 
 
-def listing(place: Place) -> list[str]:
+def listing(location: Location) -> list[str]:
     """Names of all files below a folder, sorted; links to folders are not followed."""
-    if isinstance(place, Path):
+    if isinstance(location, Path):
         found = []
-        for folder, _, names in os.walk(place):
-            inside = Path(folder).relative_to(place)
+        for folder, _, names in os.walk(location):
+            inside = Path(folder).relative_to(location)
             found += [(inside / name).as_posix() for name in names]
         return sorted(found)
-    files, path = system(place)
+    files, path = system(location)
     head = path.rstrip("/") + "/"
     return sorted(name.removeprefix("/").removeprefix(head.removeprefix("/")) for name in files.find(path))
 
 
-def stamp(place: Place) -> list[Any]:
+def stamp(location: Location) -> list[Any]:
     """What changes when a file changes: its size, and its time where there is one."""
-    if isinstance(place, Path):
-        state = place.stat()
+    if isinstance(location, Path):
+        state = location.stat()
         return [state.st_size, state.st_mtime_ns]
-    files, path = system(place)
+    files, path = system(location)
     about = files.info(path)
     return [about.get("size"), str(about.get("ETag") or about.get("etag") or about.get("created") or "")]

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmtune.data._names import natural
 from mmtune.data.convert import locations
-from mmtune.data.convert.locations import Place
+from mmtune.data.convert.locations import Location
 from mmtune.errors import DataError, MediaError, Reason
 from mmtune.media import Limits, sniff
 from mmtune.media._formats import FORMATS, detect
@@ -66,7 +66,7 @@ class Item:
 class Roots:
     """Folders that media may come from."""
 
-    folders: tuple[Place, ...]
+    folders: tuple[Location, ...]
     open: bool = False
     """Whether absolute names may lie elsewhere, too: where the user named no folder."""
     most: int = Limits().bytes
@@ -193,7 +193,7 @@ class Roots:
                     return str(parent)
         return ""
 
-    def _open(self, folder: Place, name: str) -> bytes:
+    def _open(self, folder: Location, name: str) -> bytes:
         """Content of a file. Raises OSError, and DataError for one that lies elsewhere or is too large."""
         if not isinstance(folder, Path):
             parts = PurePosixPath(name).parts

@@ -11,7 +11,7 @@ from mmtune import registry
 from mmtune.data.convert import schemas, strict
 from mmtune.data.convert.base import Options, Row
 from mmtune.data.convert.media import BYTES, Item, Roots
-from mmtune.data.convert.schemas import Spelling
+from mmtune.data.convert.schemas import Schema
 from mmtune.data.formats import _clips, _fields
 from mmtune.data.formats.base import Format, Record
 from mmtune.data.formats.llava import FIELDS, part_word
@@ -31,7 +31,7 @@ _PART_RATES = ("fps", "sample_fps", "raw_fps")
 class Builder:
     """Makes members of records. Every record is read as training will read it before it counts as written."""
 
-    spelling: Spelling
+    schema: Schema
     roots: Roots
     options: Options
     any_field: bool = False
@@ -40,8 +40,8 @@ class Builder:
     """Fields with bytes that belong to no medium, which a shard has no place for, and how often they came."""
 
     def __post_init__(self) -> None:
-        entry = registry.find("data/formats", self.spelling.format)
-        self._reader: Format = entry(entry.Config(name=self.spelling.format))
+        entry = registry.find("data/formats", self.schema.format)
+        self._reader: Format = entry(entry.Config(name=self.schema.format))
 
     def members(self, row: Row, key: str) -> dict[str, bytes]:
         """Suffix to content, media first. Raises DataError and MediaError: the record cannot be used."""
@@ -49,17 +49,17 @@ class Builder:
             row = _without(row, self.options.ignore)
         if self.options.rename:
             row = schemas.renamed(row, self.options.rename)
-        if not self.spelling.knows(row):
+        if not self.schema.knows(row):
             has = ", ".join(str(key) for key, value in row.items() if value is not None)[:200]
-            raise DataError(Reason.missing_key, f"the record has the fields {has or 'none'}", self.spelling.about)
+            raise DataError(Reason.missing_key, f"the record has the fields {has or 'none'}", self.schema.about)
         draft = _Draft(
-            self.spelling.read(row), self.roots, self.options.frame_rate, self.any_field or self.spelling.any_field
+            self.schema.read(row), self.roots, self.options.frame_rate, self.any_field or self.schema.any_field
         )
         items = draft.media()
         names = []
         found: dict[str, bytes] = {}
-        for place, item in enumerate(items):
-            suffix = item.suffix if len(items) == 1 else f"{place}.{item.suffix}"
+        for number, item in enumerate(items):
+            suffix = item.suffix if len(items) == 1 else f"{number}.{item.suffix}"
             found[suffix] = item.data
             names.append(f"{key}.{suffix}")
         facts = self._plain(draft.named(names))
@@ -116,7 +116,7 @@ class _Draft:
         several = isinstance(value, list) and not self._is_film(key, kind, value)
         listed = value if several else [value]
         at = [self._take(one, kind) for one in listed]
-        more = {place: _more(one) for place, one in zip(at, listed, strict=True) if isinstance(one, dict)}
+        more = {number: _more(one) for number, one in zip(at, listed, strict=True) if isinstance(one, dict)}
         for found in sorted({self.items[one].kind for one in at}):
             mine = [one for one in at if self.items[one].kind == found]
             name = key if key in FIELDS else found if len(mine) == 1 else f"{found.removesuffix('s')}s"

@@ -15,7 +15,7 @@ from typing import Any
 from mmtune.data.convert import locations, rows, schemas, sources, state
 from mmtune.data.convert.base import Options, Piece, Raw, Refusal, Row
 from mmtune.data.convert.mirror import Mirror
-from mmtune.data.convert.write import Job, Note, build
+from mmtune.data.convert.write import Job, ShardNote, build
 from mmtune.data.pool import Pool
 from mmtune.errors import DataError, MmtuneError, Reason, UsageError
 
@@ -50,7 +50,7 @@ class Report:
     format: str = "llava"
     """The format that reads the shards."""
 
-    def take(self, note: Note) -> None:
+    def take(self, note: ShardNote) -> None:
         self.written += note.written
         self.bytes += note.bytes
         self.shards += bool(note.bytes)
@@ -107,32 +107,32 @@ def convert(
         if target.exists() and not target.is_dir():
             raise UsageError(f"--out {out} is a file", "a folder for the shards")
         job = _settled(source, target, options, resume)
-        say(f"{where}: {source.what}; its records are read as `{job.spelling}` ({_spelling(job).about})")
+        say(f"{where}: {source.what}; its records are read as `{job.schema}` ({_schema(job).about})")
         target.mkdir(parents=True, exist_ok=True)
         stack.enter_context(state.locked(target))
         if state.begin(job, resume, overwrite).get("finished"):
             say(f"{out}: this conversion is finished")
-            return _finished(target, _spelling(job).format)
+            return _finished(target, _schema(job).format)
         if mirror:
             mirror.settle()
         return _made(job, workers, mirror, out, progress)
 
 
-def _spelling(job: Job) -> schemas.Spelling:
-    return schemas.SPELLINGS[job.spelling]
+def _schema(job: Job) -> schemas.Schema:
+    return schemas.SCHEMAS[job.schema]
 
 
 def _settled(source: sources.Source, out: Path, options: Options, resume: bool) -> Job:
     """The spelling of the records and their number in a shard, where these were not said."""
-    head, spelling = _recognised(source, options)
-    job = Job(source, spelling.name, options, out)
+    head, schema = _recognised(source, options)
+    job = Job(source, schema.name, options, out)
     if options.per_shard is None:
         known = _stored(out).get("settings", {}).get("per_shard") if resume else None
         job = replace(job, options=replace(options, per_shard=known or _fitting(job, head)))
     return job
 
 
-def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], schemas.Spelling]:
+def _recognised(source: sources.Source, options: Options) -> tuple[list[Raw], schemas.Schema]:
     """The first records of which any can be read, and how they are spelled. Raises UsageError where none can."""
     worst: UsageError | None = None
     for piece in islice(sources.pieces(source, HEAD, options.limit), HEADS.get(source.reader, 1000)):
@@ -166,7 +166,7 @@ def _fitting(job: Job, head: list[Raw]) -> int:
 
 
 def _made(job: Job, workers: int, mirror: Mirror | None, out: str, progress: Callable[[Report], None]) -> Report:
-    report = Report(format=_spelling(job).format)
+    report = Report(format=_schema(job).format)
     shards, count = [], 0
     for number, note in _notes(job, workers, mirror):
         report.take(note)
@@ -196,10 +196,10 @@ def _made(job: Job, workers: int, mirror: Mirror | None, out: str, progress: Cal
     return report
 
 
-def _notes(job: Job, workers: int, mirror: Mirror | None) -> Iterator[tuple[int, Note]]:
+def _notes(job: Job, workers: int, mirror: Mirror | None) -> Iterator[tuple[int, ShardNote]]:
     """What became of every piece, in their order; those that are done already are not made again."""
 
-    def sent(number: int, note: Note) -> tuple[int, Note]:
+    def sent(number: int, note: ShardNote) -> tuple[int, ShardNote]:
         if mirror:
             mirror.sent(job.shard(number), job.note(number))
         return number, note
@@ -209,11 +209,11 @@ def _notes(job: Job, workers: int, mirror: Mirror | None) -> Iterator[tuple[int,
     if workers < 2:
         for number, piece in pieces:
             done = job.done(number)
-            yield (number, done) if done else sent(number, Note.parse(job.work(number, piece).decode()))
+            yield (number, done) if done else sent(number, ShardNote.parse(job.work(number, piece).decode()))
         return
     pool = Pool(job.work, workers, lambda task: _named(task[1]))
     try:
-        waiting: deque[tuple[int, int | Note]] = deque()
+        waiting: deque[tuple[int, int | ShardNote]] = deque()
         for number, piece in pieces:
             waiting.append((number, job.done(number) or pool.put(number, piece)))
             if len(waiting) >= 2 * workers:
@@ -225,12 +225,12 @@ def _notes(job: Job, workers: int, mirror: Mirror | None) -> Iterator[tuple[int,
 
 
 def _fetched(
-    pool: Pool, number: int, task: int | Note, sent: Callable[[int, Note], tuple[int, Note]]
-) -> tuple[int, Note]:
-    if isinstance(task, Note):
+    pool: Pool, number: int, task: int | ShardNote, sent: Callable[[int, ShardNote], tuple[int, ShardNote]]
+) -> tuple[int, ShardNote]:
+    if isinstance(task, ShardNote):
         return number, task
     try:
-        return sent(number, Note.parse(pool.get(task).decode()))
+        return sent(number, ShardNote.parse(pool.get(task).decode()))
     except MmtuneError as error:
         if not error.hint and "Traceback" not in error.seen:
             raise  # it is named already

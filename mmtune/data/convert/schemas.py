@@ -91,7 +91,7 @@ TURNS = ("conversations", "messages", "conversation")
 
 
 @dataclass(frozen=True)
-class Spelling:
+class Schema:
     """How some records are written."""
 
     name: str
@@ -188,10 +188,10 @@ def _videochat2(row: Row) -> Row:
     listed, talk = row["QA"], []
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
         raise bad_json(f"QA is {str(listed)[:80]!r}", "a list of questions and answers")
-    for place, turn in enumerate(listed):
-        parts = [turn.get("i") or "", _text(turn, "q")] if not place else [_text(turn, "q")]
+    for number, turn in enumerate(listed):
+        parts = [turn.get("i") or "", _text(turn, "q")] if not number else [_text(turn, "q")]
         asked = "\n".join(str(part) for part in parts if part)
-        talk += _said(f"<{kind}>\n{asked}" if not place else asked, _text(turn, "a"))
+        talk += _said(f"<{kind}>\n{asked}" if not number else asked, _text(turn, "a"))
     return {**_without(row, "QA"), "conversations": talk}
 
 
@@ -255,27 +255,27 @@ def _has(*keys: str) -> Callable[[Row], bool]:
     return lambda row: all(key in row for key in keys)
 
 
-SPELLINGS = {
-    spelling.name: spelling
-    for spelling in (
-        Spelling(
+SCHEMAS = {
+    schema.name: schema
+    for schema in (
+        Schema(
             "llava", "conversations of LLaVA and ShareGPT, chat messages, also with calls of functions",
             lambda row: any(turns.are_turns(row.get(key)) for key in TURNS), turns.conversation,
         ),
-        Spelling("alpaca", "instruction, input, output; also history, media", _has("instruction", "output"), _alpaca),
-        Spelling("video_chatgpt", "q, a, video_id", _has("q", "a", "video_id"), _video_chatgpt),
-        Spelling("videochat2", "video or image, and QA: a list of i, q, a", _has("QA"), _videochat2),
-        Spelling(
+        Schema("alpaca", "instruction, input, output; also history, media", _has("instruction", "output"), _alpaca),
+        Schema("video_chatgpt", "q, a, video_id", _has("q", "a", "video_id"), _video_chatgpt),
+        Schema("videochat2", "video or image, and QA: a list of i, q, a", _has("QA"), _videochat2),
+        Schema(
             "cauldron", "images, and texts: a list of user, assistant",
             lambda row: _are_pairs(row.get("texts")), _texts,
         ),
-        Spelling("webvid", "videoid, page_dir, name", _has("videoid", "page_dir", "name"), _webvid, "caption"),
-        Spelling(
+        Schema("webvid", "videoid, page_dir, name", _has("videoid", "page_dir", "name"), _webvid, "caption"),
+        Schema(
             "question", "question and answer, about a medium or none",
             lambda row: _field(row, QUESTIONS) is not None and _field(row, ANSWERS) is not None, _question,
             any_field=True,
         ),
-        Spelling(
+        Schema(
             "caption", "a medium, and a text that says what it shows",
             lambda row: bool(media_of(row)) and _field(row, CAPTIONS) is not None, _caption, "caption",
             any_field=True,
@@ -295,24 +295,24 @@ def renamed(row: Row, names: Mapping[str, str]) -> Row:
     return {**rest, **{new: row[old] for old, new in names.items()}}
 
 
-def choose(rows: Iterable[Row], name: str) -> Spelling:
+def choose(rows: Iterable[Row], name: str) -> Schema:
     """The spelling asked for, or that of the first record that any spelling knows.
 
     Raises UsageError: no such spelling, or no record that any knows.
     """
     if name != "auto":
-        if name not in SPELLINGS:
-            raise UsageError(f"--format {name}", f"auto, {', '.join(SPELLINGS)}")
-        return SPELLINGS[name]
+        if name not in SCHEMAS:
+            raise UsageError(f"--format {name}", f"auto, {', '.join(SCHEMAS)}")
+        return SCHEMAS[name]
     first: Row | None = None
     for row in rows:
         first = row if first is None else first
-        for spelling in SPELLINGS.values():
-            if spelling.knows(row):
-                return spelling
+        for schema in SCHEMAS.values():
+            if schema.knows(row):
+                return schema
     has = f"records with the fields {', '.join(map(str, first))[:300]}" if first else "no record that can be read"
     hint = _advice(first) if first else ""
-    listed = "; ".join(f"{spelling.name}: {spelling.about}" for spelling in SPELLINGS.values())
+    listed = "; ".join(f"{schema.name}: {schema.about}" for schema in SCHEMAS.values())
     raise UsageError(has, listed, hint)
 
 

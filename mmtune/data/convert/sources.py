@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 
 from mmtune.data.convert import coco, folders, locations, rows, tables, text
 from mmtune.data.convert.base import Options, Piece, Raw
-from mmtune.data.convert.locations import Place
+from mmtune.data.convert.locations import Location
 from mmtune.errors import DataError, UsageError
 
 Reader = Literal["text", "table", "columns", "folder", "coco"]
@@ -35,15 +35,15 @@ class Source:
     reader: Reader
     what: str
     """For people: "a JSON list"."""
-    root: Place
+    root: Location
     """Where names of media are relative to, if nothing else is said."""
-    files: tuple[Place, ...]
+    files: tuple[Location, ...]
     start: Any = None
     """How the first record is found, for the readers `text` and `table`; names of files or records for the others."""
 
     def stamps(self) -> list[list[Any]]:
         """Name, size and time of every file, by which a source is known again."""
-        return [[locations.shown(place), *locations.stamp(place)] for place in self.files]
+        return [[locations.shown(location), *locations.stamp(location)] for location in self.files]
 
 
 def find(where: str, options: Options) -> Source:
@@ -51,43 +51,46 @@ def find(where: str, options: Options) -> Source:
 
     Raises UsageError: nothing, something that holds no records, or several data sets of which none was chosen.
     """
-    place = locations.parse(where)
-    if isinstance(place, Path) and not place.exists():
+    location = locations.parse(where)
+    if isinstance(location, Path) and not location.exists():
         raise UsageError(f"{where}: nothing is there", KNOWN, "check the path; the working folder counts")
-    if not locations.is_folder(place):
-        return _file(place)
-    found = folders.find(place, options.split)
+    if not locations.is_folder(location):
+        return _file(location)
+    found = folders.find(location, options.split)
     if found.media:
-        return Source("folder", "a folder of media with texts beside them", place, (place,), found.names)
+        return Source("folder", "a folder of media with texts beside them", location, (location,), found.names)
     if len(found.names) == 1:
-        one = _file(locations.below(place, found.names[0]))
+        one = _file(locations.below(location, found.names[0]))
         return replace(one, what=f"{one.what} ({found.names[0]})")
-    files = tuple(locations.below(place, name) for name in found.names)
+    files = tuple(locations.below(location, name) for name in found.names)
     return Source(
-        "columns", f"{len(files)} files of a data set", files[0].parent if isinstance(files[0], Path) else place, files
+        "columns",
+        f"{len(files)} files of a data set",
+        files[0].parent if isinstance(files[0], Path) else location,
+        files,
     )
 
 
-def _file(place: Place) -> Source:
+def _file(location: Location) -> Source:
     """One file, judged by its first bytes; the end of its name counts where these say nothing."""
-    name = locations.shown(place)
+    name = locations.shown(location)
     try:
-        with locations.open_binary(place) as file:
+        with locations.open_binary(location) as file:
             head = file.read(512)
             if head[:4] == b"PAR1" or head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
                 what = "a parquet file" if head[:4] == b"PAR1" else "an Arrow file"
-                return Source("columns", what, _parent(place), (place,))
+                return Source("columns", what, _parent(location), (location,))
             _refuse_others(head, name)
             first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-            suffix = Path(place.name).suffix.lower()
+            suffix = Path(location.name).suffix.lower()
             if suffix in _TABLE or (suffix not in _JSON and first not in (b"[", b"{", b"")):
                 start: Any = tables.start_of(file, name)
                 what = {"\t": "a TSV", ",": "a CSV"}.get(start.delimiter, f"a CSV with {start.delimiter}")
-                return Source("table", what, _parent(place), (place,), start)
+                return Source("table", what, _parent(location), (location,), start)
             if first == b"{" and (pictures := coco.rows(file)) is not None:
-                return Source("coco", "captions of COCO", _parent(place), (place,), pictures)
+                return Source("coco", "captions of COCO", _parent(location), (location,), pictures)
             start, what = text.start_of(file, name)
-            return Source("text", what, _parent(place), (place,), start)
+            return Source("text", what, _parent(location), (location,), start)
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror or error}", "a file that can be read") from error
 
@@ -112,10 +115,10 @@ def _refuse_others(head: bytes, name: str) -> None:
         raise UsageError(f"{name} is a medium ({kind})", KNOWN, "give the folder or the file that says what it shows")
 
 
-def _parent(place: Place) -> Place:
-    if isinstance(place, Path):
-        return place.parent
-    return locations.Remote(place.url.rpartition("/")[0])
+def _parent(location: Location) -> Location:
+    if isinstance(location, Path):
+        return location.parent
+    return locations.Remote(location.url.rpartition("/")[0])
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces
@@ -157,12 +160,14 @@ def _records(source: Source, per_shard: int, limit: int | None) -> Iterator[Piec
 def _rows(source: Source, per_shard: int, limit: int | None) -> Iterator[Piece]:
     """Pieces of files with columns; a file begins a piece, and one that cannot be read is a piece with its fault."""
     number = 1
-    for at, place in enumerate(source.files):
+    for at, location in enumerate(source.files):
         try:
-            with locations.open_binary(place) as file:
-                found = rows.count(file, place.name)
+            with locations.open_binary(location) as file:
+                found = rows.count(file, location.name)
         except (DataError, OSError) as error:
-            fault = error if isinstance(error, DataError) else text.bad_json(f"{place.name}: {error.strerror or error}")
+            fault = (
+                error if isinstance(error, DataError) else text.bad_json(f"{location.name}: {error.strerror or error}")
+            )
             yield Piece(number, 1, (at, fault))
             number += 1
             continue
@@ -184,12 +189,12 @@ def _read(reader: Reader, file: IO[bytes], start: Any, piece: Piece) -> Iterator
 def read(source: Source, piece: Piece) -> Iterator[Raw]:
     """The records of a piece. Raises OSError."""
     if source.reader == "folder":
-        yield from folders.read(source.files[0], piece.place, piece.first)
+        yield from folders.read(source.files[0], piece.start, piece.first)
         return
     if source.reader == "coco":
         yield from coco.read(piece)
         return
-    at, start = piece.place if source.reader == "columns" else (0, piece.place)
+    at, start = piece.start if source.reader == "columns" else (0, piece.start)
     label = source.files[at].name if len(source.files) > 1 else ""
     if isinstance(start, DataError):
         yield Raw(piece.first, fault=start, file=label)

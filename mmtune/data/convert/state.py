@@ -37,7 +37,7 @@ def settings(job: Job) -> dict[str, Any]:
     return {
         "version": VERSION,
         "source": job.source.stamps(),
-        "format": job.spelling,
+        "format": job.schema,
         "media": [locations.shown(locations.parse(one)) for one in options.media],
         "rename": dict(sorted(options.rename.items())),
         "ignore": sorted(options.ignore),

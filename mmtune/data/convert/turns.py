@@ -34,10 +34,10 @@ def conversation(row: Row) -> Row:
         seen = f"{key} is {str(listed)[:80]!r}" if key else "no turns"
         raise bad_json(seen, "conversations or messages: a list of turns")
     said: list[Row] = []
-    for place, turn in enumerate(listed):
+    for number, turn in enumerate(listed):
         if not isinstance(turn, dict):
-            raise bad_json(f"turn {place} is {str(turn)[:80]!r}", "an object with from and value, or role and content")
-        said += _turn(place, turn)
+            raise bad_json(f"turn {number} is {str(turn)[:80]!r}", "an object with from and value, or role and content")
+        said += _turn(number, turn)
     kept = {name: value for name, value in row.items() if name not in ("conversations", "messages", "conversation")}
     tools = _tools(row.get("tools"))
     if tools:
@@ -61,12 +61,12 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def _turn(place: int, turn: Row) -> list[Row]:
+def _turn(number: int, turn: Row) -> list[Row]:
     """A turn as one or two turns of the format: an answer that also calls a function is two."""
     role = turn.get("from", turn.get("role"))
     content = turn.get("value", turn.get("content"))
     if not isinstance(role, str):
-        raise bad_json(f"turn {place} is from {role!r}", f"one of {', '.join(ROLES)}")
+        raise bad_json(f"turn {number} is from {role!r}", f"one of {', '.join(ROLES)}")
     word = role if role in ROLES else role.strip().lower()
     word = OTHERS.get(word, word)
     rest = {key: value for key, value in turn.items() if key not in _OWN}
@@ -78,17 +78,17 @@ def _turn(place: int, turn: Row) -> list[Row]:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         return [{**rest, "from": "human", "value": f"<tool_response>\n{text}\n</tool_response>"}]
     if word not in ROLES:
-        raise bad_json(f"turn {place} is from {role!r}", f"one of {', '.join([*ROLES, *OTHERS, *CALLS, *RESULTS])}")
+        raise bad_json(f"turn {number} is from {role!r}", f"one of {', '.join([*ROLES, *OTHERS, *CALLS, *RESULTS])}")
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if not calls:
         return [{**rest, "from": word, "value": _named(content) if ROLES[word] == "user" else content}]
     if not isinstance(calls, list):
-        raise bad_json(f"turn {place}: tool_calls is {str(calls)[:80]!r}", "a list of calls")
+        raise bad_json(f"turn {number}: tool_calls is {str(calls)[:80]!r}", "a list of calls")
     text = "\n".join(_call(call) for call in calls)
     if isinstance(content, str) and content.strip():
         text = f"{content.strip()}\n{text}"
     elif content:
-        raise bad_json(f"turn {place} calls functions beside {str(content)[:80]!r}", "text beside calls")
+        raise bad_json(f"turn {number} calls functions beside {str(content)[:80]!r}", "text beside calls")
     return [{**rest, "from": word, "value": text}]
 
 

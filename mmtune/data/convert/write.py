@@ -22,7 +22,7 @@ from mmtune.data.convert import locations, sources
 from mmtune.data.convert.base import Options, Piece, Raw, Refusal
 from mmtune.data.convert.media import Roots
 from mmtune.data.convert.records import Builder
-from mmtune.data.convert.schemas import SPELLINGS
+from mmtune.data.convert.schemas import SCHEMAS
 from mmtune.data.convert.sources import Source
 from mmtune.errors import DataError, MediaError, MmtuneError, Reason
 
@@ -31,7 +31,7 @@ NOTES = ".convert"
 
 
 @dataclass
-class Note:
+class ShardNote:
     """What became of a piece."""
 
     written: int = 0
@@ -45,7 +45,7 @@ class Note:
         return json.dumps(vars(self), ensure_ascii=True)
 
     @classmethod
-    def parse(cls, text: str) -> Note:
+    def parse(cls, text: str) -> ShardNote:
         """Raises ValueError, TypeError."""
         return cls(**json.loads(text))
 
@@ -55,7 +55,7 @@ class Job:
     """What every worker needs to know."""
 
     source: Source
-    spelling: str
+    schema: str
     options: Options
     out: Path
 
@@ -64,7 +64,7 @@ class Job:
         if not folders or self.source.reader == "folder":  # whose media are named by where they lie in it
             folders = (self.source.root, *folders)
         roots = Roots(folders, open=not self.options.media)
-        return Builder(SPELLINGS[self.spelling], roots, self.options, self.source.reader == "folder")
+        return Builder(SCHEMAS[self.schema], roots, self.options, self.source.reader == "folder")
 
     def shard(self, number: int) -> Path:
         return self.out / f"{number:05d}.tar"
@@ -72,11 +72,11 @@ class Job:
     def note(self, number: int) -> Path:
         return self.out / NOTES / f"{number:05d}.json"
 
-    def stored(self, number: int) -> Note:
+    def stored(self, number: int) -> ShardNote:
         """The note of a piece. Raises OSError, ValueError and TypeError."""
-        return Note.parse(self.note(number).read_text(encoding="utf-8"))
+        return ShardNote.parse(self.note(number).read_text(encoding="utf-8"))
 
-    def done(self, number: int) -> Note | None:
+    def done(self, number: int) -> ShardNote | None:
         """The note of a piece, if it is done and its shard is there."""
         try:
             note = self.stored(number)
@@ -113,11 +113,11 @@ def build(builder: Builder, raw: Raw) -> dict[str, bytes] | Refusal:
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # a record of a shape that nobody thought of is one line, and not the end of all others
         seen = f"the record has an unforeseen shape: {type(error).__name__}: {error}"[:400]
-        return Refusal.of(raw, DataError(Reason.bad_json, seen, f"a record of {builder.spelling.about}"))
+        return Refusal.of(raw, DataError(Reason.bad_json, seen, f"a record of {builder.schema.about}"))
 
 
-def _shard(path: Path, builder: Builder, raws: Any) -> Note:
-    note = Note()
+def _shard(path: Path, builder: Builder, raws: Any) -> ShardNote:
+    note = ShardNote()
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with disk.create(draft) as file:

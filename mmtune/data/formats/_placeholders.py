@@ -14,7 +14,7 @@ from typing import Any
 from mmtune.errors import DataError, Reason
 from mmtune.types import Kind, Role
 
-_PLACE = re.compile(r"<(image|video|audio|points?)>")
+_PLACEHOLDER = re.compile(r"<(image|video|audio|points?)>")
 _OTHERS: dict[str, re.Pattern[str]] = {
     kind: re.compile(
         "|".join((*words, rf"<\|{kind}\|>", rf"<\|?{kind}[_ ]?(?P<number>\d+)\|?>", rf"<{kind}_placeholder>"))
@@ -38,7 +38,7 @@ _OTHERS: dict[str, re.Pattern[str]] = {
 _TAG = re.compile(r"\s+(html5?\s+)?(tag|element)s?\b", re.IGNORECASE)
 
 
-class Place(str):
+class Placeholder(str):
     """A place for media; its text is the kind."""
 
     word: str
@@ -47,10 +47,10 @@ class Place(str):
     index: Any = None
     """Which of the record's media of that kind, from 0, a part of a turn says that it is."""
 
-    def __new__(cls, kind: str, word: str = "") -> Place:
-        place = super().__new__(cls, kind)
-        place.word = word
-        return place
+    def __new__(cls, kind: str, word: str = "") -> Placeholder:
+        placeholder = super().__new__(cls, kind)
+        placeholder.word = word
+        return placeholder
 
 
 Said = tuple[Role, list[str], float]
@@ -58,9 +58,9 @@ Said = tuple[Role, list[str], float]
 
 def split(said: str) -> list[str]:
     """Text cut at its places."""
-    pieces = _PLACE.split(said)
+    pieces = _PLACEHOLDER.split(said)
     return [
-        Place("points" if piece == "point" else piece, f"<{piece}>") if number % 2 else piece
+        Placeholder("points" if piece == "point" else piece, f"<{piece}>") if number % 2 else piece
         for number, piece in enumerate(pieces)
         if piece
     ]
@@ -68,7 +68,7 @@ def split(said: str) -> list[str]:
 
 def count(turns: Iterable[Said]) -> Counter[str]:
     """Places by kind."""
-    return Counter(part for _, parts, _ in turns for part in parts if isinstance(part, Place))
+    return Counter(part for _, parts, _ in turns for part in parts if isinstance(part, Placeholder))
 
 
 def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Said]:
@@ -81,16 +81,21 @@ def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Sai
         DataError: placeholder_mismatch.
     """
     _check_order(turns, where)
-    places = count(turns)
-    if places["image"] and not media.get("image") and not places["video"] and media.get("video") == places["image"]:
-        turns = [(role, [Place("video", part.word) if _is(part, "image") else part for part in parts], weight)
+    placeholders = count(turns)
+    if (
+        placeholders["image"]
+        and not media.get("image")
+        and not placeholders["video"]
+        and media.get("video") == placeholders["image"]
+    ):
+        turns = [(role, [Placeholder("video", part.word) if _is(part, "image") else part for part in parts], weight)
                  for role, parts, weight in turns]  # fmt: skip
-        places = count(turns)
-    for kind in sorted(media.keys() & _OTHERS.keys() - places.keys()):
+        placeholders = count(turns)
+    for kind in sorted(media.keys() & _OTHERS.keys() - placeholders.keys()):
         turns = _others(turns, kind, media, where)
-    places = count(turns)
-    for kind in sorted({*media, *places}):
-        number, there = places[kind], media.get(kind, 0)  # type: ignore[call-overload]
+    placeholders = count(turns)
+    for kind in sorted({*media, *placeholders}):
+        number, there = placeholders[kind], media.get(kind, 0)  # type: ignore[call-overload]
         if number and not there and all(_in_passing(parts, kind) for _, parts, _ in turns):
             turns = [(role, _joined(parts, kind), weight) for role, parts, weight in turns]
         elif number != there and (number or not there):
@@ -105,11 +110,11 @@ def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Sai
 def _check_order(turns: list[Said], where: str) -> None:
     """Refuse parts that take media in another order than theirs. Raises DataError placeholder_mismatch."""
     passed: Counter[str] = Counter()
-    for place in (part for _, parts, _ in turns for part in parts if isinstance(part, Place)):
-        if isinstance(place.index, int) and place.index != passed[place]:
-            seen = f"{where}: place {passed[place]} of {place} has the index {place.index}"
+    for placeholder in (part for _, parts, _ in turns for part in parts if isinstance(part, Placeholder)):
+        if isinstance(placeholder.index, int) and placeholder.index != passed[placeholder]:
+            seen = f"{where}: place {passed[placeholder]} of {placeholder} has the index {placeholder.index}"
             raise DataError(Reason.placeholder_mismatch, seen, "media in the order in which they are named")
-        passed[place] += 1
+        passed[placeholder] += 1
 
 
 def _others(turns: list[Said], kind: Kind, media: Mapping[Kind, int], where: str) -> list[Said]:
@@ -138,7 +143,7 @@ def _steps(count: int) -> tuple[list[int], list[int]]:
 
 
 def _words(words: re.Pattern[str], part: str) -> list[re.Match[str]]:
-    return [] if isinstance(part, Place) else list(words.finditer(part))
+    return [] if isinstance(part, Placeholder) else list(words.finditer(part))
 
 
 def _cut(parts: Sequence[str], words: re.Pattern[str], kind: Kind) -> list[str]:
@@ -148,14 +153,14 @@ def _cut(parts: Sequence[str], words: re.Pattern[str], kind: Kind) -> list[str]:
         end = 0
         for word in _words(words, part):
             done += [part[end : word.start()]] * (word.start() > end)
-            done.append(Place(kind, word[0]))
+            done.append(Placeholder(kind, word[0]))
             end = word.end()
-        done += [part[end:] if end else part] * (end < len(part) or isinstance(part, Place))
+        done += [part[end:] if end else part] * (end < len(part) or isinstance(part, Placeholder))
     return done
 
 
 def _is(part: str, kind: str) -> bool:
-    return isinstance(part, Place) and part == kind
+    return isinstance(part, Placeholder) and part == kind
 
 
 def _in_passing(parts: Sequence[str], kind: str) -> bool:
@@ -163,12 +168,12 @@ def _in_passing(parts: Sequence[str], kind: str) -> bool:
 
     A closing tag in the turn says that all of them are tags, and so does "tag" or "element" behind one.
     """
-    tags = any(not isinstance(part, Place) and f"</{kind}>" in part for part in parts)
+    tags = any(not isinstance(part, Placeholder) and f"</{kind}>" in part for part in parts)
     for number, part in enumerate(parts):
         if not _is(part, kind):
             continue
-        before = "".join(one for one in parts[:number] if not isinstance(one, Place))
-        after = "".join(one for one in parts[number + 1 :] if not isinstance(one, Place))
+        before = "".join(one for one in parts[:number] if not isinstance(one, Placeholder))
+        after = "".join(one for one in parts[number + 1 :] if not isinstance(one, Placeholder))
         ends = not before.strip() or (not after.strip() and before.rstrip(" \t").endswith("\n"))
         if not part.word or (ends and not tags and not _TAG.match(after)):  # type: ignore[attr-defined]
             return False
@@ -180,7 +185,7 @@ def _joined(parts: Sequence[str], kind: str) -> list[str]:
     joined: list[str] = []
     for part in parts:
         text = part.word if _is(part, kind) else part  # type: ignore[attr-defined]
-        if joined and not isinstance(text, Place) and not isinstance(joined[-1], Place):
+        if joined and not isinstance(text, Placeholder) and not isinstance(joined[-1], Placeholder):
             joined[-1] += text
         else:
             joined.append(text)

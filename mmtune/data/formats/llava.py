@@ -28,7 +28,7 @@ from typing import Any
 from mmtune.data import _json
 from mmtune.data.formats import _clips, _fields, _placeholders, _read
 from mmtune.data.formats._fields import FieldsConfig
-from mmtune.data.formats._placeholders import Place
+from mmtune.data.formats._placeholders import Placeholder
 from mmtune.data.formats.base import Format, Record
 from mmtune.errors import DataError, Reason
 from mmtune.types import KINDS, Kind, MediaRef, Part, Role, Sample, Turn
@@ -119,7 +119,7 @@ class Llava(Format):
         _fields.refuse(turn, _fields.TURN, where)
         weight = _fields.weight(turn, where, role, whole)
         parts = self._parts(where, turn.get("value", turn.get("content")), role, names)
-        _clips.of_turn(turn, [part for part in parts if isinstance(part, Place)], where)
+        _clips.of_turn(turn, [part for part in parts if isinstance(part, Placeholder)], where)
         if role == "assistant" and not "".join(parts).strip():
             raise DataError(Reason.empty_target, f"{where}: a blank answer", "text")
         return role, parts, weight
@@ -135,12 +135,12 @@ class Llava(Format):
                 if kind == "text":
                     item = item.get("text")
                 elif kind in FIELDS and role != "assistant":
-                    place = Place(FIELDS[kind])
+                    placeholder = Placeholder(FIELDS[kind])
                     if (named := self._named(item, kind, where)) is not None:
                         names.setdefault(FIELDS[kind], []).append(named)
                     else:
-                        place.index = item.get("index")
-                    parts.append(place)
+                        placeholder.index = item.get("index")
+                    parts.append(placeholder)
                     continue
             if not isinstance(item, str):
                 seen = f"{where} holds {str(item)[:80]!r}"
@@ -165,7 +165,7 @@ class Llava(Format):
         return None
 
     def _media(
-        self, record: Record, facts: dict[str, Any], names: dict[Kind, list[Named]], places: Counter[str]
+        self, record: Record, facts: dict[str, Any], names: dict[Kind, list[Named]], placeholders: Counter[str]
     ) -> dict[Kind, list[MediaRef]]:
         """Media of the record by kind."""
         inside = set(names)
@@ -186,7 +186,7 @@ class Llava(Format):
                 found.setdefault(ref.kind, []).append(_clips.with_range(ref, one.range, f"{record.id}: {one.name}"))
         if not names:
             there: dict[Kind, list[str]] = {kind: s for kind in KINDS if (s := _read.members(record, kind))}
-            wanted = {"video" if kind == "image" and kind not in there else kind for kind in places}
+            wanted = {"video" if kind == "image" and kind not in there else kind for kind in placeholders}
             chosen = {kind: s for kind, s in there.items() if kind in wanted} or there
             found = {kind: [_read.ref(record, one, kind) for one in s] for kind, s in chosen.items()}
         if strange := sorted(set(found) - set(self.config.kinds)):
@@ -216,12 +216,12 @@ def part_word(part: dict[str, Any]) -> str:
 
 def _fill(record: Record, turns: list[Said], media: dict[Kind, list[MediaRef]]) -> tuple[Turn, ...]:
     """Turns with media in their places; media without any place come first in the first turn of the user."""
-    places = _placeholders.count(turns)
+    placeholders = _placeholders.count(turns)
     left = {kind: iter(refs) for kind, refs in media.items()}
-    first: list[Part] = [ref for kind, refs in media.items() if not places[kind] for ref in refs]
+    first: list[Part] = [ref for kind, refs in media.items() if not placeholders[kind] for ref in refs]
     filled = []
     for role, parts, weight in turns:
-        done: list[Part] = [next(left[str(p)]) if isinstance(p, Place) else p for p in parts]  # type: ignore[index]
+        done: list[Part] = [next(left[str(p)]) if isinstance(p, Placeholder) else p for p in parts]  # type: ignore[index]
         if role == "user" and first:
             done, first = [*first, *done], []
         filled.append(Turn(role, tuple(done), weight))

@@ -29,7 +29,7 @@ class Question:
     """The conversation up to and including the question; the assistant's last turn is left out."""
     answers: tuple[str, ...]
     """Every accepted answer, best first."""
-    kind: str = ""
+    type: str = ""
     """Scores are also given per kind."""
     temporal: bool = False
     """Whether the answer depends on the order of the frames; scored apart from what one frame shows."""

@@ -54,12 +54,12 @@ class PocketQA(Task):
             raise _lacking(record, "json")
         facts = _read(record)
         medium = _medium(record, facts)
-        for place, entry in enumerate(facts["questions"][: self.config.per_clip]):
+        for index, entry in enumerate(facts["questions"][: self.config.per_clip]):
             yield Question(
-                id=f"{record.id}#{place}",
+                id=f"{record.id}#{index}",
                 sample=Sample(record.id, (Turn("user", (medium, entry["question"])),)),
                 answers=(entry["answer"], *entry.get("alternatives", ())),
-                kind=entry["type"],
+                type=entry["type"],
                 temporal=bool(entry.get("temporal", False)),
             )
 

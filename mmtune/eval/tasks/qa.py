@@ -52,12 +52,12 @@ class QA(Task):
     def questions(self, corpus: Iterable[Record]) -> Iterator[Question]:
         """Record by record. Raises DataError as the format does."""
         for record in corpus:
-            sample, kind = self._format.sample(record), _type(record)
-            for place, turn in enumerate(sample.turns):
+            sample, name = self._format.sample(record), _type(record)
+            for index, turn in enumerate(sample.turns):
                 if turn.role == "assistant" and turn.weight and turn.text.strip():
-                    asked = replace(sample, turns=sample.turns[:place])
+                    asked = replace(sample, turns=sample.turns[:index])
                     if asked.turns and asked.turns[-1].role == "user":
-                        yield Question(f"{record.id}#{place}", asked, (turn.text.strip(),), kind)
+                        yield Question(f"{record.id}#{index}", asked, (turn.text.strip(),), name)
 
     def score(self, question: Question, answer: str) -> dict[str, float]:
         return {

@@ -20,13 +20,13 @@ from tests.encoders.tiny import hf_folder
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, _ = tiny.folder(tmp_path_factory.mktemp("published") / "llava")
-    return convert.bring("llava_hf", [str(folder)], folder.parent / "run")
+    return convert.import_checkpoint("llava_hf", [str(folder)], folder.parent / "run")
 
 
 def refused(run: Opened, kind: str, tmp_path: Path, *words: str, options: tuple[str, ...] = ()) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(CheckpointError) as caught:
-        convert.send_opened(run, kind, tmp_path / "out", options)
+        convert.export_opened(run, kind, tmp_path / "out", options)
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert caught.value.expected and caught.value.hint
@@ -52,7 +52,7 @@ def test_what_peft_merges_comes_out_as_it_is(llava: Path, settings: dict, tmp_pa
         before, after = (one.head(one.forward(one.embed(ids), torch.arange(10)[None], None)) for one in llms)
     assert (before - after).abs().max() > 1e-3, "the tuner does something"
     lines: list[str] = []
-    out = convert.send_opened(run, "llava_hf", tmp_path / "out", tell=lines.append)
+    out = convert.export_opened(run, "llava_hf", tmp_path / "out", say=lines.append)
     assert (out / "model.safetensors").is_file() and any("float32" in line for line in lines)
 
 
@@ -60,7 +60,7 @@ def test_two_tuners_on_top_of_each_other(llava: Path, tmp_path: Path, recwarn: p
     two = "[{name: hf_peft, method: hra, r: 4, target_modules: [q_proj]}, "
     two += "{name: hf_peft, method: lora, adapter: more, r: 4, target_modules: [q_proj, v_proj]}]"
     changes = [f"model.tuners={two}", "groups.tuned={match: ['@hf_peft'], lr: 0.01}"]
-    convert.send_opened(varied(llava, changes, moved="llm."), "llava_hf", tmp_path / "out")
+    convert.export_opened(varied(llava, changes, moved="llm."), "llava_hf", tmp_path / "out")
     assert not [one for one in recwarn if "peft_config" in str(one.message)]
 
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_merged_is_named(llava: Path, tmp_path: Path) -> None:
         [
             ({"method": "lily", "r": 4, "target_modules": "[q_proj]"}, "hf_peft: lily"),
             ({"method": "beft", "target_modules": "[q_proj]"}, "hf_peft: beft"),
-            ({"method": "prompt_tuning", "num_virtual_tokens": 3}, "soft."),
+            ({"method": "prompt_tuning", "num_virtual_tokens": 3}, "prefix."),
         ]
     ):
         here = tmp_path / str(number)
@@ -114,7 +114,7 @@ def test_settings_that_the_layout_has_no_word_for(llava: Path, tmp_path: Path) -
 def test_settings_that_it_has_a_word_for(llava: Path, tmp_path: Path) -> None:
     changes = [f"{ENCODER}{one}" for one in ("tokens=all", "layer=0", "mean=[0.1,0.2,0.3]", "resize=pad")]
     run = varied(llava, changes)
-    convert.send_opened(run, "llava_hf", tmp_path / "out")
+    convert.export_opened(run, "llava_hf", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("siglip", "patches"), ("siglip", "all"), ("dinov2", "patches")])
@@ -124,22 +124,22 @@ def test_other_towers_come_out_exact_or_not_at_all(llava: Path, kind: str, token
     changes = [f"{ENCODER}weights={tower}", f"{ENCODER}tokens={tokens}"]
     run = varied(llava, changes, moved="branches.")
     try:
-        out = convert.send_opened(run, "llava_hf", tmp_path / "out")
+        out = convert.export_opened(run, "llava_hf", tmp_path / "out")
     except CheckpointError as error:
         assert kind == "dinov2" and "transformers" in str(error), error
         return
-    back = convert.bring("llava_hf", [str(out)], tmp_path / "back")
+    back = convert.import_checkpoint("llava_hf", [str(out)], tmp_path / "back")
     assert store.read_recipe(back).model.branches["sight"].encoder.layer == -2
 
 
 def test_weights_that_train_outside_of_an_adapter_are_not_lost(tmp_path: Path) -> None:
     """The file of LLaMA-Adapter has prompts and gates; a base that was trained too would stay behind."""
     made = make("llama_adapter_v1", tmp_path / "published")
-    base = convert.bring("llama_adapter_v1", made.words, tmp_path / "base", made.options)
+    base = convert.import_checkpoint("llama_adapter_v1", made.words, tmp_path / "base", made.options)
     changes = ["groups.more={match: [llm.model.lm_head.weight], lr: 0.01}"]
     run = varied(base, changes, moved="llm.model.lm_head")
     refused(run, "llama_adapter_v1", tmp_path, "another model", "logits", "trained llm.model.lm_head.weight")
-    convert.send(base, "llama_adapter_v1", tmp_path / "out")
+    convert.export_checkpoint(base, "llama_adapter_v1", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_weights_that_train_outside_of_an_adapter_are_not_lost(tmp_path: Path) -
 def test_settings_of_an_encoder_that_is_exported_alone(kind: str, changes: list, word: str, tmp_path: Path) -> None:
     """Its file has no word for them; a run that holds it is exported and read back by the same kind."""
     made = make(kind, tmp_path / "published")
-    part = convert.bring(kind, made.words, tmp_path / "part", made.options)
+    part = convert.import_checkpoint(kind, made.words, tmp_path / "part", made.options)
     around(part, tmp_path / "base")
-    convert.send(tmp_path / "base", kind, tmp_path / "good")
+    convert.export_checkpoint(tmp_path / "base", kind, tmp_path / "good")
     run = varied(tmp_path / "base", [f"model.branches.one.encoder.{one}" for one in changes])
     refused(run, kind, tmp_path, word)
 
@@ -170,7 +170,7 @@ def test_settings_of_an_encoder_that_is_exported_alone(kind: str, changes: list,
 def test_what_stands_in_the_way_is_named(kind: str, changes: list[str], words: list[str], tmp_path: Path) -> None:
     """Also where the file cannot even be read back."""
     made = make(kind, tmp_path / "published")
-    base = convert.bring(kind, made.words, tmp_path / "base", made.options, made.changes)
+    base = convert.import_checkpoint(kind, made.words, tmp_path / "base", made.options, made.changes)
     more = ["groups.more={match: ['@hf_peft'], lr: 0.01}"] if "tuners" in changes[0] else []
     refused(varied(base, [*changes, *more], moved="llm."), kind, tmp_path, *words)
 
@@ -178,7 +178,7 @@ def test_what_stands_in_the_way_is_named(kind: str, changes: list[str], words: l
 def test_one_setting_of_p2p_is_named_by_itself(tmp_path: Path) -> None:
     """`normalise` alone was taken for another data set, and its number of points was named too."""
     made = make("p2p", tmp_path / "published")
-    part = convert.bring("p2p", made.words, tmp_path / "part", made.options)
+    part = convert.import_checkpoint("p2p", made.words, tmp_path / "part", made.options)
     run = varied(around(part, tmp_path / "base"), ["model.branches.one.encoder.normalise=false"])
     back = convert.importer("p2p").back(run, tmp_path, tmp_path)
     assert back[0].options["data"] == "modelnet40"

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    return convert.bring("llava_hf", [str(folder)], folder.parent / "run")
+    return convert.import_checkpoint("llava_hf", [str(folder)], folder.parent / "run")
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:
@@ -36,7 +36,7 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 def refused(folder: Path, tmp_path: Path, *words: str, changes: tuple[str, ...] = ()) -> None:
     began = time.monotonic()
     with pytest.raises(MmtuneError) as caught:
-        convert.bring("llava_hf", [str(folder)], tmp_path / "run", changes=changes)
+        convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run", changes=changes)
     assert time.monotonic() - began < 20
     text = str(caught.value)
     assert all(word in text for word in words), text
@@ -85,7 +85,9 @@ def test_whole_numbers_with_a_point_are_whole(folder: Path, tmp_path: Path) -> N
     copy = copied(folder, tmp_path)
     sizes = {f"{part}_config__{name}": 32.0 for part in ("vision", "text") for name in ("hidden_size",)}
     change(copy / "config.json", **sizes, vision_config__image_size=24.0, text_config__num_hidden_layers=2.0)
-    whole, pointed = (convert.bring("llava_hf", [str(one)], tmp_path / one.name / "run") for one in (folder, copy))
+    whole, pointed = (
+        convert.import_checkpoint("llava_hf", [str(one)], tmp_path / one.name / "run") for one in (folder, copy)
+    )
     for part in ("llm", "sight"):
         texts = [(run / "parts" / part / "config.json").read_text() for run in (whole, pointed)]
         assert texts[0] == texts[1]
@@ -107,7 +109,7 @@ def test_numbers_of_open_clip(key: str, value: object, tmp_path: Path) -> None:
     file = made.paths["clip"] / "open_clip_config.json"
     change(file, **{f"model_cfg__{key}" if key == "embed_dim" else f"model_cfg__vision_cfg__{key}": value})
     with pytest.raises(MmtuneError) as caught:
-        convert.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
+        convert.import_checkpoint("llama_adapter_v2", made.words, tmp_path / "run", made.options)
     assert f"{key} {value!r}" in str(caught.value) and str(file) in str(caught.value)
 
 
@@ -206,7 +208,7 @@ def test_numbers_that_are_none_are_not_imported(folder: Path, tmp_path: Path) ->
 def test_a_prompt_that_the_tokenizer_cannot_serve(folder: Path, tmp_path: Path) -> None:
     """It was found out by whoever talked with the run."""
     with pytest.raises(ConfigError) as caught:
-        convert.bring("llava_hf", [str(folder)], tmp_path / "run", ["prompt=chatml"])
+        convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run", ["prompt=chatml"])
     text = str(caught.value)
     assert "chat.prompt" in text and "'chatml'" in text and "vicuna" in text and "--option prompt=" in text
     assert not list(tmp_path.iterdir())
@@ -214,11 +216,11 @@ def test_a_prompt_that_the_tokenizer_cannot_serve(folder: Path, tmp_path: Path) 
 
 def test_a_fraction_for_the_scale_of_a_lora(tmp_path: Path) -> None:
     made = pllava.make(tmp_path / "published")
-    run = convert.bring("pllava", made.words, tmp_path / "run", ["lora_alpha=2.5"])
+    run = convert.import_checkpoint("pllava", made.words, tmp_path / "run", ["lora_alpha=2.5"])
     assert store.read_recipe(run).model.tuners[0].options["lora_alpha"] == 2.5
     scales = {m.scaling["default"] for m in store.load_run(run)[0].modules() if hasattr(m, "lora_A")}
     assert scales == {2.5 / pllava.RANK}
-    convert.send(run, "pllava", tmp_path / "out", ["lora_alpha=4"])
+    convert.export_checkpoint(run, "pllava", tmp_path / "out", ["lora_alpha=4"])
 
 
 def test_pictures_of_another_size_for_imagebind(tmp_path: Path) -> None:
@@ -228,9 +230,9 @@ def test_pictures_of_another_size_for_imagebind(tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()
     made = imagebind.make(tmp_path / "published")
     options = ["modality=vision", "heads=2"]
-    first = convert.bring("imagebind", made.words, tmp_path / "first", options)
+    first = convert.import_checkpoint("imagebind", made.words, tmp_path / "first", options)
     table = load_file(first / "model.safetensors")["tower.positions"]
-    second = convert.bring("imagebind", made.words, tmp_path / "second", options, ["encoder.size=8"])
+    second = convert.import_checkpoint("imagebind", made.words, tmp_path / "second", options, ["encoder.size=8"])
     from mmtune import config
 
     entry = config.parse((second / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]

@@ -50,7 +50,7 @@ def test_full_size_counts() -> None:
 
 def test_the_image_tower_of_the_same_file(tmp_path) -> None:
     made = maker.make(tmp_path)
-    folder = convert.bring("imagebind", made.words, tmp_path / "eye", ["modality=vision", "heads=2"])
+    folder = convert.import_checkpoint("imagebind", made.words, tmp_path / "eye", ["modality=vision", "heads=2"])
     entry = config.parse((folder / "encoder.yaml").read_text(), "encoder.yaml")["encoder"]
     assert (entry["name"], entry["tower_width"], entry["depth"], entry.get("size")) == ("imagebind_vision", 8, 1, 4)
     found = registry.find("encoders", "imagebind_vision")

@@ -20,7 +20,7 @@ def test_sound_goes_through_the_same_bind_network(tmp_path):
     save_file(maker.tensors(), tmp_path / "7B.safetensors")  # read without another process
     paths = {**made.paths, "adapter": tmp_path / "7B.safetensors"}
     words = [f"{role}={path}" for role, path in paths.items()]
-    run = convert.bring("imagebind_llm", words, tmp_path / "run", [*made.options, "sound=true"])
+    run = convert.import_checkpoint("imagebind_llm", words, tmp_path / "run", [*made.options, "sound=true"])
     model = store.load_run(run)[0]
     assert model.branches["sound"].kinds == ("audio",)
     vectors = torch.randn(2, 3, 1, maker.WIDTH)
@@ -28,7 +28,7 @@ def test_sound_goes_through_the_same_bind_network(tmp_path):
     sight, sound = (model.branches[name].connector(given).tokens for name in ("sight", "sound"))
     assert torch.equal(sight, sound) and sight.shape == (2, 1, meta.DIM)
     assert model.branches["sound"].encoder.config.centre == "running"
-    convert.send(run, "imagebind_llm", tmp_path / "out", [])
+    convert.export_checkpoint(run, "imagebind_llm", tmp_path / "out", [])
     assert (tmp_path / "out" / "imagebind_llm.pth").is_file()
 
 

@@ -35,7 +35,7 @@ def test_v1_gate_by_name(first, tmp_path):
     tokens = torch.arange(20, 29)[None]
     gates, answers = {}, {}
     for name, options in (("tanh", []), ("raw", ["raw_gate=true"])):
-        run = convert.bring("llama_adapter_v1", first.words, tmp_path / name, [*first.options, *options])
+        run = convert.import_checkpoint("llama_adapter_v1", first.words, tmp_path / name, [*first.options, *options])
         model, _, recipe = store.load_run(run)
         assert recipe.model.tuners[0].gate == name
         gates[name], answers[name] = model.llm.prompts, logits(model.llm, tokens)
@@ -52,17 +52,17 @@ def test_v1_training_checkpoint(first, tmp_path):
     """The whole frozen model beside the adapter is left out; a stranger is not."""
     tensors = {**meta.weights(), **read(first.trained), "rope.freqs": torch.zeros(4)}
     save_file(tensors, first.trained)
-    run = convert.bring("llama_adapter_v1", first.words, tmp_path / "run", first.options)
+    run = convert.import_checkpoint("llama_adapter_v1", first.words, tmp_path / "run", first.options)
     model, _, _ = store.load_run(run)
     assert torch.equal(model.llm.prompts.weight, tensors["adapter_query.weight"])
     save_file({**tensors, "layers.0.attention.new_gate": torch.zeros(1, 1, 1, 1)}, first.trained)
     with pytest.raises(CheckpointError, match="new_gate"):
-        convert.bring("llama_adapter_v1", first.words, tmp_path / "again", first.options)
+        convert.import_checkpoint("llama_adapter_v1", first.words, tmp_path / "again", first.options)
 
 
 def test_a_model_trained_here_fits_the_published_layout(first, tmp_path):
     """Without gates in the lowest layers, which the published file has as well."""
-    run = convert.bring("llama_adapter_v1", first.words, tmp_path / "run", first.options)
+    run = convert.import_checkpoint("llama_adapter_v1", first.words, tmp_path / "run", first.options)
     model, _, recipe = store.load_run(run)
     changed = recipe.model_copy(deep=True)
     object.__setattr__(changed.model.tuners[0], "spare_gates", False)
@@ -79,12 +79,12 @@ def test_v2_kinds(tmp_path, bias, lora):
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published", bias, lora)
     options = [*made.options, "bgr=true", "blank=true"]
-    run = convert.bring("llama_adapter_v2", made.words, tmp_path / "run", options)
+    run = convert.import_checkpoint("llama_adapter_v2", made.words, tmp_path / "run", options)
     model, processor, recipe = store.load_run(run)
     assert [one.name for one in recipe.model.tuners] == ["bias_norm"] * bias + ["hf_peft"] * lora
     assert recipe.model.branches["sight"].encoder.channels == "bgr"
-    assert (model.fusion.blank, processor.blank) == ("sight", "sight")
-    convert.send(run, "llama_adapter_v2", tmp_path / "out")
+    assert (model.fusion.default_image_branch, processor.default_image_branch) == ("sight", "sight")
+    convert.export_checkpoint(run, "llama_adapter_v2", tmp_path / "out")
     written = tmp_path / "out" / made.written
     before, after = load_file(made.trained), read(written, ("model",))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -100,9 +100,9 @@ def test_v2_pickled_and_wrapped_as_published(tmp_path, child):
     file = made.trained.with_name("0123abcd_BIAS-7B.pth")
     torch.save({"model": old, "config": {"w_bias": True}}, file)
     words = [f"adapter={file}" if word.startswith("adapter=") else word for word in made.words]
-    run = convert.bring("llama_adapter_v2", words, tmp_path / "run", made.options)
+    run = convert.import_checkpoint("llama_adapter_v2", words, tmp_path / "run", made.options)
     model, _, recipe = store.load_run(run)
-    assert recipe.model.branches["sight"].encoder.channels == "rgb" and model.fusion.blank is None
+    assert recipe.model.branches["sight"].encoder.channels == "rgb" and model.fusion.default_image_branch is None
     bias = model.llm.model.model.layers[1].self_attn.q_proj.bias
     assert torch.equal(bias, _llama.to_halves(meta.HEADS)(old["llma.layers.1.attention.wq.bias"]))
 
@@ -111,10 +111,10 @@ def test_v2_pairs_have_the_factor_one_and_are_for_the_text(tmp_path):
     """A matrix with bias and pair by hand, over rows in Meta's order; prompts go through the matrix alone."""
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published")
-    run = convert.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
+    run = convert.import_checkpoint("llama_adapter_v2", made.words, tmp_path / "run", made.options)
     model, _, _ = store.load_run(run)
     tensors, x = load_file(made.trained), torch.randn(2, meta.DIM)
-    site = model.llm.sites()[1]
+    site = model.llm.attention_modules()[1]
     weight = _llama.to_pairs(meta.HEADS)(site.q_proj.base_layer.weight)
     head = "llama.layers.1.attention."
     expected = x @ weight.T + tensors[f"{head}wq.bias"]
@@ -128,12 +128,14 @@ def test_v2_pairs_have_the_factor_one_and_are_for_the_text(tmp_path):
 def test_what_has_no_place_in_the_layout_is_refused(tmp_path):
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published", lora=False)
-    run = convert.bring("llama_adapter_v2", made.words, tmp_path / "run", made.options)
+    run = convert.import_checkpoint("llama_adapter_v2", made.words, tmp_path / "run", made.options)
     with pytest.raises(CheckpointError, match="`prompts` alone"):
-        convert.send(run, "llama_adapter_v1", tmp_path / "out")
-    raw = convert.bring("llama_adapter_v2", made.words, tmp_path / "raw", made.options, ["model.fusion.gate=raw"])
+        convert.export_checkpoint(run, "llama_adapter_v1", tmp_path / "out")
+    raw = convert.import_checkpoint(
+        "llama_adapter_v2", made.words, tmp_path / "raw", made.options, ["model.fusion.gate=raw"]
+    )
     with pytest.raises(CheckpointError, match="raw gates"):
-        convert.send(raw, "llama_adapter_v2", tmp_path / "out")
+        convert.export_checkpoint(raw, "llama_adapter_v2", tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------ at full size, on meta

@@ -82,14 +82,14 @@ def reload(folder: Path):
 @pytest.mark.parametrize(("width", "height"), [(90, 40), (31, 67), (50, 50)])
 def test_same_logits_and_answer(kind: str, width: int, height: int, tmp_path: Path) -> None:
     folder, model = tiny.folder(tmp_path / "published", kind)
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     check(folder, model, run, picture(tmp_path, width, height))
 
 
-def respell(folder: Path, spelling: str) -> None:
+def respell(folder: Path, layout: str) -> None:
     """Rename the tensors of a folder from how transformers saves them."""
     tensors = load_file(folder / "model.safetensors")
-    if spelling == "published":
+    if layout == "published":
         named = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in tensors.items()}
     else:
         named = {}
@@ -103,14 +103,14 @@ def respell(folder: Path, spelling: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spelling", ["published", "inner"])
-def test_every_spelling_comes_in_and_goes_out(kind: str, spelling: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["published", "inner"])
+def test_every_spelling_comes_in_and_goes_out(kind: str, layout: str, tmp_path: Path) -> None:
     folder, model = tiny.folder(tmp_path / "published", kind)
-    respell(folder, spelling)
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+    respell(folder, layout)
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     ref = picture(tmp_path)
     check(folder, model, run, ref)
-    out = convert.send(run, "llava_hf", tmp_path / "out", [f"names={spelling}"])
+    out = convert.export_checkpoint(run, "llava_hf", tmp_path / "out", [f"names={layout}"])
     before, after = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -120,7 +120,7 @@ def test_every_spelling_comes_in_and_goes_out(kind: str, spelling: str, tmp_path
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_are_those_of_the_published_processor(kind: str, tmp_path: Path) -> None:
     folder, _ = tiny.folder(tmp_path / "published", kind)
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     from transformers import CLIPImageProcessor, LlavaNextImageProcessor
 
     ref = picture(tmp_path, 70, 100)
@@ -132,7 +132,7 @@ def test_pixels_are_those_of_the_published_processor(kind: str, tmp_path: Path) 
         item = item[:, : 3 * tiny.SIZE**2].reshape(expected.shape)
     difference = (item - expected).abs() * 0.26 * 255
     assert difference.max() <= 1.5 and difference.mean() < 0.2, "in steps of 8-bit colour"
-    out = convert.send(run, "llava_hf", tmp_path / "out")
+    out = convert.export_checkpoint(run, "llava_hf", tmp_path / "out")
     again = type(reader).from_pretrained(out)(Image.open(ref.source), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(torch.as_tensor(again).reshape(expected.shape), expected)
 
@@ -148,19 +148,19 @@ def test_pixels_are_those_of_the_published_processor(kind: str, tmp_path: Path) 
 )
 def test_variants_without_a_counterpart_are_refused(change: dict, word: str, tmp_path: Path) -> None:
     folder, _ = tiny.folder(tmp_path / "published")
-    plan = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**plan, **change}))
+    hf_config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**hf_config, **change}))
     with pytest.raises(CheckpointError, match=word):
-        convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+        convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
 
 
 def test_a_head_that_is_the_embedding(tmp_path: Path) -> None:
     folder, model = tiny.folder(tmp_path / "published", tie_word_embeddings=True)
     assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     ref = picture(tmp_path)
     check(folder, model, run, ref)
-    out = convert.send(run, "llava_hf", tmp_path / "out", ["names=saved"])
+    out = convert.export_checkpoint(run, "llava_hf", tmp_path / "out", ["names=saved"])
     assert load_file(out / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
     check(out, reload(out), run, ref)
     # a head of its own, although config.json ties it
@@ -168,7 +168,7 @@ def test_a_head_that_is_the_embedding(tmp_path: Path) -> None:
     tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"] + 1
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
-        convert.bring("llava_hf", [str(folder)], tmp_path / "again")
+        convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "again")
 
 
 def test_a_tokenizer_without_the_mark_of_a_picture(tmp_path: Path) -> None:
@@ -186,13 +186,13 @@ def test_a_tokenizer_without_the_mark_of_a_picture(tmp_path: Path) -> None:
             for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
                 tensors[name] = tensors[name][:free].clone()
             save_file(tensors, folder / "model.safetensors")
-            plan = json.loads((folder / "config.json").read_text())
-            plan["text_config"]["vocab_size"] = free
-            (folder / "config.json").write_text(json.dumps(plan))
-        run = convert.bring("llava_hf", [str(folder)], here / "run")
-        out = convert.send(run, "llava_hf", here / "out")
-        plan = json.loads((out / "config.json").read_text())
-        assert plan["image_token_index"] == free
+            hf_config = json.loads((folder / "config.json").read_text())
+            hf_config["text_config"]["vocab_size"] = free
+            (folder / "config.json").write_text(json.dumps(hf_config))
+        run = convert.import_checkpoint("llava_hf", [str(folder)], here / "run")
+        out = convert.export_checkpoint(run, "llava_hf", here / "out")
+        hf_config = json.loads((out / "config.json").read_text())
+        assert hf_config["image_token_index"] == free
         check(out, reload(out), run, picture(here))
 
 
@@ -212,32 +212,32 @@ def train(recipe: Path, out: Path, folder: Path, *changes: str) -> Path:
 def test_trained_on_and_back_in_transformers(kind: str, tmp_path: Path) -> None:
     """An imported run, one step of training from its weights, out, and loaded by transformers: the same numbers."""
     folder, _ = tiny.folder(tmp_path / "published", kind)
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards")
     before, after = (load_file(one / "weights" / "connector.safetensors") for one in (run, tuned))
     assert before.keys() == after.keys()
     moved = {name: (before[name] - after[name]).abs().max().item() for name in before}
     assert all(0 < most < 0.02 for most in moved.values()), f"one step from the imported weights: {moved}"
-    out = convert.send(tuned, "llava_hf", tmp_path / "out")
+    out = convert.export_checkpoint(tuned, "llava_hf", tmp_path / "out")
     ref = picture(tmp_path)
     check(out, reload(out), tuned, ref)
 
 
 def test_a_lora_is_folded_in(tmp_path: Path) -> None:
     folder, _ = tiny.folder(tmp_path / "published")
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run")
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
     lora = (
         "{name: hf_peft, method: lora, r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj], init_lora_weights: false}"
     )
     changes = [f"model.tuners=[{lora}]", "groups.lora={match: ['@hf_peft'], lr: 0.01}"]
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
-    out = convert.send(tuned, "llava_hf", tmp_path / "out")
+    out = convert.export_checkpoint(tuned, "llava_hf", tmp_path / "out")
     check(out, reload(out), tuned, picture(tmp_path))
 
 
 def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     folder, _ = tiny.folder(tmp_path / "published")
-    run = convert.bring("llava_hf", [str(folder)], tmp_path / "run", changes=["chat.max_tokens=9"])
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run", changes=["chat.max_tokens=9"])
     assert "max_tokens: 9" in (run / "recipe.yaml").read_text()
     lily = "{name: hf_peft, method: lily, r: 4, target_modules: [k_proj]}"
     changes = [f"model.tuners=[{lily}]", "groups.lily={match: ['@hf_peft'], lr: 0.01}"]
@@ -245,10 +245,10 @@ def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"hf_peft: lily, which cannot be merged(.|\n)*layers\.0\.self_attn\.k_proj"
     ):
-        convert.send(tuned, "llava_hf", tmp_path / "out")
-    pooled = convert.bring("llava_hf", [str(folder)], tmp_path / "pooled", ["pool=[2, 2, 2]"])
+        convert.export_checkpoint(tuned, "llava_hf", tmp_path / "out")
+    pooled = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "pooled", ["pool=[2, 2, 2]"])
     with pytest.raises(CheckpointError, match="sight: hf_vision and pool"):
-        convert.send(pooled, "llava_hf", tmp_path / "out")
+        convert.export_checkpoint(pooled, "llava_hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -274,7 +274,7 @@ def test_a_base_for_pllava(tmp_path: Path) -> None:
     """Option pool: the projector of either version in PLLaVA's connector, where it pools a video."""
     for kind in KINDS:
         folder, model = tiny.folder(tmp_path / kind, kind)
-        run = convert.bring("llava_hf", [str(folder)], tmp_path / f"run_{kind}", ["pool=[2, 2, 2]"])
+        run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / f"run_{kind}", ["pool=[2, 2, 2]"])
         ours, _, recipe = store.load_run(run)
         branch = recipe.model.branches["sight"]
         assert (branch.connector.name, branch.kinds, branch.encoder.frames) == ("pool", ("image", "video"), 2)

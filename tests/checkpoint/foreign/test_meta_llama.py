@@ -70,7 +70,7 @@ def test_import_over_two_ranks_gives_the_formulas_numbers(tmp_path):
     whole = meta.weights()
     adapter = chat.tensors()
     torch.save({"model": adapter}, tmp_path / "chat.pth")
-    run = convert.bring("llama_adapter_65b", [str(folder), str(tmp_path / "chat.pth")], tmp_path / "run")
+    run = convert.import_checkpoint("llama_adapter_65b", [str(folder), str(tmp_path / "chat.pth")], tmp_path / "run")
     llm = store.load_run(run)[0].llm
     tokens = torch.randint(0, meta.vocabulary(), (2, 7), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_a_folder_without_weights_or_tokenizer_is_refused(tmp_path):
     folder = meta.folder(tmp_path / "a" / "7B", ranks=1)
     (folder / "consolidated.00.pth").rename(folder / "elsewhere.pth")
     with pytest.raises(CheckpointError, match=r"no consolidated"):
-        _meta_llama.place(Source("llm", folder, tmp_path))
+        _meta_llama.locate(Source("llm", folder, tmp_path))
     (folder.parent / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match=r"no tokenizer.model"):
         _meta_llama._tokenizer(Source("llm", folder, tmp_path))

@@ -47,7 +47,7 @@ def odd(tree: Any, path: tuple[Any, ...], value: Any) -> str:
 def test_odd_values_are_refused_by_name_or_imported(kind: str, tmp_path: Path) -> None:
     made = unpickled(make(kind, tmp_path / "published"))
     chance = random.Random(kind)
-    convert.bring(kind, made.words, tmp_path / "unchanged", made.options, made.changes)
+    convert.import_checkpoint(kind, made.words, tmp_path / "unchanged", made.options, made.changes)
     files = sorted((tmp_path / "published").rglob("*.json"))
     names = list(registry.find(convert.ROOM, kind).Config.model_fields)
     for case in range(CASES):
@@ -63,7 +63,7 @@ def test_odd_values_are_refused_by_name_or_imported(kind: str, tmp_path: Path) -
             options = [*(one for one in options if not one.startswith(f"{name}=")), f"{name}={json.dumps(value)}"]
             said = f"option {name}"
         try:
-            convert.bring(kind, made.words, tmp_path / f"run{case}", options, made.changes)
+            convert.import_checkpoint(kind, made.words, tmp_path / f"run{case}", options, made.changes)
         except MmtuneError as error:
             assert error.seen and error.expected and error.hint, f"{said}, {value!r:.60}: {error}"
             assert "secret" not in str(error)

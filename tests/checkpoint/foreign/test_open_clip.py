@@ -63,11 +63,11 @@ def test_a_run_with_it_is_a_llava(tmp_path: Path) -> None:
     }
     run = tmp_path / "run"
     train(config.validate(Recipe, tree), out=run, progress="off")
-    out = convert.send(run, "llava_hf", tmp_path / "out")
+    out = convert.export_checkpoint(run, "llava_hf", tmp_path / "out")
     theirs = llava.reload(out)
     assert json.loads((out / "config.json").read_text())["vision_config"]["hidden_size"] == tiny.VISION["width"]
     ref = llava.picture(tmp_path)
-    back = convert.bring("llava_hf", [str(out)], tmp_path / "back")
+    back = convert.import_checkpoint("llava_hf", [str(out)], tmp_path / "back")
     example, _, logits, answer = llava.ours(run, ref)
     _, pixels, again, same = llava.ours(back, ref)
     assert torch.allclose(logits, again, atol=1e-4) and answer == same

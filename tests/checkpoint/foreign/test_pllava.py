@@ -69,9 +69,9 @@ def run_logits(run: Path, pixels: torch.Tensor, tokens: torch.Tensor, slot: Slot
 @pytest.mark.parametrize("alpha", [0, 2, 8])
 def test_same_logits_at_every_scale(published, alpha: int, tmp_path: Path) -> None:
     _, model, folder = published
-    run = convert.bring("pllava", [str(folder)], tmp_path / "run", [f"lora_alpha={alpha}"])
-    places = BINS[0] * BINS[1] * BINS[2]
-    tokens, slot = torch.arange(5, 5 + 6 + places), Slot("sight", 2, places, 0)
+    run = convert.import_checkpoint("pllava", [str(folder)], tmp_path / "run", [f"lora_alpha={alpha}"])
+    tokens = BINS[0] * BINS[1] * BINS[2]
+    tokens, slot = torch.arange(5, 5 + 6 + tokens), Slot("sight", 2, tokens, 0)
     pixels = torch.randn(FRAMES, 3, llava_hf.SIZE, llava_hf.SIZE)
     wanted = expected(model, load_file(folder / "model.safetensors"), alpha, pixels, tokens, slot)
     torch.testing.assert_close(run_logits(run, pixels, tokens, slot), wanted, rtol=1e-5, atol=1e-5)
@@ -92,9 +92,9 @@ def test_projector_and_lora_over_their_base(published, tmp_path: Path) -> None:
     base, _, folder = published
     few = partial(folder, tmp_path / "few")
     with pytest.raises(CheckpointError, match="role base"):
-        convert.bring("pllava", [str(few)], tmp_path / "run", ["lora_alpha=2"])
-    one = convert.bring("pllava", [str(few), f"base={base}"], tmp_path / "run", ["lora_alpha=2"])
-    two = convert.bring("pllava", [str(folder)], tmp_path / "whole", ["lora_alpha=2"])
+        convert.import_checkpoint("pllava", [str(few)], tmp_path / "run", ["lora_alpha=2"])
+    one = convert.import_checkpoint("pllava", [str(few), f"base={base}"], tmp_path / "run", ["lora_alpha=2"])
+    two = convert.import_checkpoint("pllava", [str(folder)], tmp_path / "whole", ["lora_alpha=2"])
     states = [store.load_run(run)[0].state_dict() for run in (one, two)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -109,18 +109,18 @@ def test_older_names_of_the_matrices(published, tmp_path: Path) -> None:
         (old / file.name).write_bytes(file.read_bytes())
     tensors = {n.replace(".base_layer", ""): t for n, t in load_file(folder / "model.safetensors").items()}
     save_file(tensors, old / "model.safetensors")
-    run = convert.bring("pllava", [str(old)], tmp_path / "run", ["lora_alpha=4"])
+    run = convert.import_checkpoint("pllava", [str(old)], tmp_path / "run", ["lora_alpha=4"])
     assert (run / "weights" / "lora.safetensors").is_file()
 
 
 def test_the_scale_has_no_default(published, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="without lora_alpha"):
-        convert.bring("pllava", [str(published[2])], tmp_path / "run")
+        convert.import_checkpoint("pllava", [str(published[2])], tmp_path / "run")
 
 
 def test_a_llava_is_not_a_pllava(published, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="llava_hf"):
-        convert.bring("pllava", [str(published[0])], tmp_path / "run", ["lora_alpha=4"])
+        convert.import_checkpoint("pllava", [str(published[0])], tmp_path / "run", ["lora_alpha=4"])
 
 
 def test_pooling_that_was_turned_off(published, tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_pooling_that_was_turned_off(published, tmp_path: Path) -> None:
     folder.mkdir()
     for file in published[2].iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    plan = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**plan, "use_pooling": False}))
-    run = convert.bring("pllava", [str(folder)], tmp_path / "run", ["lora_alpha=4"])
+    hf_config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**hf_config, "use_pooling": False}))
+    run = convert.import_checkpoint("pllava", [str(folder)], tmp_path / "run", ["lora_alpha=4"])
     connector = store.read_recipe(run).model.branches["sight"].connector
     assert (connector.time, connector.height, connector.width) == (3, 3, 3)
 
@@ -160,5 +160,9 @@ def test_names_and_shapes_at_full_size() -> None:
     }
     assert {name: names.get(name) for name in expected} == expected
     assert len(names) == 391 + 4 + 291 + 128
-    plan = written.files["config.json"]
-    assert (plan["pooling_shape"], plan["frame_shape"], plan["num_frames"]) == ([16, 12, 12], [24, 24], 16)
+    hf_config = written.files["config.json"]
+    assert (hf_config["pooling_shape"], hf_config["frame_shape"], hf_config["num_frames"]) == (
+        [16, 12, 12],
+        [24, 24],
+        16,
+    )

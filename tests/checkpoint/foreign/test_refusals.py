@@ -54,7 +54,7 @@ def refuse(kind: str, made: Made, tmp_path: Path, *words: str) -> str:
     """Import, expect a refusal, and that nothing is left of it; returns the message."""
     out = tmp_path / "run"
     with pytest.raises(MmtuneError) as caught:
-        convert.bring(kind, made.words, out, made.options, made.changes)
+        convert.import_checkpoint(kind, made.words, out, made.options, made.changes)
     text = str(caught.value)
     for word in words:
         assert word in text, text

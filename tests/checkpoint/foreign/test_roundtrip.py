@@ -16,7 +16,7 @@ from tests.checkpoint.foreign.made import KINDS, make, read
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_and_out(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "published")
-    run = convert.bring(kind, made.words, tmp_path / "run", made.options, made.changes)
+    run = convert.import_checkpoint(kind, made.words, tmp_path / "run", made.options, made.changes)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"published", "run"}
     moved = tmp_path / "elsewhere" / "moved"
@@ -33,14 +33,14 @@ def test_in_and_out(kind: str, tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.isfinite(tensor).all() if tensor.is_floating_point() else True, name
     with pytest.raises(UsageError, match="is there already"):
-        convert.bring(kind, made.words, moved, made.options, made.changes)
+        convert.import_checkpoint(kind, made.words, moved, made.options, made.changes)
     out = tmp_path / "out"
     if made.export is None:
         with pytest.raises(UsageError, match="read only"):
-            convert.send(moved, kind, out)
+            convert.export_checkpoint(moved, kind, out)
         assert not out.exists()
         return
-    convert.send(moved, kind, out, made.export)
+    convert.export_checkpoint(moved, kind, out, made.export)
     _same(made, out)
 
 

@@ -20,10 +20,10 @@ def published(path: Path) -> Path:
     folder, _ = tiny.folder(path)
     tensors = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    plan = json.loads((folder / "config.json").read_text())
-    for tree in (plan, plan["text_config"], plan["vision_config"]):
+    hf_config = json.loads((folder / "config.json").read_text())
+    for tree in (hf_config, hf_config["text_config"], hf_config["vision_config"]):
         tree["dtype"] = tree["torch_dtype"] = "float16"
-    (folder / "config.json").write_text(json.dumps(plan))
+    (folder / "config.json").write_text(json.dumps(hf_config))
     return folder
 
 
@@ -40,7 +40,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_in_float32_the_logits_are_those_of_float32(half: Path, tmp_path: Path) -> None:
     """The tower stayed float16 where its settings said so, and the logits were off by 4e-4."""
-    run = convert.bring("llava_hf", [str(half)], tmp_path / "run", changes=["run.precision=fp32"])
+    run = convert.import_checkpoint("llava_hf", [str(half)], tmp_path / "run", changes=["run.precision=fp32"])
     model, _, recipe = store.load_run(run)
     assert recipe.model.llm.dtype == "float32"
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -49,14 +49,14 @@ def test_in_float32_the_logits_are_those_of_float32(half: Path, tmp_path: Path) 
 
 def test_the_type_of_the_checkpoint_is_kept_and_told(half: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    run = convert.bring("llava_hf", [str(half)], tmp_path / "run", tell=lines.append)
+    run = convert.import_checkpoint("llava_hf", [str(half)], tmp_path / "run", say=lines.append)
     assert any("published in float16, opened in bfloat16" in line for line in lines)
     assert "published in float16" in (run / "card.md").read_text()
     model, _, recipe = store.load_run(run)
     assert (recipe.model.llm.dtype, recipe.run.precision) == ("bfloat16", "bf16")
     assert {p.dtype for p in model.llm.parameters()} == {torch.bfloat16}
     assert {t.dtype for t in load_file(run / "parts/llm/model.safetensors").values()} == {torch.float16}
-    out = convert.send(run, "llava_hf", tmp_path / "out", ["names=saved"])
+    out = convert.export_checkpoint(run, "llava_hf", tmp_path / "out", ["names=saved"])
     before, after = (load_file(one / "model.safetensors") for one in (half, out))
     assert before.keys() == after.keys() and {tensor.dtype for tensor in after.values()} == {torch.float16}
     assert all(torch.equal(before[name], after[name]) for name in before), "not a digit is lost on the way"
@@ -64,7 +64,7 @@ def test_the_type_of_the_checkpoint_is_kept_and_told(half: Path, tmp_path: Path)
 
 
 def test_a_tower_from_float16_trains(half: Path, tmp_path: Path) -> None:
-    run = convert.bring("llava_hf", [str(half)], tmp_path / "run")
+    run = convert.import_checkpoint("llava_hf", [str(half)], tmp_path / "run")
     changes = ["groups.tower={match: ['branches.sight.encoder.*'], lr: 0.001}", "schedule.steps=4"]
     tuned = train(run, tmp_path / "tuned", tmp_path / "shards", *changes)
     held = load_file(tuned / "weights" / "tower.safetensors")
@@ -75,7 +75,7 @@ def test_a_tower_from_float16_trains(half: Path, tmp_path: Path) -> None:
     moved = (held[f"branches.sight.encoder.tower.{name}"] - base[name].float()).abs().max()
     assert 0 < float(moved) < 0.1
     for dtype in ("float16", "float32"):
-        out = convert.send(tuned, "llava_hf", tmp_path / dtype, [f"dtype={dtype}"])
+        out = convert.export_checkpoint(tuned, "llava_hf", tmp_path / dtype, [f"dtype={dtype}"])
         kinds = {tensor.dtype for tensor in load_file(out / "model.safetensors").values()}
         assert kinds == {dtypes.TYPES[dtype]}
 

@@ -131,21 +131,21 @@ def test_oddities_are_chosen_by_the_importer_and_answers_are_the_weights(tmp_pat
     """The tensors reach the modules they belong to; the recipe names what the published weights depend on."""
     made = make("video_llama", tmp_path / "published")
     paths = unpickled(made.paths)
-    run = convert.bring("video_llama", words(paths), tmp_path / "run", made.options)
+    run = convert.import_checkpoint("video_llama", words(paths), tmp_path / "run", made.options)
     model, processor, recipe = store.load_run(run)
     eye, ear = (recipe.model.branches[name].encoder for name in ("sight", "sound"))
     assert (eye.rule, eye.frames, eye.vit_depth, eye.vit_heads, eye.cross_every) == ("video_llama", 8, 2, 2, 2)
     assert (ear.spacing, ear.centre, ear.frames, ear.heads) == ("short", "running", 8, 2)
     assert type(eye)().rule == "uniform" and type(ear)().spacing == "full" and type(ear)().centre == "clip"
     assert recipe.chat.prompt == "video_llama2" and "sampled at" in processor.template.times
-    out = convert.send(run, "video_llama", tmp_path / "out")
+    out = convert.export_checkpoint(run, "video_llama", tmp_path / "out")
     al = torch.load(out / "video_llama_al.pth", weights_only=True)["model"]
     connector = model.branches["sound"].connector
     assert torch.equal(al["audio_llama_proj.weight"], connector.proj.weight)
     assert torch.equal(al["audio_position_embedding.weight"], connector.frame_positions.weight)
     assert set(al) == {*_eye.sound(video_llama.SOUND, 32), "audio_Qformer.bert.embeddings.position_ids"}
     again = unpickled({**paths, "vl": out / "video_llama_vl.pth", "al": out / "video_llama_al.pth"})
-    twin = store.load_run(convert.bring("video_llama", words(again), tmp_path / "twin", made.options))[0]
+    twin = store.load_run(convert.import_checkpoint("video_llama", words(again), tmp_path / "twin", made.options))[0]
     for name, tensor in model.state_dict().items():
         assert torch.equal(twin.state_dict()[name], tensor), name
 
@@ -221,7 +221,7 @@ def test_the_audio_branch_comes_with_its_imagebind(tmp_path: Path) -> None:
     paths = unpickled(made.paths)
     del paths["imagebind"]
     with pytest.raises(CheckpointError, match="one of `al` and `imagebind` alone"):
-        convert.bring("video_llama", words(paths), tmp_path / "run", made.options)
+        convert.import_checkpoint("video_llama", words(paths), tmp_path / "run", made.options)
     del paths["al"]
-    recipe = store.read_recipe(convert.bring("video_llama", words(paths), tmp_path / "run", made.options))
+    recipe = store.read_recipe(convert.import_checkpoint("video_llama", words(paths), tmp_path / "run", made.options))
     assert list(recipe.model.branches) == ["sight"]

@@ -219,7 +219,7 @@ def test_a_field_that_has_another_name(tmp_path, media):
 
 
 def test_every_card_loads_and_names_a_command_that_there_is():
-    cards = {name: config.load(Card, name, kind="cards") for name in registry.shipped("cards")}
+    cards = {name: config.load(Card, name, builtin="cards") for name in registry.shipped("cards")}
     assert len(cards) >= 9 and "pocket" in cards
     for name, card in cards.items():
         assert card.licence and all(pattern.startswith(f"shards/{name}/") for pattern in card.shards), name
@@ -258,7 +258,7 @@ def test_media_that_a_text_names(tmp_path, media):
     ]  # fmt: skip
     _, refused = sources.said(rows, tmp_path, media=[media])
     found = [one.turns[0].parts for one in sources.samples(tmp_path / "out")]
-    assert [[getattr(part, "kind", part) for part in parts] for parts in found] == [
+    assert [[getattr(part, "type", part) for part in parts] for parts in found] == [
         ["Picture 1: ", "image", "\nWhat?"], ["Picture 1: ", "audio", "\nWhat?"], ["Picture 1: ", "video", "\nWhat?"],
         ["Picture 1: <img>tag</img>\nWhat?"],
     ]  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_picture_that_a_tool_gives(tmp_path, media):
     ]
     sources.said([{"messages": turns}], tmp_path, media=[media])
     (one,) = sources.samples(tmp_path / "out")
-    said = [getattr(part, "kind", part) for part in one.turns[2].parts]
+    said = [getattr(part, "type", part) for part in one.turns[2].parts]
     assert said == ["<tool_response>\n", "Done.", "image", "\n</tool_response>"]
 
 

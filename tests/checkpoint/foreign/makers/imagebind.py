@@ -13,7 +13,7 @@ from tests.encoders.tiny import SOUND
 SIZES = ("heads", "mels", "length", "stride")
 
 
-def sound(width: int, depth: int, patch: int, places: int, out: int) -> dict[str, Tensor]:
+def sound(width: int, depth: int, patch: int, positions: int, out: int) -> dict[str, Tensor]:
     """The published names and shapes of the sound tower."""
     inside = "modality_preprocessors.audio."
     shapes = {
@@ -21,7 +21,7 @@ def sound(width: int, depth: int, patch: int, places: int, out: int) -> dict[str
         f"{inside}rgbt_stem.proj.weight": [width, 1, patch, patch],
         f"{inside}rgbt_stem.norm_layer.weight": [width],
         f"{inside}rgbt_stem.norm_layer.bias": [width],
-        f"{inside}pos_embedding_helper.pos_embed": [1, 1 + places, width],
+        f"{inside}pos_embedding_helper.pos_embed": [1, 1 + positions, width],
         "modality_postprocessors.audio.1.log_logit_scale": [],
         **_trunk("audio", width, depth, out),
     }
@@ -31,13 +31,13 @@ def sound(width: int, depth: int, patch: int, places: int, out: int) -> dict[str
     return {name: torch.randn(shape) for name, shape in shapes.items()}
 
 
-def sight(width: int, depth: int, patch: int, places: int, out: int) -> dict[str, Tensor]:
+def sight(width: int, depth: int, patch: int, positions: int, out: int) -> dict[str, Tensor]:
     """The published names and shapes of the image tower."""
     inside, trunk = "modality_preprocessors.vision.", "modality_trunks.vision."
     shapes = {
         f"{inside}cls_token": [1, 1, width],
         f"{inside}rgbt_stem.proj.1.weight": [width, 3, 2, patch, patch],
-        f"{inside}pos_embedding_helper.pos_embed": [1, 1 + places, width],
+        f"{inside}pos_embedding_helper.pos_embed": [1, 1 + positions, width],
         f"{trunk}pre_transformer_layer.0.weight": [width],
         f"{trunk}pre_transformer_layer.0.bias": [width],
         **_trunk("vision", width, depth, out),
@@ -65,13 +65,13 @@ def _trunk(sense: str, width: int, depth: int, out: int) -> dict[str, list[int]]
     return shapes
 
 
-def places(mels: int, length: int, patch: int, stride: int) -> int:
+def positions(mels: int, length: int, patch: int, stride: int) -> int:
     return ((mels - patch) // stride + 1) * ((length - patch) // stride + 1)
 
 
 def make(folder: Path) -> Made:
     s = SOUND
-    count = places(s["mels"], s["length"], s["patch"], s["stride"])
+    count = positions(s["mels"], s["length"], s["patch"], s["stride"])
     tensors = {
         **sound(s["tower_width"], s["depth"], s["patch"], count, s["out"]),
         **{name: 0.1 * tensor for name, tensor in sight(8, 1, 2, 4, 12).items()},

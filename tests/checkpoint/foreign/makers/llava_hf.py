@@ -33,12 +33,12 @@ def folder(path: Path, kind: str = "llava", **changes):
     common["image_token_index"] = tokenizer.token_to_id("<image>")
     common["tie_word_embeddings"] = changes.get("tie_word_embeddings", False)
     if kind == "llava":
-        plan = t.LlavaConfig(**common, image_seq_length=(SIZE // 8) ** 2)
-        model = t.LlavaForConditionalGeneration(plan)
+        hf_config = t.LlavaConfig(**common, image_seq_length=(SIZE // 8) ** 2)
+        model = t.LlavaForConditionalGeneration(hf_config)
         pixels = {**PIXELS, "image_processor_type": "CLIPImageProcessor"}
     else:
-        plan = t.LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS)
-        model = t.LlavaNextForConditionalGeneration(plan)
+        hf_config = t.LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS)
+        model = t.LlavaNextForConditionalGeneration(hf_config)
         pixels = {**PIXELS, "image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINPOINTS}
     model.eval().save_pretrained(path)
     (path / "preprocessor_config.json").write_text(json.dumps(pixels))

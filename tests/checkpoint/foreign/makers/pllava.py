@@ -32,8 +32,8 @@ def names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def make(path: Path) -> Made:
     path, _ = folder(path / "pllava")
-    file, plan = path / "model.safetensors", path / "config.json"
+    file, hf_config = path / "model.safetensors", path / "config.json"
     save_file({name: t.contiguous() for name, t in names(load_file(file)).items()}, file, metadata={"format": "pt"})
     more = {"pooling_shape": [3, 2, 2], "num_frames": 3, "frame_shape": [3, 3], "pooling_method": "avg"}
-    plan.write_text(json.dumps({**json.loads(plan.read_text()), **more}))
-    return Made({"folder": path}, file, ["lora_alpha=2"], config=plan, export=["lora_alpha=2"])
+    hf_config.write_text(json.dumps({**json.loads(hf_config.read_text()), **more}))
+    return Made({"folder": path}, file, ["lora_alpha=2"], config=hf_config, export=["lora_alpha=2"])
