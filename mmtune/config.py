@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from mmtune import disk, paths, registry
+from mmtune import disk, paths, registry, renamed
 from mmtune.errors import ConfigError, MmtuneError, ModelError, UsageError
 
 MAX_BYTES = 1_000_000
@@ -340,7 +340,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds {_short(tree)}", "a mapping of keys to values")
-    return tree
+    return renamed.fields(tree, str(path))
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -360,13 +360,15 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def override(tree: dict[str, Any], text: str) -> dict[str, Any]:
     """The tree with one `a.b.c=value` applied; the value is read as YAML; list places are numbers from 0.
 
-    Raises ConfigError when the text has no `=`, the value is not YAML, or the path goes through a plain value.
+    An old name of a field means the field. Raises ConfigError when the text has no `=`, the value is not YAML, or the
+    path goes through a plain value.
     """
     path, sign, value = text.partition("=")
     keys = path.strip().split(".")
     if not sign or not all(keys):
         raise ConfigError(f"the override {text!r}", "a.b.c=value", "run.seed=1")
-    return _set(tree, keys, parse(value, f"the override {text!r}"), text)
+    keys = renamed.path(keys, "the command line")
+    return renamed.fields(_set(tree, keys, parse(value, f"the override {text!r}"), text), "the command line")
 
 
 def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
@@ -422,6 +424,7 @@ def validate(cls: type[Model], tree: Any, origin: str = "", hint: str = "change 
     """`tree` as an instance of `cls`. Raises one ConfigError that lists every mistake, one per line:
     dotted path, what is wrong, what was seen, and for an unknown key the known ones, nearest first.
     """
+    tree = renamed.fields(tree, origin or f"a {cls.__name__}")
     try:
         return cls.model_validate(tree)
     except ValidationError as error:

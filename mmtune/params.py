@@ -21,7 +21,7 @@ from mmtune.registry import nearest
 
 Named = list[tuple[str, Parameter]]
 
-Curve = Literal["cosine", "half_cosine", "linear", "constant"]
+SchedulerType = Literal["cosine", "half_cosine", "linear", "constant"]
 """How a learning rate falls after its warm-up; see `mmtune.training.optim.lr_multiplier`."""
 
 SHOWN = 8
@@ -41,14 +41,14 @@ class ParameterGroup(Config):
     """Decay of AdamW's running means of the gradient and of its square."""
     streams: tuple[str, ...] = ()
     """Streams whose steps train the group; none named means all."""
-    clip: Annotated[float, Field(ge=0)] | None = None
-    """Largest norm of the group's gradient; 0 turns clipping off, none takes `run.clip`."""
-    kind: Curve | None = None
-    """How the learning rate of the group falls; none takes `schedule.kind`."""
+    max_grad_norm: Annotated[float, Field(ge=0)] | None = None
+    """Largest norm of the group's gradient; 0 turns clipping off, none takes `run.max_grad_norm`."""
+    lr_schedule: SchedulerType | None = None
+    """How the learning rate of the group falls; none takes `schedule.lr_schedule`."""
     warmup: Annotated[int, Field(ge=0)] | None = None
     """Steps of the group over which its rate rises from zero; none takes `schedule.warmup`."""
-    floor: Annotated[float, Field(ge=0, le=1)] | None = None
-    """What the rate falls to, as a part of `lr`; none takes `schedule.floor`."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What the rate falls to, as a part of `lr`; none takes `schedule.min_lr_ratio`."""
 
     def trained_by(self, stream: str) -> bool:
         """Whether steps of a stream train the group."""

@@ -141,7 +141,7 @@ class Processor:
             raise ConfigError(
                 f"an all-zero picture for the branch {default_image_branch!r}",
                 "a branch for images, and a fusion that takes no places in the text",
-                f"fusion.blank={next(iter(self.branches), 'null')}",
+                f"fusion.default_image_branch={next(iter(self.branches), 'null')}",
             )
         self.stops: frozenset[Stop] = frozenset(_single(tokenizer, text, "stop") for text in template.stop)
         """Ids that end an answer, and rows of ids that do so together."""
@@ -208,7 +208,7 @@ class Processor:
     def _ids(self, span: Span, after: Before) -> list[int]:
         if span.type == "control":
             return self.tokenizer.encode_special(span.text, after)
-        if span.type == "times":
+        if span.type == "timestamps":
             return self.tokenizer.encode(self._timestamps(span), after)
         return self.tokenizer.encode(span.text, after)
 

@@ -31,8 +31,8 @@ _SOFTER = {"[": "(", "]": ")", "{": "(", "}": ")", "<": "(", ">": ")"}
 class Span:
     """A stretch of a prompt. Text and quotes are content: no control token may come out of them."""
 
-    type: Literal["control", "text", "quote", "media", "times"]
-    """Of `times`, `text` has {count} and {times} in it, which stand for when the frames of `ref` are taken."""
+    type: Literal["control", "text", "quote", "media", "timestamps"]
+    """Of `timestamps`, `text` has {count} and {times} in it, which stand for when the frames of `ref` are taken."""
     text: str = ""
     ref: MediaRef | None = None
     weight: float = 0.0
@@ -74,7 +74,7 @@ class Template(Config):
     """For each kind of media that may occur, the control strings before and after its places."""
     quote: tuple[str, str] = ("[", "]\n")
     """Control strings before and after text that comes from elsewhere; it is written as "source: text"."""
-    times: str = ""
+    timestamps: str = ""
     """Said behind a video: {count} is the number of its frames, {times} their seconds with one decimal."""
     ends: tuple[str, ...] = ()
     """Strings that end an answer too, although they are plain text to the tokenizer, for models that were published
@@ -169,10 +169,10 @@ class Template(Config):
         yield Span("media", ref=ref)
         yield Span("control", after)
         if self._timed(ref, marks):
-            yield Span("times", self.times.strip(), ref)
+            yield Span("timestamps", self.timestamps.strip(), ref)
 
     def _timed(self, ref: MediaRef, marks: bool) -> bool:
-        return bool(self.times) and marks and ref.kind == "video"
+        return bool(self.timestamps) and marks and ref.kind == "video"
 
     def _end(self, after: str) -> tuple[str, str]:
         """What an assistant learns to write after its text, and the rest, which is written for it."""
@@ -196,7 +196,7 @@ def _settled(spans: Iterator[Span], answer: bool) -> Iterator[Span]:
             held = replace(span, text=held.text + span.text)
             continue
         if held is not None:
-            if span.type in ("text", "quote", "times") and held.text.endswith(" ") and not held.weight:
+            if span.type in ("text", "quote", "timestamps") and held.text.endswith(" ") and not held.weight:
                 held, span = replace(held, text=held.text[:-1]), replace(span, text=" " + span.text)
             if held.text:
                 yield held

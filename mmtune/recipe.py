@@ -20,7 +20,7 @@ from mmtune import config, registry
 from mmtune.config import Config, entry
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.media import Limits
-from mmtune.params import Curve, ParameterGroup
+from mmtune.params import ParameterGroup, SchedulerType
 from mmtune.types import Kind
 
 NAME = r"[a-z][a-z0-9_]*"
@@ -194,16 +194,16 @@ class ScheduleSection(Config):
     epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
     """Passes over the data in place of steps: the run takes as many samples as all streams hold, times this. How many
     steps that is, is settled from the data when the run begins, and said."""
-    turns: Literal["share", "alternate", "stage", "mixed"] = "share"
+    interleave: Literal["share", "alternate", "stage", "mixed"] = "share"
     """share: a step is of one stream, by their shares. alternate: the same with equal shares. stage: one stage after
     another. mixed: micro-steps of one step are of different streams, by share; each moves its own groups only."""
     stages: tuple[StageSection, ...] = ()
-    """The stages, where `turns` is stage; their steps add up to `steps`."""
+    """The stages, where `interleave` is stage; their steps add up to `steps`."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps of a group over which its learning rate rises from zero."""
-    kind: Curve = "cosine"
+    lr_schedule: SchedulerType = "cosine"
     """How it falls after that. half_cosine: a cosine that counts from zero, as LLaMA-Adapter's loop does."""
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """What it falls to, as a part of the peak."""
 
     @model_validator(mode="before")
@@ -229,11 +229,11 @@ class RunSection(Config):
     """Micro-steps in a step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of frozen weights and of the arithmetic; what trains is kept in fp32."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient of a group; 0 turns clipping off."""
     out_of_memory: Literal["stop", "smaller"] = "stop"
     """When a micro-step does not fit: stop, or do the step again in smaller pieces, the same but for rounding."""
-    checkpointing: bool = False
+    activation_checkpointing: bool = False
     """Keep only the input of every layer of the language model for the backward pass, and compute the rest anew: less
     memory, about a third more time, the same gradients."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
@@ -266,7 +266,7 @@ class RunSection(Config):
     """Most samples that may be unusable, as a part of all seen, before the run stops."""
     max_bad_in_a_row: Annotated[int, Field(ge=1)] = 100
     """Most unusable samples one after the other."""
-    start: str | None = None
+    init_from: str | None = None
     """Run folder whose trained weights this one begins with: an imported checkpoint, or an earlier stage. Parts that
     only this recipe has begin as they otherwise would."""
     out: str | None = None
@@ -353,7 +353,14 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        problems = [*_branches(self), *_groups(self), *_turns(self), *_numbers(self), *_eval(self), *_prompts(self)]
+        problems = [
+            *_branches(self),
+            *_groups(self),
+            *_interleave(self),
+            *_numbers(self),
+            *_eval(self),
+            *_prompts(self),
+        ]
         config.raise_problems("Recipe", problems)
         if self.chat.prompt is None:
             only = {stream.prompt for stream in self.streams.values()}
@@ -447,10 +454,12 @@ def _groups(recipe: Recipe) -> Problems:
     return problems
 
 
-def _turns(recipe: Recipe) -> Problems:
+def _interleave(recipe: Recipe) -> Problems:
     schedule, problems = recipe.schedule, []
-    if (schedule.turns == "stage") != bool(schedule.stages):
-        problems.append(config.problem("schedule.stages", f"{len(schedule.stages)}, with turns: {schedule.turns}"))
+    if (schedule.interleave == "stage") != bool(schedule.stages):
+        problems.append(
+            config.problem("schedule.stages", f"{len(schedule.stages)}, with interleave: {schedule.interleave}")
+        )
     named = {stream for stage in schedule.stages for stream in stage.streams}
     for stream in sorted(named - set(recipe.streams)):
         problems.append(config.problem("schedule.stages", f"no stream {stream}; {_known(stream, recipe.streams)}"))
@@ -462,9 +471,9 @@ def _turns(recipe: Recipe) -> Problems:
     elif schedule.stages and (total := sum(stage.steps for stage in schedule.stages)) != schedule.steps:
         problems.append(config.problem("schedule.steps", f"{schedule.steps}, but the stages have {total}"))
     shares = {name: stream.share for name, stream in recipe.streams.items()}
-    if schedule.turns == "alternate" and len(set(shares.values())) > 1:
-        problems.append(config.problem("schedule.turns", f"alternate takes no shares; use `share` for {shares}"))
-    if schedule.turns == "mixed" and recipe.run.accumulate < 2 <= len(shares):
+    if schedule.interleave == "alternate" and len(set(shares.values())) > 1:
+        problems.append(config.problem("schedule.interleave", f"alternate takes no shares; use `share` for {shares}"))
+    if schedule.interleave == "mixed" and recipe.run.accumulate < 2 <= len(shares):
         problems.append(
             config.problem("run.accumulate", "1, but a mixed step needs a micro-step for each of several streams")
         )

@@ -74,7 +74,7 @@ def _complete(line: str) -> list[str]:
         ("mmtune list connectors mlp", ["mlp"]),
         ("mmtune list prompts chat", ["chatml"]),
         ("mmtune import llava", ["llava_hf"]),
-        ("mmtune export run --kind pll", ["pllava"]),
+        ("mmtune export run --layout pll", ["pllava"]),
         ("mmtune eval run --task pocket", ["pocket_qa"]),
         ("mmtune data check x.tar --recipe pocket_s", ["pocket_senses"]),
         ("mmtune train --dr", ["--dry-run"]),

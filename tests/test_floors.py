@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmtune"
 
 FLOORS = {
-    "types": 0, "errors": 0, "version": 0, "pocket": 0, "output": 0, "disk": 0, "addresses": 0,
+    "types": 0, "errors": 0, "version": 0, "pocket": 0, "output": 0, "renamed": 1, "disk": 0, "addresses": 0,
     "safe_path": 0, "guard": 0, "children": 1,
     "config": 1, "registry": 1, "paths": 1, "layers": 1, "media": 1,
     "dtypes": 1, "jsons": 1, "weights_file": 1,
@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("errors", "addresses"),
     ("config", "registry"),
     ("config", "paths"),
+    ("config", "renamed"),
     ("media", "config"),
     ("generate", "model"),
     ("training", "eval"),  # a run asks the questions of its task while it trains

@@ -359,6 +359,6 @@ def test_an_all_zero_picture_where_a_conversation_has_none():
     assert torch.equal(text.media["sight"][0], torch.zeros(1, 2, 3))
     shown = one.example(Sample("s", (Turn("user", (picture(), "what")), Turn("assistant", ("a",)))))
     assert len(shown.slots) == 1 and shown.media["sight"][0].any()
-    for wrong in ({"uses_placeholders": True}, {"blank": "sound"}):
+    for wrong in ({"uses_placeholders": True}, {"default_image_branch": "sound"}):
         with pytest.raises(ConfigError, match="all-zero picture"):
-            processor(**{"uses_placeholders": False, "blank": "sight", **wrong})
+            processor(**{"uses_placeholders": False, "default_image_branch": "sight", **wrong})

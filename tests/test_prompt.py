@@ -161,7 +161,7 @@ def test_the_times_of_a_video_are_said_behind_it():
     assert [(span.type, span.text) for span in spans] == [
         ("media", ""),
         ("control", "</Video>"),
-        ("times", " The video contains {count} frames sampled at {times} seconds."),
+        ("timestamps", " The video contains {count} frames sampled at {times} seconds."),
         ("text", " q"),
         ("control", " [/INST]"),
     ]
@@ -169,7 +169,7 @@ def test_the_times_of_a_video_are_said_behind_it():
     shown = prompt.load("video_llama").render(Sample("s", (Turn("user", (PICTURE, "q")),)), answer=True)
     assert shown == "<s>\n\n###Human: <Image>[image]</Image> q\n###Assistant:"
     bare = prompt.load("video_llama2").spans(Sample("s", (Turn("user", (clip, "q")),)), answer=True, marks=False)
-    assert "times" not in {span.type for span in bare}
+    assert "timestamps" not in {span.type for span in bare}
 
 
 def test_without_marks_only_the_place_is_kept():

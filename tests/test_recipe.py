@@ -50,7 +50,7 @@ def test_it_is_resolved() -> None:
 
 
 def test_it_survives_yaml() -> None:
-    found = recipe("schedule.steps=7", "run.clip=0")
+    found = recipe("schedule.steps=7", "run.max_grad_norm=0")
     again = config.validate(Recipe, config.parse(config.dump(found), "t"))
     assert again == found
     written = config.parse(config.dump(found), "t")
@@ -95,7 +95,7 @@ def test_steps_or_epochs() -> None:
         "schedule.steps: 5 beside schedule.epochs = 2.0; take one out, as schedule.steps=null"
     ]
     assert recipe("schedule={steps: 5, epochs: 2}", "schedule.steps=null").schedule.epochs == 2
-    stages = "schedule={epochs: 2, turns: stage, stages: [{streams: talk, steps: 3}]}"
+    stages = "schedule={epochs: 2, interleave: stage, stages: [{streams: talk, steps: 3}]}"
     assert mistakes(stages) == ["schedule.epochs: stages say how many steps they have"]
 
 
@@ -154,8 +154,8 @@ def test_names_become_files_and_parameters(name: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["run.device=gpu", "run.precision=fp16", "run.seed=-1", "schedule.steps=0", "run.clip=-1", "chat.temperature=-1",
-     "streams.talk.share=0", "streams.talk.data=[]", "groups.sight.lr=0", "run.lenght=3"],
+    ["run.device=gpu", "run.precision=fp16", "run.seed=-1", "schedule.steps=0", "run.max_grad_norm=-1",
+     "chat.temperature=-1", "streams.talk.share=0", "streams.talk.data=[]", "groups.sight.lr=0", "run.lenght=3"],
 )  # fmt: skip
 def test_values_that_are_refused(override: str) -> None:
     assert len(mistakes(override)) == 1

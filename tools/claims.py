@@ -92,7 +92,7 @@ def recipe(way: str, fusion: str, seed: int, steps: int, rates: tuple[float, flo
     if way == "stages":
         half = steps // 2
         stages = f"[{{streams: [caption], steps: {half}}}, {{streams: [instruct], steps: {steps - half}}}]"
-        changes += ["schedule.turns=stage", f"schedule.stages={stages}"]
+        changes += ["schedule.interleave=stage", f"schedule.stages={stages}"]
     if way == "instruct":
         stream = f"{{data: ['{data['told']}'], format: {{name: llava}}, prompt: pocket}}"
         group = speech.removeprefix("groups.").replace("=", ": ", 1)

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 QFORMER = (
     "{name: video_qformer, queries: 32, width: 128, depth: 2, heads: 4, frames: 8, dropout: 0.0, pool: 3, "
-    "places: true, norm: true, out_norm: true, match_scale: true}"
+    "token_positions: true, norm: true, out_norm: true, match_scale: true}"
 )
 """The Q-Former at the size of the pocket world."""
 

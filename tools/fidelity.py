@@ -1,6 +1,6 @@
 """What becomes of a run in every published layout: the same model, or a refusal that names what has no place there.
 
-    tools/fidelity [KIND...] [--short] [--jobs N] [--write FILE]
+    tools/fidelity [LAYOUT...] [--short] [--jobs N] [--write FILE]
 
 Every method of `peft` that trains here, and every setting of an encoder, are put into a tiny run of each layout that
 can be written; weights that would have trained are moved at random, and the run is exported. A cell of the table says
@@ -253,7 +253,7 @@ def of_kind(kind: str, short: bool) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", metavar="KIND")
+    parser.add_argument("kinds", nargs="*", metavar="LAYOUT")
     parser.add_argument("--short", action="store_true", help="few cases of few kinds")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table as Markdown")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="layouts that are tried at once")

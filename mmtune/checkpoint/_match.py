@@ -83,7 +83,7 @@ class Match:
             raise CheckpointError(
                 "\n  ".join([f"{', '.join(self.origins) or 'the sources'}: {count} names do not fit", *lines]),
                 "every tensor of the model, in its shape, and no other",
-                "check that the files are whole, of one model, and of the KIND that was named",
+                "check that the files are whole, of one model, and of the LAYOUT that was named",
             )
 
     def require_finite(self) -> None:

@@ -111,7 +111,7 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
     elif model.fusion.default_image_branch is not None:
         slots, media = (
             (Slot(model.fusion.default_image_branch, 0, 0, 0),),
-            {model.fusion.default_image_branch: [_blank(model)]},
+            {model.fusion.default_image_branch: [_black_image(model)]},
         )
     pad = model.llm.tokenizer.pad
     tokens = torch.cat([before, before.new_full((num_tokens,), pad), behind])
@@ -147,7 +147,7 @@ def _features(encoder: Any) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def _blank(model: MultimodalModel) -> Tensor:
+def _black_image(model: MultimodalModel) -> Tensor:
     return model.branches[model.fusion.default_image_branch].black_image()
 
 

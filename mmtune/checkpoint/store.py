@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mmtune import config as configs
-from mmtune import disk, dtypes, params, paths, registry, weights_file
+from mmtune import disk, dtypes, params, paths, registry, renamed, weights_file
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
@@ -353,7 +353,7 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
             expected="the files that were sealed when the run was saved",
             hint=f"train on from the last whole state (mmtune train --resume {path}), or copy the folder again",
         )
-    found = {file.stem: weights_file.read(file) for file in sorted(folder.glob("*.safetensors"))}
+    found = {file.stem: renamed.tensors(weights_file.read(file)) for file in sorted(folder.glob("*.safetensors"))}
     for name, tensors in found.items():
         dtypes.require_finite(tensors, str(folder / f"{name}.safetensors"))
     copy_into(trained_tensors(model, groups), found)
@@ -375,9 +375,10 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int,
     folder = seal.find(path / "weights")
     if damage := seal.faults(folder):
         raise CheckpointError(
-            seen=f"{folder}: {'; '.join(damage)}", expected="a run folder with weights", hint="check run.start"
+            seen=f"{folder}: {'; '.join(damage)}", expected="a run folder with weights", hint="check run.init_from"
         )
-    found = {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in weights_file.read(file).items()}
+    files = [renamed.tensors(weights_file.read(file)) for file in sorted(folder.glob("*.safetensors"))]
+    found = {name: tensor for tensors in files for name, tensor in tensors.items()}
     bases, _ = _split(model, groups)
     if frozen := sorted(found.keys() & {name for held in bases.values() for name in held}):
         raise CheckpointError(

@@ -18,7 +18,7 @@ layouts = room("checkpoint/foreign")
 def import_(
     layout: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help="A name from `mmtune import --list`.", autocompletion=layouts),
+        typer.Argument(metavar="LAYOUT", help="A name from `mmtune import --list`.", autocompletion=layouts),
     ] = None,
     paths: Annotated[
         list[str] | None,
@@ -43,7 +43,7 @@ def import_(
     if layout is None or not paths or out is None:
         raise UsageError(
             seen="mmtune import without " + ("a kind" if layout is None else "paths" if not paths else "--out"),
-            expected="mmtune import KIND PATH... --out RUN",
+            expected="mmtune import LAYOUT PATH... --out RUN",
             hint="mmtune import --list shows the kinds and what each takes",
         )
     command.run(layout, paths, out, option or [], overrides_of(change))
@@ -54,7 +54,13 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     layout: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="The layout: a name from `mmtune import --list`.", autocompletion=layouts),
+        typer.Option(
+            "--layout",
+            "--kind",
+            metavar="LAYOUT",
+            help="The layout: a name from `mmtune import --list`.",
+            autocompletion=layouts,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="New folder for the published layout.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the kind.")] = None,
@@ -69,8 +75,8 @@ def export(
 
     if layout is None or out is None:
         raise UsageError(
-            seen="mmtune export without " + " and ".join(["--kind"] * (layout is None) + ["--out"] * (out is None)),
-            expected="mmtune export RUN --kind KIND --out FOLDER, with one of " + ", ".join(command.layouts()),
+            seen="mmtune export without " + " and ".join(["--layout"] * (layout is None) + ["--out"] * (out is None)),
+            expected="mmtune export RUN --layout LAYOUT --out FOLDER, with one of " + ", ".join(command.layouts()),
             hint="pllava for videos behind the connector pool, llava_hf for pictures behind mlp; mmtune export --help",
         )
     command.run(run, layout, out, option or [])

@@ -30,7 +30,7 @@ def lines(recipe: Recipe, model: Any, parts: Mapping[str, Named]) -> list[str]:
         said = f"{steps:,} steps"
     counts = {name: schedule.count(steps, [name]) for name in recipe.streams}
     told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    out = [f"{said}, turns: {recipe.schedule.turns}; steps of each stream: {told}"]
+    out = [f"{said}, interleave: {recipe.schedule.interleave}; steps of each stream: {told}"]
     for name, stream in recipe.streams.items():
         trained = [group for group, settings in recipe.groups.items() if settings.trained_by(name)]
         out.append(f"  {name}: {stream.objective.name} moves {', '.join(trained)}")
@@ -48,8 +48,12 @@ def _group(name: str, schedule: LRSchedule, steps: int, recipe: Recipe, named: N
     streams = [stream for stream in recipe.streams if group.trained_by(stream)]
     numbers = sum(parameter.numel() for _, parameter in named)
     decayed = sum(parameter.numel() for _, parameter in named if parameter.ndim >= 2)
-    clip = recipe.run.clip if group.clip is None else group.clip
-    falls = "stays" if schedule.kind == "constant" else f"falls ({schedule.kind}) to {schedule.lr * schedule.floor!r}"
+    max_grad_norm = recipe.run.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm
+    falls = (
+        "stays"
+        if schedule.lr_schedule == "constant"
+        else f"falls ({schedule.lr_schedule}) to {schedule.lr * schedule.min_lr_ratio!r}"
+    )
     decay = f"{group.weight_decay!r} on {decayed:,} of them" if group.weight_decay else "none"
     folded = _folded(named)
     wide = max((len(row[0]) for row in folded), default=0)
@@ -57,7 +61,7 @@ def _group(name: str, schedule: LRSchedule, steps: int, recipe: Recipe, named: N
         f"{name}: {numbers:,} parameters, {len(named):,} tensors",
         f"  by      {', '.join(streams)}: {schedule.steps:,} of {steps:,} steps",
         f"  rate    {schedule.lr!r} after {schedule.warmup:,} steps, then {falls}",
-        f"  adamw   betas {group.betas[0]!r} {group.betas[1]!r}, decay {decay}, clip {clip if clip else 'none'}",
+        f"  adamw   betas {group.betas[0]!r} {group.betas[1]!r}, decay {decay}, clip {max_grad_norm or 'none'}",
         *(f"  {full:{wide}}  {shape}  {count:,}" for full, shape, count in folded),
     ]
 

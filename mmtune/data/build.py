@@ -11,7 +11,7 @@ from mmtune.data.exchange import Peers
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
 from mmtune.data.pack import BatchSpec
-from mmtune.data.streams import Schedule, Turns
+from mmtune.data.streams import Interleave, Schedule
 from mmtune.recipe import Recipe
 
 
@@ -113,17 +113,17 @@ def loader_of(
     ledger = Ledger(path, max_bad_fraction=run.max_bad_fraction, max_in_a_row=run.max_bad_in_a_row)
     streams = streams_of(recipe, processors, say, write)
     return Loader(
-        streams, batch_spec_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_turns(recipe), peers
+        streams, batch_spec_of(recipe), run.seed, run.workers, ledger, rank, world, pad, *_interleave(recipe), peers
     )
 
 
 def schedule_of(recipe: Recipe) -> Schedule:
     """Which streams feed which step, without looking at the data."""
     shares = {name: stream.share for name, stream in recipe.streams.items()}
-    turns, stages = _turns(recipe)
-    return Schedule(shares, recipe.run.seed, turns, recipe.run.accumulate, stages)
+    interleave, stages = _interleave(recipe)
+    return Schedule(shares, recipe.run.seed, interleave, recipe.run.accumulate, stages)
 
 
-def _turns(recipe: Recipe) -> tuple[Turns, list[tuple[tuple[str, ...], int]]]:
+def _interleave(recipe: Recipe) -> tuple[Interleave, list[tuple[tuple[str, ...], int]]]:
     """How streams take turns, and the stages as (streams, steps)."""
-    return recipe.schedule.turns, [(stage.streams, stage.steps) for stage in recipe.schedule.stages]
+    return recipe.schedule.interleave, [(stage.streams, stage.steps) for stage in recipe.schedule.stages]

@@ -31,7 +31,7 @@ from mmtune.data.patterns import canonical_path, expand
 from mmtune.data.pool import Pool
 from mmtune.data.remote import Remote
 from mmtune.data.shards import Corpus, SampleKey, _hash
-from mmtune.data.streams import Schedule, Turns
+from mmtune.data.streams import Interleave, Schedule
 from mmtune.errors import ConfigError, DataError, MediaError, UsageError
 from mmtune.types import Batch, Example, Sample
 
@@ -147,7 +147,7 @@ class Loader:
         ledger: takes what is skipped; one that keeps counts only when not given.
         rank, world: which rows to keep.
         pad: token written at padding.
-        turns, stages: see `Schedule`. With `mixed`, all plans have the same number of micro-steps.
+        interleave, stages: see `Schedule`. With `mixed`, all plans have the same number of micro-steps.
         peers: the other ranks, to share the preparing with.
     """
 
@@ -161,7 +161,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pad: int = 0,
-        turns: Turns = "share",
+        interleave: Interleave = "share",
         stages: Sequence[tuple[Collection[str], int]] = (),
         peers: Peers | None = None,
     ) -> None:
@@ -176,10 +176,10 @@ class Loader:
         self._peers = peers if world > 1 else None
         self.ledger = ledger or Ledger()
         parts = {one.accumulate for one in self.specs.values()}
-        if turns == "mixed" and len(parts) > 1:
+        if interleave == "mixed" and len(parts) > 1:
             raise ConfigError(f"mixed steps with plans of {sorted(parts)} micro-steps", "one number for all streams")
         shares = {name: stream.share for name, stream in self.streams.items()}
-        self.schedule = Schedule(shares, seed, turns, max(parts, default=1), stages)
+        self.schedule = Schedule(shares, seed, interleave, max(parts, default=1), stages)
         self._seeds = {name: _hash(f"{seed} {name}") for name in self.streams}
         self._history: dict[int, dict[str, int]] = {0: dict.fromkeys(self.streams, 0)}
         self._pool: Pool | None = None
@@ -246,10 +246,10 @@ class Loader:
         feeds = {name: kind(self, name, start[name], self._depth(name)) for name in self.streams}
         try:
             for step in itertools.count(first):
-                turns, batches, self.held = self.schedule.streams(step), [], {}
-                names = [name for name in self.streams if name in turns]
+                taking, batches, self.held = self.schedule.streams(step), [], {}
+                names = [name for name in self.streams if name in taking]
                 for name in names:
-                    examples, rows = self._fill(feeds[name], self._spec(name, turns.count(name), len(turns)), step)
+                    examples, rows = self._fill(feeds[name], self._spec(name, taking.count(name), len(taking)), step)
                     batches += self._batches(feeds[name], examples, rows)
                     self.held[name] = tuple(example.id for example in examples)
                 self._history[step + 1] = {stream: feed.position for stream, feed in feeds.items()}

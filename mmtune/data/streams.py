@@ -21,7 +21,7 @@ from typing import Literal
 
 from mmtune.errors import ConfigError
 
-Turns = Literal["share", "alternate", "stage", "mixed"]
+Interleave = Literal["share", "alternate", "stage", "mixed"]
 
 
 class Schedule:
@@ -29,7 +29,7 @@ class Schedule:
 
     Args:
         shares: stream to its part of the steps, in any unit.
-        turns: see above.
+        interleave: see above.
         parts: micro-steps of a step; matters to `mixed` only.
         stages: (streams, steps) of each stage, for `stage`. The last one goes on without end.
 
@@ -41,7 +41,7 @@ class Schedule:
         self,
         shares: Mapping[str, float],
         seed: int = 0,
-        turns: Turns = "share",
+        interleave: Interleave = "share",
         parts: int = 1,
         stages: Sequence[tuple[Collection[str], int]] = (),
     ) -> None:
@@ -50,11 +50,13 @@ class Schedule:
         wrong = [name for name, share in shares.items() if not 0 < share < float("inf")]
         if wrong:
             raise ConfigError(f"share of {', '.join(wrong)}", "a number above zero")
-        if (turns == "stage") != bool(stages):
-            raise ConfigError(f"{len(stages)} stages with turns: {turns}", "stages, and turns: stage, or neither")
-        if turns == "alternate":
+        if (interleave == "stage") != bool(stages):
+            raise ConfigError(
+                f"{len(stages)} stages with interleave: {interleave}", "stages, and interleave: stage, or neither"
+            )
+        if interleave == "alternate":
             shares = dict.fromkeys(shares, 1.0)
-        parts = parts if turns == "mixed" else 1
+        parts = parts if interleave == "mixed" else 1
         self._stages: list[tuple[int, _Round]] = []
         """First step of each stage, and the turns in it."""
         begin = 0

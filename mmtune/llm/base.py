@@ -93,9 +93,9 @@ class LLM(nn.Module):
         Raises ModelError when this model cannot.
         """
         raise ModelError(
-            seen=f"run.checkpointing with {type(self).__name__}",
+            seen=f"run.activation_checkpointing with {type(self).__name__}",
             expected="a language model that can compute its layers anew",
-            hint="leave out run.checkpointing",
+            hint="leave out run.activation_checkpointing",
         )
 
     @abstractmethod

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mmtune import config as configs
-from mmtune import disk, registry
+from mmtune import disk, registry, renamed
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal, store, tensors
 from mmtune.data.loader import Loader
@@ -30,7 +30,7 @@ from mmtune.training.distributed import Runtime
 HARMLESS = {
     "run": (
         *("workers", "save_every", "keep", "device", "out", "stop_after_minutes", "failed_save", "trackers"),
-        *("out_of_memory", "checkpointing"),
+        *("out_of_memory", "activation_checkpointing"),
         *("strategy", "offload", "compile", "deadline"),
     ),
     "eval": None,
@@ -190,7 +190,10 @@ class CheckpointManager:
             self._say(f"no saved state in {self.out}: starting with the first step")
             return TrainerState()
         before = state.info["facts"]
-        before["recipe"] = without_secrets(before["recipe"])
+        before["recipe"] = without_secrets(renamed.fields(before["recipe"]))
+        prompts = before.get("prompts")
+        if isinstance(prompts, dict):
+            before["prompts"] = {name: renamed.fields(template) for name, template in prompts.items()}
         changed = states.differences(before, self.facts())
         changed += [f"ledger: {fault}" for fault in self.loader.ledger.faults(state.info["ledger"])]
         refused = [line for line in changed if _kind(line) not in allow]
@@ -260,7 +263,7 @@ class CheckpointManager:
             raise CheckpointError(
                 seen=f"optimizer states of {', '.join(sorted(state.optimizers)) or 'nothing'}",
                 expected=f"those of {', '.join(sorted(holders)) or 'nothing'}, which this recipe trains",
-                hint="keep the names of the groups, or begin a new run with these weights: run.start=FOLDER",
+                hint="keep the names of the groups, or begin a new run with these weights: run.init_from=FOLDER",
             )
         for name, held in state.optimizers.items():
             holders[name].load(held)

@@ -142,9 +142,9 @@ class _Run:
         runtime.barrier()  # a rank whose disk is slow is waited for
         self.groups = store.groups_of(self.model, recipe)
         # a saved state has all that came from there, and the folder may be gone by now
-        if recipe.run.start and not (resume and states.exists(out / "state")):
-            taken, fresh = store.start_from(recipe.run.start, self.model, self.groups)
-            progress.line(f"{taken} tensors from {recipe.run.start}; {_count(fresh)} begin anew")
+        if recipe.run.init_from and not (resume and states.exists(out / "state")):
+            taken, fresh = store.start_from(recipe.run.init_from, self.model, self.groups)
+            progress.line(f"{taken} tensors from {recipe.run.init_from}; {_count(fresh)} begin anew")
         progress.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)
         runtime.parallelize(self.model, progress.line)
@@ -152,7 +152,7 @@ class _Run:
         self.frozen = self._frozen() if runtime.settled else self._sums(self.base)
         self.marks = store.marks_of(self.model, self.groups)
         self.model.train()
-        if recipe.run.checkpointing:
+        if recipe.run.activation_checkpointing:
             self.model.llm.checkpoint_activations()
         self.loader = self._loader()
         epochs = recipe.schedule.epochs
@@ -379,7 +379,7 @@ class _Run:
             seen=f"out of memory in step {self.step}, {where}",
             expected="a micro-step that fits the device",
             hint="halve run.batch_tokens and double run.accumulate: the step stays the same; or take "
-            "run.out_of_memory=smaller, or run.checkpointing=true",
+            "run.out_of_memory=smaller, or run.activation_checkpointing=true",
         )
 
     def _refused(self, times: int, stream: str, batches: list[Batch], outcome: Outcome) -> int:

@@ -15,28 +15,30 @@ from torch.nn import Parameter
 
 from mmtune.checkpoint.tensors import like, whole
 from mmtune.errors import CheckpointError
-from mmtune.params import Curve
+from mmtune.params import SchedulerType
 
 
-def lr_multiplier(step: float, steps: float, warmup: float, kind: Curve = "cosine", floor: float = 0.0) -> float:
+def lr_multiplier(
+    step: float, steps: float, warmup: float, lr_schedule: SchedulerType = "cosine", min_lr_ratio: float = 0.0
+) -> float:
     """What the learning rate of a group is multiplied by in step `step` (0-based) of the `steps` that train it.
 
-    Rises linearly over `warmup` steps to 1, then falls to `floor` at the last step (cosine, linear) or stays.
+    Rises linearly over `warmup` steps to 1, then falls to `min_lr_ratio` at the last step (cosine, linear) or stays.
     `half_cosine` is the same curve one step later, as MAE and LLaMA-Adapter count: by the steps done before, so that
     the first step of the warm-up moves nothing; it may be asked for in epochs, whole or not.
     """
-    if kind == "half_cosine":
+    if lr_schedule == "half_cosine":
         if step < warmup:
             return step / warmup
         done = min(1.0, (step - warmup) / (steps - warmup)) if steps > warmup else 1.0
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+        return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
     if step < warmup:
         return (step + 1) / warmup
-    if kind == "constant":
+    if lr_schedule == "constant":
         return 1.0
     done = min(1.0, (step - warmup + 1) / max(1, steps - warmup))
-    share = 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1.0 - done
-    return floor + (1 - floor) * share
+    share = 0.5 * (1 + math.cos(math.pi * done)) if lr_schedule == "cosine" else 1.0 - done
+    return min_lr_ratio + (1 - min_lr_ratio) * share
 
 
 class GroupOptimizer:

@@ -23,7 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from mmtune import disk, dtypes, weights_file
+from mmtune import disk, dtypes, renamed, weights_file
 from mmtune.checkpoint import seal, tensors
 from mmtune.errors import CheckpointError
 
@@ -94,7 +94,7 @@ def check(info: Any) -> None:
         raise CheckpointError(
             seen=f"run.json of a saved state: {'.'.join(map(str, first['loc']))}: {first['msg']}",
             expected="a state as `mmtune train` writes it",
-            hint="begin a new run with these weights: run.start=FOLDER",
+            hint="begin a new run with these weights: run.init_from=FOLDER",
         ) from error
 
 
@@ -226,8 +226,9 @@ def _read(path: Path) -> State:
     step, groups = info.pop("step"), info.pop("groups")
     if path.name != f"step-{step:08d}" or any("/" in group for group in groups):
         raise ValueError(f"run.json says step {step}, groups {groups}"[:200])
-    optimizers = {group: weights_file.read(path / f"optimizer.{group}.safetensors") for group in groups}
-    weights = weights_file.read(path / "weights.safetensors")
+    moments = {group: weights_file.read(path / f"optimizer.{group}.safetensors") for group in groups}
+    optimizers = {group: renamed.tensors(held) for group, held in moments.items()}
+    weights = renamed.tensors(weights_file.read(path / "weights.safetensors"))
     dtypes.require_finite(weights, str(path / "weights.safetensors"))
     return State(step, weights, optimizers, info)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmtune import registry
 from mmtune.data.streams import Schedule
-from mmtune.params import Curve, Named
+from mmtune.params import Named, SchedulerType
 from mmtune.recipe import Recipe
 from mmtune.training.optim import GroupOptimizer, lr_multiplier
 
@@ -25,12 +25,12 @@ class LRSchedule:
     steps: int
     """Steps of the run that train the group."""
     warmup: int
-    kind: Curve
-    floor: float
+    lr_schedule: SchedulerType
+    min_lr_ratio: float
 
     def lr_multiplier(self, step: int) -> float:
         """What the rate is multiplied by in the group's step `step` (0-based)."""
-        return lr_multiplier(step, self.steps, self.warmup, self.kind, self.floor)
+        return lr_multiplier(step, self.steps, self.warmup, self.lr_schedule, self.min_lr_ratio)
 
 
 def groups_by_stream_of(recipe: Recipe) -> dict[str, list[str]]:
@@ -53,8 +53,8 @@ def lr_schedules_of(recipe: Recipe, schedule: Schedule, steps: int) -> dict[str,
             lr=group.lr,
             steps=schedule.count(steps, trained),
             warmup=common.warmup if group.warmup is None else group.warmup,
-            kind=group.kind or common.kind,
-            floor=common.floor if group.floor is None else group.floor,
+            lr_schedule=group.lr_schedule or common.lr_schedule,
+            min_lr_ratio=common.min_lr_ratio if group.min_lr_ratio is None else group.min_lr_ratio,
         )
     return lr_schedules
 
@@ -80,7 +80,7 @@ class TrainPlan:
         self.optimizers = {}
         for name, named in groups.items():
             group = recipe.groups[name]
-            max_grad_norm = recipe.run.clip if group.clip is None else group.clip
+            max_grad_norm = recipe.run.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm
             self.optimizers[name] = GroupOptimizer(
                 name, named, group.lr, group.weight_decay, max_grad_norm, group.betas
             )

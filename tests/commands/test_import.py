@@ -42,7 +42,7 @@ def test_in_chat_and_out(version: str, tmp_path: Path) -> None:
     (media,) = json.loads(answer.stdout)["media"]
     # three lines of three; in 48 x 48: the whole, then of six lines the four that show more than border
     assert media["tokens"] == (9 if version == "llava" else 9 + 4 * (6 + 1)), media
-    out = typed("export", tmp_path / "run", "--kind", "llava_hf", "--out", tmp_path / "out")
+    out = typed("export", tmp_path / "run", "--layout", "llava_hf", "--out", tmp_path / "out")
     assert out.exit_code == 0 and "model.safetensors" in out.output
     assert {path.name for path in tmp_path.iterdir()} == {"published", "run", "out"}
 
@@ -61,9 +61,9 @@ def test_in_chat_and_out(version: str, tmp_path: Path) -> None:
         ("import video_llama . --out x", "no path for"),
         ("import llava_hf . --out x --set chat", "KEY=VALUE"),
         ("import llava_hf . --out x --option resize=never", "resize"),
-        ("export nowhere --kind llava_hf --out x", "nowhere has no recipe.yaml"),
-        ("export nowhere --kind llm --out x", "llm is read only"),
-        ("export nowhere --kind llm --out x", "--kind with one of blip2, eva"),
+        ("export nowhere --layout llava_hf --out x", "nowhere has no recipe.yaml"),
+        ("export nowhere --layout llm --out x", "llm is read only"),
+        ("export nowhere --layout llm --out x", "--kind with one of blip2, eva"),
     ],
 )
 def test_mistakes_are_told(words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_a_pool_by_name_is_the_published_one_and_can_leave(here: Path) -> None:
     assert recipe.run.feature_cache == "runs/features"
     quick = ["schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "run.workers=0"]
     called("train", "./made.yaml", *quick, "--out", "run")
-    said = called("export", "run", "--kind", "pllava", "--out", "out")
+    said = called("export", "run", "--layout", "pllava", "--out", "out")
     assert "compared with the run" in said and (here / "out" / "model.safetensors").is_file()
     assert "it is lora_alpha = 32" in said, "whoever reads the layout has to know it"
 
@@ -149,7 +149,7 @@ def test_a_tuned_model_of_pictures_behind_mlp_can_leave(here: Path) -> None:
     init("--data", "shards/*.tar", *POCKET, "--method", "full", "--connector", "mlp")
     quick = ["schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "run.workers=0"]
     called("train", "./made.yaml", *quick, "--out", "run")
-    assert "compared with the run" in called("export", "run", "--kind", "llava_hf", "--out", "out")
+    assert "compared with the run" in called("export", "run", "--layout", "llava_hf", "--out", "out")
 
 
 def test_a_run_without_a_layout_is_told_which_part_stands_in_the_way(here: Path) -> None:
@@ -157,11 +157,11 @@ def test_a_run_without_a_layout_is_told_which_part_stands_in_the_way(here: Path)
     init("--data", "shards/*.tar", *POCKET)
     called("train", "./made.yaml", "schedule.epochs=null", "schedule.steps=1", "schedule.warmup=0", "--out", "run")
     with pytest.raises(MmtuneError) as caught:
-        called("export", "run", "--kind", "pllava", "--out", "out")
+        called("export", "run", "--layout", "pllava", "--out", "out")
     assert "tuners (none)" in caught.value.seen
     assert "norm: true, bins: true, out_norm: true, match_scale: true, hidden: 256" in caught.value.seen
     assert "--method lora --connector pool" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="without --kind") as caught:
+    with pytest.raises(UsageError, match="without --layout") as caught:
         called("export", "run", "--out", "out")
     assert "llava_hf, p2p, pllava" in caught.value.expected and " llm," not in caught.value.expected
     assert not (here / "out").exists()

@@ -19,9 +19,11 @@ def said(capsys, request):
 
 
 def test_a_joint_recipe(said):
-    text = said("pocket_joint", "schedule.steps=2401", "groups.speech.kind=linear", "groups.speech.floor=0.1")
+    text = said(
+        "pocket_joint", "schedule.steps=2401", "groups.speech.lr_schedule=linear", "groups.speech.min_lr_ratio=0.1"
+    )
     for line in (
-        "2,401 steps, turns: alternate; steps of each stream: caption 1,201, instruct 1,200",
+        "2,401 steps, interleave: alternate; steps of each stream: caption 1,201, instruct 1,200",
         "  caption: cross_entropy moves sight",
         "sight: 75,660 parameters, 12 tensors",
         "  by      caption: 1,201 of 2,401 steps",
@@ -48,7 +50,7 @@ def test_the_lines_of_a_group_add_up(said, recipe):
 
 def test_the_joint_recipe_holds_all_streams_in_each_step(said):
     text = said("joint_caption_instruct")
-    assert "turns: mixed; steps of each stream: caption 5,900, text 5,900, picture 5,900" in text
+    assert "interleave: mixed; steps of each stream: caption 5,900, text 5,900, picture 5,900" in text
     assert "64,725,248 = 60,468,512 (sight) + 4,256,736 (speech)" in text
 
 

@@ -37,7 +37,7 @@ TINY: dict[str, list[dict]] = {
     ],
     "video_qformer": [
         {"queries": 3, "width": 8, "heads": 2, "frames": 5},
-        {"queries": 3, "width": 8, "heads": 2, "frames": 5, "pool": 2, "norm": True, "places": True, **SCALED},
+        {"queries": 3, "width": 8, "heads": 2, "frames": 5, "pool": 2, "norm": True, "token_positions": True, **SCALED},
     ],
 }
 """The smallest configs of every connector. One without a line is tried with its defaults."""

@@ -16,17 +16,17 @@ def said(schedule, steps):
 
 def test_the_four_ways():
     assert said(Schedule({"a": 3, "b": 1}), 8) == list("aabaaaba")
-    assert said(Schedule({"a": 1, "b": 1}, turns="alternate"), 5) == list("ababa")
-    assert said(Schedule({"a": 3, "b": 1}, turns="alternate"), 4) == list("abab")
+    assert said(Schedule({"a": 1, "b": 1}, interleave="alternate"), 5) == list("ababa")
+    assert said(Schedule({"a": 3, "b": 1}, interleave="alternate"), 4) == list("abab")
     stages = [(["a"], 3), (["b", "c"], 2), (["c"], 1)]
-    assert said(Schedule({"a": 1, "b": 1, "c": 1}, turns="stage", stages=stages), 9) == list("aaabccccc")
-    assert said(Schedule({"a": 1, "b": 1}, turns="mixed", parts=2), 3) == ["ab", "ab", "ab"]
-    assert said(Schedule({"a": 2, "b": 1}, turns="mixed", parts=2), 3) == ["ab", "aa", "ba"]
+    assert said(Schedule({"a": 1, "b": 1, "c": 1}, interleave="stage", stages=stages), 9) == list("aaabccccc")
+    assert said(Schedule({"a": 1, "b": 1}, interleave="mixed", parts=2), 3) == ["ab", "ab", "ab"]
+    assert said(Schedule({"a": 2, "b": 1}, interleave="mixed", parts=2), 3) == ["ab", "aa", "ba"]
 
 
 def test_the_seed_says_where_a_pattern_begins():
     assert said(Schedule({"a": 1, "b": 1}, seed=3), 3) == list("bab")
-    assert said(Schedule({"a": 2, "b": 1}, seed=1, turns="mixed", parts=3), 2) == ["baa", "baa"]
+    assert said(Schedule({"a": 2, "b": 1}, seed=1, interleave="mixed", parts=3), 2) == ["baa", "baa"]
 
 
 def test_parts_matter_to_mixed_only():
@@ -36,13 +36,13 @@ def test_parts_matter_to_mixed_only():
 @given(
     shares=st.dictionaries(st.sampled_from("abc"), st.integers(1, 5), min_size=1),
     seed=st.integers(0, 50),
-    turns=st.sampled_from(["share", "alternate", "mixed"]),
+    interleave=st.sampled_from(["share", "alternate", "mixed"]),
     parts=st.integers(1, 5),
     steps=st.integers(0, 60),
     wanted=st.sets(st.sampled_from("abc")),
 )
-def test_steps_are_counted_without_going_through_them(shares, seed, turns, parts, steps, wanted):
-    schedule = Schedule(shares, seed, turns, parts)
+def test_steps_are_counted_without_going_through_them(shares, seed, interleave, parts, steps, wanted):
+    schedule = Schedule(shares, seed, interleave, parts)
     assert schedule.count(steps, wanted) == sum(bool(wanted & set(schedule.streams(step))) for step in range(steps))
 
 
@@ -55,11 +55,11 @@ def test_steps_of_stages_are_counted_too(seed, steps, wanted):
 @pytest.mark.parametrize(
     "options",
     [
-        {"turns": "stage"},
+        {"interleave": "stage"},
         {"stages": [(["a"], 3)]},
-        {"turns": "stage", "stages": [(["x"], 3)]},
-        {"turns": "stage", "stages": [([], 3)]},
-        {"turns": "stage", "stages": [(["a"], 0)]},
+        {"interleave": "stage", "stages": [(["x"], 3)]},
+        {"interleave": "stage", "stages": [([], 3)]},
+        {"interleave": "stage", "stages": [(["a"], 0)]},
     ],
 )
 def test_stages_that_make_no_sense(options):

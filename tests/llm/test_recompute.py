@@ -63,7 +63,7 @@ def test_a_whole_run_ends_with_the_same_weights(tmp_path, fusion):
         groups["sight"] = {"match": ["branches.sight.connector.*", "fusion.*"]}
     changes = {"model": {"tuners": [LORA], "fusion": {"name": fusion}}, "groups": groups}
     for name in ("plain", "anew"):
-        recipe = world.recipe(tmp_path / name, changes, checkpointing=name == "anew")
+        recipe = world.recipe(tmp_path / name, changes, activation_checkpointing=name == "anew")
         loop.train(recipe, tmp_path / name / "run", progress="off")
     for group in ("sight", "speech"):
         one, two = (load_file(tmp_path / name / f"run/weights/{group}.safetensors") for name in ("plain", "anew"))
@@ -71,6 +71,6 @@ def test_a_whole_run_ends_with_the_same_weights(tmp_path, fusion):
 
 
 def test_a_model_that_cannot_says_so():
-    with pytest.raises(ModelError, match="run.checkpointing with Other"):
+    with pytest.raises(ModelError, match="run.activation_checkpointing with Other"):
         LLM.checkpoint_activations(type("Other", (), {})())
     assert registry.find("llm", "hf").checkpoint_activations is not LLM.checkpoint_activations

@@ -106,7 +106,7 @@ def test_showing_a_recipe_imports_nothing_of_it(canary: Canary, tmp_path: Path, 
 @pytest.mark.parametrize(
     "words",
     ["plan {0}", "show {0} --groups", "data check x.tar --recipe {0}", "replay {1}", "train {0} --out {2}",
-     "export {1} --kind llava_hf --out {2}", "eval {1} --task pocket_qa --data x.tar", "chat {1} what?",
+     "export {1} --layout llava_hf --out {2}", "eval {1} --task pocket_qa --data x.tar", "chat {1} what?",
      "chat {1} what? --no-experts"],
     ids=lambda words: "_".join(words.split()[:2]),
 )  # fmt: skip

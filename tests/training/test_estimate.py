@@ -77,7 +77,7 @@ def test_what_is_kept_where_layers_are_computed_anew(bf16):
         for layer in model.model.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     really = kept(six, bf16) - kept(two, bf16)
-    said = [estimate.activations(shape(model), 2 * T, checkpointing=True, bf16=bf16) for model in (two, six)]
+    said = [estimate.activations(shape(model), 2 * T, activation_checkpointing=True, bf16=bf16) for model in (two, six)]
     assert said[1] - said[0] == pytest.approx(really, rel=0.05)
 
 

@@ -230,7 +230,10 @@ def test_media_of_another_stream_in_the_same_step_are_not_waited_for_in_vain(tre
     last = {"000099.png": world.png("red"), "000099.json": json.dumps({"conversations": record}).encode()}
     world.write_tar(tmp_path / "rare" / "part-9999.tar", last)
     groups = {"sight": {"streams": ["words"]}, "speech": {"streams": ["pictures"]}}
-    mixed = {"schedule": {"steps": 20, "warmup": 0, "turns": "mixed"}, "run": {"accumulate": 2, "batch_tokens": 64}}
+    mixed = {
+        "schedule": {"steps": 20, "warmup": 0, "interleave": "mixed"},
+        "run": {"accumulate": 2, "batch_tokens": 64},
+    }
     made = recipe(tree, {"streams": {"words": {"data": [rare]}}, "groups": groups, **mixed})
     assert loop.train(made, tmp_path / "run", progress="off").finished
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

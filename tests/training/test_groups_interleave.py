@@ -20,10 +20,10 @@ from tests.training.test_groups import moments
 
 STAGES = [{"streams": "pictures", "steps": 3}, {"streams": ["words"], "steps": 5}]
 TURNS = {
-    "share": ({"turns": "share"}, ["words", "pictures"] * 4),
-    "alternate": ({"turns": "alternate"}, ["words", "pictures"] * 4),
-    "stage": ({"turns": "stage", "stages": STAGES}, ["pictures"] * 3 + ["words"] * 5),
-    "mixed": ({"turns": "mixed"}, ["pictures+words"] * 8),
+    "share": ({"interleave": "share"}, ["words", "pictures"] * 4),
+    "alternate": ({"interleave": "alternate"}, ["words", "pictures"] * 4),
+    "stage": ({"interleave": "stage", "stages": STAGES}, ["pictures"] * 3 + ["words"] * 5),
+    "mixed": ({"interleave": "mixed"}, ["pictures+words"] * 8),
 }
 OWNERS = {"pictures": "sight", "words": "speech"}
 
@@ -51,7 +51,7 @@ def weights(run):
 def test_who_moves_when_and_how_fast(tree, tmp_path, monkeypatch, turns):
     schedule, streams = TURNS[turns]
     seen = moments(recipe(tree, {"schedule": schedule}), monkeypatch)
-    own = {"speech": {"kind": "linear", "warmup": 1, "floor": 0.5, "clip": 0.25}}
+    own = {"speech": {"lr_schedule": "linear", "warmup": 1, "min_lr_ratio": 0.5, "max_grad_norm": 0.25}}
     loop.train(recipe(tree, {"schedule": schedule, "groups": own}), tmp_path / "run", progress="off")
     assert [stream for stream, *_ in seen] == streams
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -72,9 +72,9 @@ def test_who_moves_when_and_how_fast(tree, tmp_path, monkeypatch, turns):
         for name in stream.split("+"):
             group = OWNERS[name]
             want = (3e-3, 2, "cosine", 0.0) if group == "sight" else (1e-3, 1, "linear", 0.5)
-            lr, warmup, kind, floor = want
+            lr, warmup, lr_schedule, min_lr_ratio = want
             assert row[f"lr/{group}"] == pytest.approx(
-                lr * lr_multiplier(done[group], counts[name], warmup, kind, floor)
+                lr * lr_multiplier(done[group], counts[name], warmup, lr_schedule, min_lr_ratio)
             )
             assert row[f"loss/{name}"] > 0
             done[group] += 1
@@ -82,7 +82,10 @@ def test_who_moves_when_and_how_fast(tree, tmp_path, monkeypatch, turns):
 
 def test_a_group_may_be_clipped_by_itself(tree, tmp_path):
     train_plan = loop.assemble(
-        recipe(tree, {"groups": {"speech": {"clip": 0.25}}}), tmp_path, loop.Runtime("cpu"), loop.Progress("off")
+        recipe(tree, {"groups": {"speech": {"max_grad_norm": 0.25}}}),
+        tmp_path,
+        loop.Runtime("cpu"),
+        loop.Progress("off"),
     ).train_plan
     assert (train_plan.optimizers["sight"].max_grad_norm, train_plan.optimizers["speech"].max_grad_norm) == (1.0, 0.25)
 
@@ -126,13 +129,16 @@ def test_a_mixed_step_is_as_large_as_any_other(tree, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schedule": {"turns": "stage"}}, "0, with turns: stage"),
+        ({"schedule": {"interleave": "stage"}}, "0, with interleave: stage"),
         ({"schedule": {"stages": STAGES}}, "2, with turns: share"),
-        ({"schedule": {"turns": "stage", "stages": STAGES[:1]}}, "streams.words: in no stage"),
-        ({"schedule": {"turns": "stage", "stages": STAGES, "steps": 9}}, "9, but the stages have 8"),
-        ({"schedule": {"turns": "stage", "stages": [{"streams": "word", "steps": 8}]}}, "no stream word; known: words"),
-        ({"schedule": {"turns": "alternate"}, "streams": {"words": {"share": 2}}}, "alternate takes no shares"),
-        ({"schedule": {"turns": "mixed"}, "run": {"accumulate": 1}}, "a mixed step needs a micro-step for each"),
+        ({"schedule": {"interleave": "stage", "stages": STAGES[:1]}}, "streams.words: in no stage"),
+        ({"schedule": {"interleave": "stage", "stages": STAGES, "steps": 9}}, "9, but the stages have 8"),
+        (
+            {"schedule": {"interleave": "stage", "stages": [{"streams": "word", "steps": 8}]}},
+            "no stream word; known: words",
+        ),
+        ({"schedule": {"interleave": "alternate"}, "streams": {"words": {"share": 2}}}, "alternate takes no shares"),
+        ({"schedule": {"interleave": "mixed"}, "run": {"accumulate": 1}}, "a mixed step needs a micro-step for each"),
         ({"streams": {"words": {"objective": "cross_entrop"}}}, "objectives has no 'cross_entrop'"),
     ],
 )

@@ -326,7 +326,7 @@ def test_half_precision_keeps_what_trains_whole(recipe, tmp_path):
 def test_a_run_that_began_with_weights_of_another_goes_on_without_it(recipe, tmp_path, monkeypatch, frozen):
     """Stopped and taken up, it is the straight run, also with a connector that came from there and does not train."""
     train(recipe, tmp_path / "first", progress="off")
-    tree = changed(recipe, f"run.start={tmp_path / 'first'}").model_dump(mode="json")
+    tree = changed(recipe, f"run.init_from={tmp_path / 'first'}").model_dump(mode="json")
     if frozen:
         tree = config.override(tree, "model.freeze=['branches.sight.connector.*']")
         del tree["groups"]["sight"], tree["streams"]["pictures"]
@@ -350,7 +350,12 @@ def test_weights_that_came_in_bfloat16_train_in_float32_and_can_be_used(recipe, 
     from mmtune.checkpoint.store import load_run
 
     lora = "{name: hf_peft, method: lora, r: 2, lora_alpha: 4, target_modules: [q_proj]}"
-    changes = [f"model.tuners=[{lora}]", "model.llm.dtype=bfloat16", "schedule.kind=constant", "schedule.warmup=0"]
+    changes = [
+        f"model.tuners=[{lora}]",
+        "model.llm.dtype=bfloat16",
+        "schedule.lr_schedule=constant",
+        "schedule.warmup=0",
+    ]
     changes += ["groups.speech={match: ['@hf_peft'], lr: 1e-6, streams: [words]}", "schedule.steps=4"]
     if frozen:  # what a run keeps without training it is kept as exactly
         changes += ["groups.sight=null", "model.freeze=['branches.sight.connector.*']", "streams.pictures=null"]
@@ -374,7 +379,7 @@ def test_weights_that_came_in_bfloat16_train_in_float32_and_can_be_used(recipe, 
     assert seconds and all(0 < float(tensor.abs().max()) < 1e-5 for tensor in seconds), "steps of a millionth add up"
     model = load_run(run)[0]
     assert any(name.endswith("lora_B.default.weight") or ".lora_B." in name for name, _ in model.named_parameters())
-    begun = config.override(tree, f"run.start={run}")
+    begun = config.override(tree, f"run.init_from={run}")
     begun = config.override(config.override(begun, "run.precision=bf16"), "run.save_every=2")
     assert train(config.validate(Recipe, begun), tmp_path / "next", progress="off").finished
     longer = config.validate(Recipe, config.override(begun, "schedule.steps=6"))

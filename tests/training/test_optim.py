@@ -11,18 +11,20 @@ from mmtune.training.optim import GroupOptimizer, lr_multiplier
 
 
 def test_schedule_by_hand():
-    got = [lr_multiplier(s, steps=6, warmup=2, kind="linear") for s in range(6)]
+    got = [lr_multiplier(s, steps=6, warmup=2, lr_schedule="linear") for s in range(6)]
     assert got == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.25, 0.0])
-    got = [lr_multiplier(s, steps=6, warmup=2, kind="cosine") for s in range(6)]
+    got = [lr_multiplier(s, steps=6, warmup=2, lr_schedule="cosine") for s in range(6)]
     assert got == pytest.approx([0.5, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0])
-    assert lr_multiplier(5, 6, 2, "cosine", floor=0.1) == pytest.approx(0.1)
+    assert lr_multiplier(5, 6, 2, "cosine", min_lr_ratio=0.1) == pytest.approx(0.1)
     assert {lr_multiplier(s, 6, 0, "constant") for s in range(6)} == {1.0}
 
 
-def make(clip=1.0, decay=0.1):
+def make(max_grad_norm=1.0, decay=0.1):
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
-    return layer, GroupOptimizer("g", list(layer.named_parameters()), lr=0.1, weight_decay=decay, max_grad_norm=clip)
+    return layer, GroupOptimizer(
+        "g", list(layer.named_parameters()), lr=0.1, weight_decay=decay, max_grad_norm=max_grad_norm
+    )
 
 
 def test_clipping_bounds_the_norm():
@@ -74,8 +76,8 @@ def test_foreign_state_is_refused():
 
 def test_half_cosine_counts_the_steps_done():
     """LLaMA-Adapter's schedule; asked for in steps, or in epochs that need not be whole."""
-    got = [lr_multiplier(s, steps=6, warmup=2, kind="half_cosine") for s in range(7)]
+    got = [lr_multiplier(s, steps=6, warmup=2, lr_schedule="half_cosine") for s in range(7)]
     assert got == pytest.approx([0, 0.5, 1, 0.8535534, 0.5, 0.1464466, 0])
     assert lr_multiplier(1.5, 4, 1, "half_cosine") == pytest.approx(0.9330127)
-    assert lr_multiplier(3.9, 4, 1, "half_cosine", floor=0.5) == pytest.approx(0.5 + 0.5 * 2.739052315863355e-3)
+    assert lr_multiplier(3.9, 4, 1, "half_cosine", min_lr_ratio=0.5) == pytest.approx(0.5 + 0.5 * 2.739052315863355e-3)
     assert [lr_multiplier(s, 4, 4, "half_cosine") for s in (0, 2, 4)] == [0, 0.5, 0]

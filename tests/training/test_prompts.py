@@ -30,7 +30,7 @@ EARLY = {
 ADDED = {
     "model": {
         "branches": {"sight": {"connector": CONNECTOR}},
-        "fusion": {"name": "added_prompts", "length": 3, "blank": "sight", "spare_gates": True},
+        "fusion": {"name": "added_prompts", "length": 3, "default_image_branch": "sight", "spare_gates": True},
     },
     "groups": {
         "sight": {"match": ["branches.sight.connector.*", "fusion.*"], "streams": [], "lr": 0.01},

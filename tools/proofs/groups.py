@@ -54,10 +54,13 @@ EARLY = {
 }
 FUSIONS: dict[str, dict[str, Any]] = {"tokens": {}, "early": EARLY}
 TURNS: dict[str, dict[str, Any]] = {
-    "alternate": {"turns": "alternate"},
-    "share": {"turns": "share"},
-    "stage": {"turns": "stage", "stages": [{"streams": ["pictures"], "steps": 3}, {"streams": ["words"], "steps": 3}]},
-    "mixed": {"turns": "mixed"},
+    "alternate": {"interleave": "alternate"},
+    "share": {"interleave": "share"},
+    "stage": {
+        "interleave": "stage",
+        "stages": [{"streams": ["pictures"], "steps": 3}, {"streams": ["words"], "steps": 3}],
+    },
+    "mixed": {"interleave": "mixed"},
 }
 
 GUARDS = [
@@ -218,7 +221,7 @@ def _old_way(verdict: Verdict) -> None:
     """What all this is for: one optimizer over both groups moves the other one by its momentum and decay."""
 
     def work() -> int:
-        run = _run(_recipe({"schedule": {"turns": "alternate"}}))
+        run = _run(_recipe({"schedule": {"interleave": "alternate"}}))
         one = torch.optim.AdamW([p for named in run.groups.values() for _, p in named], lr=1e-2)
         feed, moved = run.loader.steps(), 0
         for _ in range(3):
@@ -398,7 +401,7 @@ def _few_media(verdict: Verdict, fusion: str) -> float:
         FUSIONS[fusion], SENSES, ear,
         {"streams": {"senses": stream}, "groups": {"sight": {"streams": ["pictures", "senses"]}}},
         {"run": {"batch_tokens": 128, "accumulate": 2, "length": 64}},
-        {"schedule": {"steps": 2 * STEPS, "turns": "alternate"}},
+        {"schedule": {"steps": 2 * STEPS, "interleave": "alternate"}},
     )  # fmt: skip
     recipe, runs = _recipe(*changes), {"1 rank": fresh(), "2 ranks": fresh()}
     alone = _fork.run(_trains(recipe, runs["1 rank"]))

@@ -147,7 +147,7 @@ def _equal(verdict: Verdict, short: bool) -> None:
     plain, told = _alone(recipe, NO_DROPOUT)
     cases = [(strategy, ()) for strategy in STRATEGIES]
     if not short:
-        cases += [(s, ("run.checkpointing=true", "run.workers=1")) for s in STRATEGIES]
+        cases += [(s, ("run.activation_checkpointing=true", "run.workers=1")) for s in STRATEGIES]
         cases += [("shard", ("run.offload=true",)), ("shard_all", ("run.offload=true",))]
     for strategy, more in cases:
         name = " ".join([strategy, *more])

@@ -279,11 +279,12 @@ def tables(vector: Vector) -> Iterator[Got]:
             yield Got(f"{row['kind']}/{number}/{name}", ours, torch.tensor(theirs))
         real = torch.arange(len(tokens)) < int((tokens != 0).sum())
         yield Got(f"{row['kind']}/{number}/mask", real.long(), torch.tensor(row["mask"]))
-    kind = configs.load(Recipe, STAGES["finetune"]).schedule.kind
+    lr_schedule = configs.load(Recipe, STAGES["finetune"]).schedule.lr_schedule
     for number, row in enumerate(facts["learning_rate"]):
-        floor = row["min_lr"] / row["lr"]
+        min_lr_ratio = row["min_lr"] / row["lr"]
         ours = [
-            row["lr"] * lr_multiplier(e, row["epochs"], row["warmup_epochs"], kind, floor) for e in row["epochs_at"]
+            row["lr"] * lr_multiplier(e, row["epochs"], row["warmup_epochs"], lr_schedule, min_lr_ratio)
+            for e in row["epochs_at"]
         ]
         yield Got(f"learning_rate/{number}", torch.tensor(ours), torch.tensor(row["lr_at"]))
     for number, row in enumerate(facts["top_p"]):

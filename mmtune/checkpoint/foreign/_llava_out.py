@@ -19,7 +19,7 @@ from mmtune.errors import CheckpointError
 IMAGE = "<image>"
 LEAVING = (
     "keep the run folder, or train a recipe that has a place: mmtune init --method lora --connector pool for videos "
-    "(--kind pllava), --connector mlp with --method connector, lora or full for pictures (--kind llava_hf)"
+    "(--layout pllava), --connector mlp with --method connector, lora or full for pictures (--layout llava_hf)"
 )
 """What to choose for a run that is to leave."""
 RESAMPLE = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}

@@ -1,7 +1,7 @@
 """The contract of importers: a published layout in, and out again.
 
-    mmtune import KIND PATH... --out RUN [--option NAME=VALUE] [--set recipe.key=value]
-    mmtune export RUN --kind KIND --out FOLDER [--option NAME=VALUE]
+    mmtune import LAYOUT PATH... --out RUN [--option NAME=VALUE] [--set recipe.key=value]
+    mmtune export RUN --layout LAYOUT --out FOLDER [--option NAME=VALUE]
 
 An importer is plain: sources to an `Imported` (`read`), an opened run to an `Exported` (`write`). It writes nothing and
 builds no model; `mmtune.checkpoint.convert` does, strictly, for all kinds alike. So both directions also work on
@@ -344,7 +344,7 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
 
 def unlike(what: str, given: Any, expected: Any, hint: str = "") -> CheckpointError:
     """The error for a source of another kind: `raise unlike("model_type of config.json", "bert", "llava")`."""
-    return CheckpointError(f"{what} is {given!r}", str(expected), hint or "choose another KIND: mmtune import --list")
+    return CheckpointError(f"{what} is {given!r}", str(expected), hint or "choose another LAYOUT: mmtune import --list")
 
 
 Contract = Foreign

@@ -7,7 +7,7 @@ for that see the fusion `early_prompts`.
 
 Upstream reads pictures with OpenCV and never turns blue-green-red into red-green-blue, in training and use alike, so
 the published weights want swapped channels: option `bgr`. A conversation without a picture was trained with an all-zero
-picture: option `blank`. Low-rank pairs have the factor 1, which `lora_alpha = r` gives.
+picture: option `black_image`. Low-rank pairs have the factor 1, which `lora_alpha = r` gives.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Config(ForeignConfig):
     """Attention heads of the visual blocks; the file does not say."""
     bgr: bool = False
     """Swap red and blue of every picture, as upstream does in training and use: the published 7B weights want it."""
-    blank: bool = False
+    black_image: bool = False
     """Show an all-zero picture where a conversation has none, as upstream does: the published 7B weights want it."""
 
 
@@ -136,8 +136,8 @@ class LlamaAdapterV2(Foreign):
             "extra_gate": has["extra"],
             "spare_gates": True,
         }
-        if self.config.blank:
-            fusion["blank"] = SIGHT
+        if self.config.black_image:
+            fusion["default_image_branch"] = SIGHT
         tuners = tuned(has["bias"], has["norms"], rank(tensors) if has["lora"] else None)
         opened = [f"@{one['name']}" for one in tuners] or [f"{OURS}*", "fusion.*"]
         recipe = {
@@ -216,7 +216,7 @@ class LlamaAdapterV2(Foreign):
         options = {
             "heads": connector.heads,
             "bgr": getattr(encoder, "channels", "rgb") == "bgr",
-            "blank": section.fusion.default_image_branch == SIGHT,
+            "black_image": section.fusion.default_image_branch == SIGHT,
         }
         return [ReadBack(sources, options, prompt="alpaca")]
 

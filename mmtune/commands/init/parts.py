@@ -103,7 +103,7 @@ def _all_taken(found: Tree, names: Sequence[str], kinds: Sequence[Kind]) -> None
 def _named(connector: str, usual: Tree) -> Tree:
     """A connector by its name, as it was published; of the usual one's settings it keeps the bins.
 
-    `pool` is PLLaVA's then, frames and all, so that `mmtune export --kind pllava` has a place for the run.
+    `pool` is PLLaVA's then, frames and all, so that `mmtune export --layout pllava` has a place for the run.
     """
     bins = {key: usual[key] for key in ("time", "height", "width") if key in usual and connector == usual["name"]}
     return {"name": connector, **bins, **({"short": "repeat"} if connector == "pool" else {})}

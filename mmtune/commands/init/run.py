@@ -204,7 +204,7 @@ def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]])
         "model": model | ({"tuners": changes["tuners"]} if changes["tuners"] else {}),
         "streams": streams,
         "groups": groups,
-        "schedule": {"epochs": answers.epochs or 1, "warmup": 10, "kind": "cosine"},
+        "schedule": {"epochs": answers.epochs or 1, "warmup": 10, "lr_schedule": "cosine"},
         "run": {
             "length": LENGTH,
             "too_long": "turns",
@@ -379,5 +379,5 @@ def _next(answers: Answers, tree: dict[str, Any], layout: str | None) -> list[st
         f"mmtune train {file} --out {run}",
         f"mmtune eval {run} --task qa {every}",
         f"mmtune chat {run}",
-        *([f"mmtune export {run} --kind {layout} --out {away}"] if layout else []),
+        *([f"mmtune export {run} --layout {layout} --out {away}"] if layout else []),
     ]

@@ -78,7 +78,7 @@ def test_v2_kinds(tmp_path, bias, lora):
     """LORA-BIAS, BIAS and CAPTION files, told by their tensors, in and out again as they were."""
     torch.manual_seed(0)
     made = v2.make(tmp_path / "published", bias, lora)
-    options = [*made.options, "bgr=true", "blank=true"]
+    options = [*made.options, "bgr=true", "black_image=true"]
     run = convert.import_checkpoint("llama_adapter_v2", made.words, tmp_path / "run", options)
     model, processor, recipe = store.load_run(run)
     assert [one.name for one in recipe.model.tuners] == ["bias_norm"] * bias + ["hf_peft"] * lora

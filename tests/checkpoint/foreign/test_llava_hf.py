@@ -203,7 +203,7 @@ def train(recipe: Path, out: Path, folder: Path, *changes: str) -> Path:
     from tests.training.world import shards
 
     data = [f"streams.instruct.data=[{shards(folder)}]", "streams.instruct.format=llava", "schedule.steps=1"]
-    data += ["schedule.kind=constant", "run.workers=0", f"run.start={recipe}", "groups.connector.lr=0.01"]
+    data += ["schedule.lr_schedule=constant", "run.workers=0", f"run.init_from={recipe}", "groups.connector.lr=0.01"]
     go(config.load(Recipe, recipe, [*data, *changes]), out=out, progress="off")
     return out
 

@@ -137,7 +137,7 @@ def test_oddities_are_chosen_by_the_importer_and_answers_are_the_weights(tmp_pat
     assert (eye.rule, eye.frames, eye.vit_depth, eye.vit_heads, eye.cross_every) == ("video_llama", 8, 2, 2, 2)
     assert (ear.spacing, ear.centre, ear.frames, ear.heads) == ("short", "running", 8, 2)
     assert type(eye)().rule == "uniform" and type(ear)().spacing == "full" and type(ear)().centre == "clip"
-    assert recipe.chat.prompt == "video_llama2" and "sampled at" in processor.template.times
+    assert recipe.chat.prompt == "video_llama2" and "sampled at" in processor.template.timestamps
     out = convert.export_checkpoint(run, "video_llama", tmp_path / "out")
     al = torch.load(out / "video_llama_al.pth", weights_only=True)["model"]
     connector = model.branches["sound"].connector
@@ -206,7 +206,7 @@ def test_frozen_parts_inside_are_refused_or_left_out_by_name() -> None:
 
 
 def test_a_connector_beyond_the_layout_is_told(wide) -> None:
-    connector = {"name": "video_qformer", "places": True}
+    connector = {"name": "video_qformer", "token_positions": True}
     tree = {"branches": {"sight": {**BRANCHES["sight"], "connector": connector}}, "fusion": {"name": "tokens"}}
     recipe = config.validate(
         Recipe, {"model": {**tree, "llm": {"name": "hf", "folder": wide}}, "chat": {"prompt": "video_llama2"}}
