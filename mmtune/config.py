@@ -358,7 +358,7 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], text: str) -> dict[str, Any]:
-    """The tree with one `a.b.c=value` applied; the value is read as YAML; list places are numbers from 0.
+    """The tree with one `a.b.c=value` applied; the value is read as YAML; items of a list are numbered from 0.
 
     An old name of a field means the field. Raises ConfigError when the text has no `=`, the value is not YAML, or the
     path goes through a plain value.
@@ -377,7 +377,7 @@ def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
     head, rest = keys[0], keys[1:]
     if isinstance(node, list):
         if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
-            raise ConfigError(f"the override {text!r}: no place {head!r}", f"a number below {len(node)}")
+            raise ConfigError(f"the override {text!r}: no item {head!r}", f"a number below {len(node)}")
         return [_set(item, rest, value, text) if index == int(head) else item for index, item in enumerate(node)]
     if node is None:
         node = {}

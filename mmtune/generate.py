@@ -122,7 +122,7 @@ def _stream(
     said = torch.empty(1, 0, dtype=torch.int64, device=model.device)
     waiting: list[int] = []
     for number in range(max_tokens):
-        # Entered anew for each token: a mode held over a yield would leak into the caller.
+        # Entered again for each token: a mode held over a yield would leak into the caller.
         with torch.inference_mode():
             ids = choice.choose(reader.logits, said, generator)
             waiting.append(int(ids))

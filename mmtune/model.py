@@ -136,7 +136,7 @@ class MultimodalModel(nn.Module):
     def connect(self, features: dict[str, Features]) -> dict[str, Embeds]:
         """Embeddings of every branch with features, and a blank item times zero for every other trainable one.
 
-        The blank item makes every process of a run compute the same modules in every step. It has no real place
+        The blank item makes every process of a run compute the same modules in every step. It has no real token
         (mask all False).
         """
         embeds = {name: self._branch(name).connector(given) for name, given in features.items()}
@@ -160,9 +160,9 @@ class MultimodalModel(nn.Module):
         return self.fuse(batch, self.connect(self.encode(batch)))
 
     def loss(self, batch: Batch) -> tuple[Tensor, float]:
-        """Sum of the cross entropy over labelled places (float32, nats) times their weights, and the sum of weights.
+        """Sum of the cross entropy over labelled tokens (float32, nats) times their weights, and the sum of weights.
 
-        Where a batch has no weights, each place counts 1. The head runs on labelled places only. Divide by the sum of
+        Where a batch has no weights, each token counts 1. The head runs on labelled tokens only. Divide by the sum of
         weights over all micro-steps and processes, once.
         """
         hidden = self(batch)
@@ -175,7 +175,7 @@ class MultimodalModel(nn.Module):
     def _nats(self, hidden: Tensor, *labels: Tensor) -> Tensor:
         """hidden [n,D], labels [n] and perhaps their weights [n] -> scalar.
 
-        Many labels go in pieces, computed anew in the backward pass.
+        Many labels go in pieces, computed again in the backward pass.
         """
         if not len(hidden):
             return hidden.sum().float() * 0
@@ -207,7 +207,7 @@ def _stored(name: str, branch: Branch, x: Tensor, frames: Tensor) -> Features:
         raise ModelError(
             seen=f"stored features of branch {name}: {list(x.shape)}",
             expected=f"[M,F,{encoder.tokens_per_frame},{encoder.width}]",
-            hint="make the feature cache anew, or set `cached` of the branch to False",
+            hint="make the feature cache again, or set `cached` of the branch to False",
         )
     dtype = next((parameter.dtype for parameter in branch.connector.parameters()), torch.float32)
     return Features(x.to(dtype), frames, encoder.grid)

@@ -1,4 +1,4 @@
-"""Lines for somebody who may be slow, stuck or gone. A run says what it does; it never waits for whoever listens."""
+"""Lines for somebody who may be slow, stuck or gone. A run says what it does; it never waits for its reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal, TextIO
 
 
 class Output:
-    """Whoever reads standard output or standard error.
+    """The reader of standard output or standard error.
 
     A pipe that is full is waited for once, `patience` seconds; from then on lines are dropped and counted until there
     is room again, and then their number is said. Files and terminals are written to as they are.

@@ -1,7 +1,8 @@
-"""A conversation becomes an `Example`: the one place where tokens, labels, places for media and lengths are settled.
+"""A conversation becomes an `Example`: the one place where tokens, labels, placeholders of media and lengths are
+settled.
 
 Training and chat take the same road. Spans are tokenized one by one and never again; what is learned is known of every
-token as it is written, and the one shift of the labels is done here. How many places an item takes is asked of the
+token as it is written, and the one shift of the labels is done here. How many tokens an item takes is asked of the
 connector, and the model is later held to it.
 
 Too long is a rule, never a cut through a slot or a turn:
@@ -74,7 +75,7 @@ class _Draft:
     def cut(self, length: int) -> bool:
         """Keep the first `length` tokens; false, and nothing is changed, where that goes through a slot.
 
-        Media whose places are all behind go with them; media that take no places stay.
+        Media whose tokens are all behind go with them; media without tokens stay.
         """
         if any(slot.start < length < slot.start + slot.length for slot in self.slots):
             return False
@@ -103,7 +104,7 @@ class Processor:
         template: how conversations are written.
         length: most tokens of an example; none for no limit.
         too_long: what happens to a longer one, see above.
-        uses_placeholders: whether media occupy places in the text, as the fusion says.
+        uses_placeholders: whether media occupy tokens of the text, as the fusion says.
         features: stored features, used instead of decoding wherever it has an item.
         default_image_branch: branch that gets an all-zero picture where a conversation has nothing for it, as the
             fusion says.
@@ -140,7 +141,7 @@ class Processor:
         ):
             raise ConfigError(
                 f"an all-zero picture for the branch {default_image_branch!r}",
-                "a branch for images, and a fusion that takes no places in the text",
+                "a branch for images, and a fusion that uses no placeholders in the text",
                 f"fusion.default_image_branch={next(iter(self.branches), 'null')}",
             )
         self.stops: frozenset[Stop] = frozenset(_single(tokenizer, text, "stop") for text in template.stop)

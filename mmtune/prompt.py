@@ -71,7 +71,7 @@ class Template(Config):
     assistant: Side = Side()
     """How assistant turns are written; their text is what is learned."""
     media: dict[Kind, tuple[str, str]] = {}
-    """For each kind of media that may occur, the control strings before and after its places."""
+    """For each kind of media that may occur, the control strings before and after its tokens."""
     quote: tuple[str, str] = ("[", "]\n")
     """Control strings before and after text that comes from elsewhere; it is written as "source: text"."""
     timestamps: str = ""
@@ -90,7 +90,7 @@ class Template(Config):
         Args:
             answer: leave the assistant's turn open for an answer to be written; a final assistant turn of the sample
                 is left out.
-            marks: write the strings around media; not wanted where media take no places in the text.
+            marks: write the strings around media; not wanted where media take no tokens of the text.
 
         Raises:
             ConfigError: a kind of media for which the template has no place.

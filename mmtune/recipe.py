@@ -220,11 +220,11 @@ class RunSection(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, data order and everything random."""
     length: Annotated[int, Field(ge=8, le=2**24)] = 1024
-    """Most tokens of an example, places of media included."""
+    """Most tokens of an example, media tokens included."""
     too_long: Literal["drop", "turns", "cut", "error"] = "turns"
     """A longer one is skipped and counted, loses whole exchanges until it fits, its end, or stops the run."""
     batch_tokens: Annotated[int, Field(ge=8, le=2**28)] = 4096
-    """Most places of one micro-step, all rows together, padding included."""
+    """Most token positions of one micro-step, all rows together, padding included."""
     accumulate: Annotated[int, Field(ge=1, le=2**20)] = 1
     """Micro-steps in a step."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -234,7 +234,7 @@ class RunSection(Config):
     out_of_memory: Literal["stop", "smaller"] = "stop"
     """When a micro-step does not fit: stop, or do the step again in smaller pieces, the same but for rounding."""
     activation_checkpointing: bool = False
-    """Keep only the input of every layer of the language model for the backward pass, and compute the rest anew: less
+    """Keep only the input of every layer of the language model for the backward pass, and compute the rest again: less
     memory, about a third more time, the same gradients."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
@@ -256,9 +256,9 @@ class RunSection(Config):
     failed_save: Literal["stop", "go_on"] = "stop"
     """What a save that could not be written does: stop the run, or warn, count it and try again at the next one."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    """Who is told the numbers beside metrics.jsonl: TensorBoard, Weights & Biases (`pip install 'mmtune[wandb]'`)."""
+    """What gets the numbers beside metrics.jsonl: TensorBoard, Weights & Biases (`pip install 'mmtune[wandb]'`)."""
     feature_cache: str | None = None
-    """Folder in which features of frozen encoders are kept; none encodes anew each time. Encoders that draw crops,
+    """Folder in which features of frozen encoders are kept; none encodes again each time. Encoders that draw crops,
     views or frames at random are asked each time all the same."""
     stop_after_minutes: Annotated[float, Field(gt=0)] | None = None
     """Save and stop in good order after this much wall clock, minutes; none never does."""

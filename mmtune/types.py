@@ -1,7 +1,7 @@
 """The few types that carry the data, from bytes to embeddings. Each checks its own shape when it is made.
 
 Letters: `B` rows, `T` tokens in a row, `S` segments in a row, `M` media items of one branch in a batch, `F` frames of
-an item, `N` encoder tokens per frame, `E` encoder width, `K` places an item takes in the LLM, `D` LLM width.
+an item, `N` encoder tokens per frame, `E` encoder width, `K` tokens an item takes in the LLM, `D` LLM width.
 An item always has a frame axis: a still image has F = 1.
 
 torch is not imported here (only named for type checkers), so that reading an index of shards stays quick. The checks
@@ -241,13 +241,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Slot:
-    """The places in one example that belong to one media item."""
+    """The tokens of one example that belong to one media item."""
 
     branch: str
-    """Name of the branch whose embeddings fill the places."""
+    """Name of the branch whose embeddings fill them."""
     start: int
     length: int
-    """Places taken, K; zero when the fusion takes no places in the text."""
+    """Number of tokens, K; zero when the fusion uses no placeholders in the text."""
     item: int
     """Index into `Example.media[branch]`."""
 
@@ -258,7 +258,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample, tokenized: lengths, places, labels and media are settled and nothing later changes them."""
+    """One sample, tokenized: lengths, slots, labels and media are settled and nothing later changes them."""
 
     id: str
     tokens: Tensor
@@ -286,7 +286,7 @@ class Example:
             if slot.start + slot.length > length:
                 raise ShapeError(f"{self.id}: {slot} in {length} tokens", "every slot inside the example")
             if slot.length and slot.start < end:
-                raise ShapeError(f"{self.id}: {slot} begins before place {end}", "slots that do not overlap")
+                raise ShapeError(f"{self.id}: {slot} begins before token {end}", "slots that do not overlap")
             end = max(end, slot.start + slot.length)
             if slot.item >= len(self.media.get(slot.branch, ())):
                 have = {branch: len(items) for branch, items in self.media.items()}
@@ -305,7 +305,7 @@ class Batch:
     labels: Tensor
     """int64 [B,T], already shifted, IGNORE where there is no loss."""
     positions: Tensor
-    """int64 [B,T], counted anew in each segment."""
+    """int64 [B,T], counted from zero in each segment."""
     segments: Tensor
     """int32 [B,T]"""
     media: dict[str, Tensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Cached decoding equals reading everything anew; batches equal one by one; stops, draws, cancelling."""
+"""Cached decoding equals reading everything again; batches equal one by one; stops, draws, cancelling."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def questions(model):
 
 
 def naive(model, example, n, stops=()):
-    """Greedy decoding that reads everything anew for each token."""
+    """Greedy decoding that reads everything again for each token."""
     tokens, out = example.tokens, []
     for _ in range(n):
         longer = type(example)(example.id, tokens, torch.full_like(tokens, -100), example.slots, example.media)

@@ -38,7 +38,7 @@ class Pipe:
 
 @pytest.fixture
 def pipe():
-    return Pipe()  # entered by the test itself: pytest sets the streams anew when it begins
+    return Pipe()  # entered by the test itself: pytest sets the streams again when it begins
 
 
 def test_a_pipe_with_a_reader_gets_every_line(pipe):

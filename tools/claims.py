@@ -18,7 +18,7 @@ each with three fusions: `early` (gated prompts in the lower layers, learned pro
 `tokens` (media stand among the words), `late` (media are added to the learned prompts of the upper layers, as
 LLaMA-Adapter's first version has it). For each fusion the media's part and the language model's have one rate each,
 the best of `tools/claims rates`, so that ways differ in who moves what and in nothing else. Steps have equally many
-tokens; where media take no places among them, a step has more clips. Asked of each run, about held-out scenes:
+tokens; where media take no tokens among them, a step has more clips. Asked of each run, about held-out scenes:
 
     clips      questions about clips, as they are in the world
     clips, asked form   the same, with a form asked for: needs what both streams teach, and no training shows it
@@ -55,7 +55,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
     },
     "late": {
         "changes": [
-            "model.branches.sight.connector.short=repeat",  # as many places for a picture as there are prompts
+            "model.branches.sight.connector.short=repeat",  # as many tokens for a picture as there are prompts
             "model.fusion={name: added_prompts, length: 72, layers: 3, absent: prompts}",
             "model.tuners=[{name: bias_norm, form: output, norms: all}]",
         ],
@@ -72,7 +72,7 @@ SCORES = {"clips": "clips", "formed": "clips, asked form", "text": "text", "capt
 """What is asked of a run, and its heading."""
 DATA_SEED, LEVEL = 1, "easy"
 TOKENS = 2560
-"""Of a step. Where media take no places among the words, a step holds more clips."""
+"""Of a step. Where media take no tokens among the words, a step holds more clips."""
 TOLD = 10
 """Questions about told scenes for each clip that is asked about; a clip has some ten questions, too."""
 

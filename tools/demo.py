@@ -41,7 +41,7 @@ def mmtune(*words: object, capture: bool = False) -> str:
 
 
 def world() -> str:
-    """A digest of what draws clips and says who sees them: shards of another world are made anew."""
+    """A digest of what draws clips and says who sees them: shards of another world are made again."""
     total = hashlib.sha256()
     for path in sorted((ROOT / "mmtune" / "data" / "world").glob("*.py")):
         total.update(path.read_bytes())

@@ -186,7 +186,7 @@ def _whole(comparison: Comparison, run: Opened, back: ReadBack, made: Made) -> N
 def _compare(comparison: Comparison, what: str, ours: Answer, theirs: Answer, settings: str) -> None:
     if len(ours.example) != len(theirs.example):
         raise comparison._other(
-            f"{what}: {len(ours.example)} places in the run and {len(theirs.example)} there", settings
+            f"{what}: {len(ours.example)} tokens in the run and {len(theirs.example)} there", settings
         )
     words = min(ours.logits.shape[1], theirs.logits.shape[1])  # a mark for pictures may have been added
     comparison.close(what, ours.logits[:, :words], theirs.logits[:, :words], settings)

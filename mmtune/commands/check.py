@@ -148,7 +148,7 @@ def histogram(values: Sequence[int], bins: int = BINS) -> list[str]:
 
 
 def labelled(example: Example, tokenizer: Tokenizer) -> str:
-    """Tokens of an example as text: places of media as marks, control tokens as `<id>`, learned stretches marked.
+    """Tokens of an example as text: media tokens as marks, control tokens as `<id>`, learned stretches marked.
 
     A token is learned if the place before it has it as its label. A stretch that counts other than 1 in the loss says
     so: `>>0.5:`.
@@ -174,7 +174,7 @@ def labelled(example: Example, tokenizer: Tokenizer) -> str:
         slot: Slot | None = slots.get(index)
         if slot is not None:
             write()
-            words.append(f"[{slot.branch}: {slot.length} places]")
+            words.append(f"[{slot.branch}: {slot.length} tokens]")
             index += slot.length
             continue
         stretch.append(tokens[index])

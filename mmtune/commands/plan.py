@@ -54,7 +54,7 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
         f"{shape.layers_frozen:,} frozen and {shape.layers_trained:,} trained",
         f"{devices.count} devices of {devices.memory:g} GB, {devices.share:.0%} of {devices.tflops:g} TFLOPS, "
         f"{devices.link:g} GB/s between them; {section.precision}",
-        f"a micro-step has {rows} rows of {section.length} places, {tokens:,} places on a device; a step has "
+        f"a micro-step has {rows} rows of {section.length} tokens, {tokens:,} tokens on a device; a step has "
         f"{section.accumulate}",
     ]
     if rows % devices.count:
@@ -69,7 +69,7 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
             time = estimate.time_of(
                 shape, tokens, section.length, strategy, devices.count, again, bf16, section.accumulate, flops, link
             )
-            found.append((strategy, "anew" if again else "kept", held, time))
+            found.append((strategy, "again" if again else "kept", held, time))
     small = max(held.total for _, _, held, _ in found) < GB / 10  # a table of zeros tells nothing
     unit, clock, size, second = ("MB", "ms", GB / 1e3, 1e-3) if small else ("GB", "s", GB, 1.0)
     sizes = ("weights", "gradients", "optimizer", "activations", f"sum {unit}")

@@ -35,7 +35,7 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
         print(
             f"branch {name}: {', '.join(branch.kinds)} -> {loaded.model.branches[name].encoder.name}, up to "
             f"{shape.frames} frames of {shape.tokens} tokens -> {loaded.model.branches[name].connector.name}, "
-            f"up to {tokens} places"
+            f"up to {tokens} tokens"
         )
     llm = model.llm
     print(f"llm: width {llm.width}, depth {llm.depth}, heads {llm.heads}, vocabulary {llm.tokenizer.vocabulary}")

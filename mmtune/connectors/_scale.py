@@ -16,7 +16,7 @@ from mmtune.layers.norm import LayerNormFloat32
 
 class ScaledConfig(ConnectorConfig):
     out_norm: bool = False
-    """Layer norm over the output, so that every place has a root mean square of 1 before the gain."""
+    """Layer norm over the output, so that every token has a root mean square of 1 before the gain."""
     gain: float | None = None
     """Start of a learned scalar that multiplies the output; null leaves the scalar out."""
     match_scale: bool = False

@@ -2,7 +2,7 @@
 
 For the encoder `anyres`, which says of each token where it belongs: first the whole picture, then the tiles line by
 line, and a learned vector at the end of each line (`spatial_unpad` of the published code). Tokens that show border only
-take no place, so how many places an item takes depends on the shape of its picture. An item without tiles has that
+take no token, so how many tokens an item takes depends on the shape of its picture. An item without tiles has that
 vector once, at its end.
 """
 
@@ -76,7 +76,7 @@ class Anyres(Mlp):
 
 
 def _order(marks: Tensor) -> Tensor:
-    """Index of the token for each place of an item; the number of tokens stands for the end of a line.
+    """Index of the token for each token of an item; the number of tokens stands for the end of a line.
 
     marks [F*N,2] -> int64 [K]
     """

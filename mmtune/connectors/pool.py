@@ -6,7 +6,7 @@ included, as the weights of a bin sum to 1) but not with GELU, so the pooling is
 same function at a fraction of the multiplications.
 
 With `norm`, `bins`, `out_norm` and `match_scale` off this is the published connector. Turned on together they are the
-default of the pocket recipe, where a learned vector for each bin tells the language model which place it reads.
+default of the pocket recipe, where a learned vector for each bin tells the language model which position it reads.
 """
 
 from typing import Literal

@@ -77,7 +77,7 @@ class QueryBlocks(Connector):
         return x, torch.cat([real.new_ones(items, self.config.queries), real], dim=1)
 
     def forward(self, features: Features) -> Embeds:
-        """[M,F,N,E] -> tokens [M,Q,D], every place real."""
+        """[M,F,N,E] -> tokens [M,Q,D], every token real."""
         x, mask = self.tokens(features)
         for block in self.blocks:
             x = block(x, mask)

@@ -1,9 +1,9 @@
 """The perceiver resampler: learned latents that look at all frames and at each other, then one matrix. Flamingo.
 
 Source: arXiv 2204.14198, section 3.1.1 and appendix A.1.1. A learned vector for each frame is added to its tokens;
-there is none for the place within a frame. In every layer the latents ask, and keys and values are those of the media
-and of the latents, in that order; both get a norm of their own. A feed-forward of the squared ReLU follows. A norm and
-a linear layer end it; the latter is ours, as Flamingo's cross-attention has its own matrices.
+there is none for the position within a frame. In every layer the latents ask, and keys and values are those of the
+media and of the latents, in that order; both get a norm of their own. A feed-forward of the squared ReLU follows. A
+norm and a linear layer end it; the latter is ours, as Flamingo's cross-attention has its own matrices.
 
 Any item takes as many places as there are latents, whatever the number of frames.
 """
@@ -110,7 +110,7 @@ class Resampler(Connector):
         return self.config.queries
 
     def forward(self, features: Features) -> Embeds:
-        """[M,F,N,E] -> tokens [M,Q,D], every place real.  An item without a real frame gives finite values."""
+        """[M,F,N,E] -> tokens [M,Q,D], every token real.  An item without a real frame gives finite values."""
         x = features.tokens.to(self.proj.weight.dtype)
         x = x if self.reduce is None else self.reduce(x)
         x = x + self.frame_positions(x.shape[1])[:, None]

@@ -1,6 +1,6 @@
 """Frame positions, then learned queries over the tokens of all frames, then one matrix: Video-LLaMA.
 
-Source: arXiv 2306.02858, sections 2.1 and 2.2, and the released code. Any item takes as many places as there are
+Source: arXiv 2306.02858, sections 2.1 and 2.2, and the released code. Any item takes as many tokens as there are
 queries: 32 over the image Q-Former's tokens of each frame, or 8 over sound segments (`queries: 8`, `frames: 8`).
 
 Parameters carry the published names less their prefix, so a table of names moves weights in and out:
@@ -8,7 +8,7 @@ Parameters carry the published names less their prefix, so a table of names move
 [frames,E], `video_Qformer.bert.` -> `qformer.`, `llama_proj.` -> `proj.`; the sound branch alike.
 
 `norm`, `pool`, `num_tokens`, `out_norm` and `match_scale` are off as published. Over raw patch tokens, which unlike an
-image Q-Former's outputs are many and carry no place of their own, `num_tokens` is needed to answer where things are.
+image Q-Former's outputs are many and carry no position of their own, `num_tokens` is needed to answer where things are.
 """
 
 import torch
@@ -29,7 +29,7 @@ POSITION_STD = 0.5
 class Config(ScaledConfig):
     name: str = "video_qformer"
     queries: int = Field(default=32, ge=1)
-    """Learned queries, the places that any item takes."""
+    """Learned queries, the tokens that any item takes."""
     width: int = Field(default=768, ge=1)
     """Width of the Q-Former."""
     depth: int = Field(default=2, ge=1)
@@ -47,7 +47,7 @@ class Config(ScaledConfig):
     norm: bool = False
     """Layer norm over the encoder's tokens before positions are added."""
     token_positions: bool = False
-    """Add a learned vector for each token's place within its frame."""
+    """Add a learned vector for each token's position within its frame."""
 
 
 class VideoQFormer(Connector):
@@ -110,7 +110,7 @@ class VideoQFormer(Connector):
         return x.flatten(1, 2), mask.flatten(1, 2)
 
     def forward(self, features: Features) -> Embeds:
-        """[M,F,N,E] -> tokens [M,Q,D], every place real.  An item without a real frame gives finite values."""
+        """[M,F,N,E] -> tokens [M,Q,D], every token real.  An item without a real frame gives finite values."""
         memory, mask = self.memory(features)
         # A batch without padding needs no mask, and attention is faster without one.
         out = self.qformer(self.query_tokens, memory, None if bool(mask.all()) else mask)

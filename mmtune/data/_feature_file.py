@@ -50,7 +50,7 @@ class FeatureFile:
         return key in self.offsets or key in self.faults
 
     def load(self) -> None:
-        """Read the index anew. Raises DataError when it is of arrays of another shape."""
+        """Read the index again. Raises DataError when it is of arrays of another shape."""
         self._map = None
         self.offsets, self.faults, self.complete = {}, {}, set()
         about = self.folder / "about.json"
@@ -91,7 +91,7 @@ class FeatureFile:
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
-        """Append to the shelf; one process at a time, others wait. The index is read anew before and after."""
+        """Append to the file; one process at a time, others wait. The index is read again before and after."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         disk.folder(self.folder)
         with _open(self.folder / ".lock", "a") as lock:
@@ -150,7 +150,7 @@ def _row(line: str) -> dict[str, Any]:
 
 
 class Writer:
-    """Appends to a shelf."""
+    """Appends to a feature file."""
 
     def __init__(self, feature_file: FeatureFile) -> None:
         self._file = feature_file

@@ -1,4 +1,4 @@
-"""Packed examples to a `Batch`: padding, positions that begin anew in each segment, slots by row and segment.
+"""Packed examples to a `Batch`: padding, positions that begin from zero in each segment, slots by row and segment.
 
 No blank media are made up here. A batch without an item of some branch has no entry for it, and the model sees to it
 that the branch takes part all the same (`MultimodalModel.connect`). A rank that has no row in a micro-step gets one row

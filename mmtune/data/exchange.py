@@ -108,7 +108,7 @@ class SharedPreparation:
             self._told.append(told)
 
     def collect(self, notices: Sequence[Notice], owners: Sequence[int]) -> dict[int, Example]:
-        """The examples of a step that belong to this rank, by place in `notices`.
+        """The examples of a step that belong to this rank, by index in `notices`.
 
         Args:
             owners: rank of each.

@@ -93,7 +93,7 @@ class FeatureCache:
                 seen=f"{ref.origin} has no kept features for branch {branch}",
                 expected="features kept before the first step",
                 hint="--resume looks for what is missing; if that does not help, delete "
-                f"{feature_file.folder} and it is made anew",
+                f"{feature_file.folder} and it is made again",
             )
         return torch.from_numpy(_encode(encoder, _prepare(encoder, ref, self.limits)[None])[0].astype(np.float16))
 

@@ -65,7 +65,7 @@ def check_plain(path: Path, file: int) -> None:
         raise DataError(
             Reason.truncated_shard,
             f"{path} is compressed",
-            "a plain tar, in which members can be read by their place",
+            "a plain tar, in which members can be read by their offset",
             f"unpack it: gunzip or zstd -d {path.name}",
         )
 
@@ -278,7 +278,7 @@ def sum_file(path: Path) -> str:
 
 
 def index_shards(patterns: Iterable[str | Path], say: Callable[[str], None] | None = None) -> list[str]:
-    """Index all shards of some patterns, anew where they changed; returns a report, one line per finding.
+    """Index all shards of some patterns, again where they changed; returns a report, one line per finding.
 
     Raises DataError when a pattern matches nothing or a shard cannot be read.
     """

@@ -3,8 +3,8 @@
 With it every sample is accounted for: what the index holds = what was trained + what is in here. The reasons are a
 closed list. A run whose data is mostly bad is stopped.
 
-The place in the file is part of what a run saves. Lines written after a save are cut off when the run goes on from it,
-because their steps come again; lines from before it have to be there, to the byte.
+The position in the file is part of what a run saves. Lines written after a save are cut off when the run goes on from
+it, because their steps come again; lines from before it have to be there, to the byte.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Steps of a run: which stream, which examples, in which rows. A function of seed, step and the data, of nothing else.
 
-Each stream is an endless row of positions: position p is place p mod n of epoch p // n, n the number of samples. A step
+Each stream is an endless row of positions: position p is index p mod n of epoch p // n, n the number of samples. A step
 takes the stream's next samples until its rows are full. A sample that cannot be used is written into the ledger, and
 the next one takes its place, so a run with a bad sample is equal to one that never had it. Where a run stands is one
 number for each stream, see `positions`.
@@ -204,7 +204,9 @@ class Loader:
         Raises UsageError for a step that is not among the last that `steps` gave.
         """
         if step not in self._history:
-            raise UsageError(seen=f"the place in the data after step {step}", expected=f"one of {list(self._history)}")
+            raise UsageError(
+                seen=f"the position in the data after step {step}", expected=f"one of {list(self._history)}"
+            )
         counts, at = self.counts(), self._history[step]
         streams = {
             name: {"epoch": at_position // counts[name], "position": at_position % counts[name]}
@@ -217,7 +219,7 @@ class Loader:
         counts, streams = self.counts(), positions["streams"]
         if set(streams) != set(counts):
             raise UsageError(seen=f"positions of streams {', '.join(streams)}", expected=", ".join(counts))
-        # In data that has become smaller since, a place beyond the end is the end of the epoch.
+        # In data that has become smaller since, a position beyond the end is the end of the epoch.
         at = {n: p["epoch"] * counts[n] + min(p["position"], counts[n]) for n, p in streams.items()}
         self._history = {int(positions["step"]): at}
 

@@ -1,8 +1,8 @@
 """Examples into rows: whole examples share a row, each a segment of its own.
 
 A step takes examples in their order for as long as they fit, longest first, into the rows of the step; the first one
-that does not fit begins the next step. So what is in a step follows from where it starts, and the place of a run in its
-data is one number.
+that does not fit begins the next step. So what is in a step follows from where it starts, and the position of a run in
+its data is one number.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Packer:
     def add(self, length: int) -> bool:
         """Take one more example; False, and nothing changed, when the step cannot hold it.
 
-        It goes into the fullest row that still takes it; if there is none, all are laid anew, longest first.
+        It goes into the fullest row that still takes it; if there is none, all are laid again, longest first.
         """
         if self.full:
             return False

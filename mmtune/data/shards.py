@@ -1,4 +1,4 @@
-"""Samples of shards by their place in the index, in an order that is a function of (seed, epoch, position).
+"""Samples of shards by their number in the index, in an order that is a function of (seed, epoch, position).
 
 Shards are put in an order for the epoch, then the samples of a few neighbouring shards are mixed with each other. Both
 are sorts by a hash, of the shard's name and of the sample's id, so a sample that is taken away changes the order of no
@@ -38,7 +38,7 @@ REST = 60.0
 
 
 class SampleKey(NamedTuple):
-    """A sample of a corpus: number of its shard and place in that shard."""
+    """A sample of a corpus: number of its shard and index in that shard."""
 
     shard: int
     index: int
@@ -214,7 +214,7 @@ class Corpus:
                 Reason.digest_mismatch,
                 f"{name} is not what was indexed: sha256 differs",
                 "the shard as indexed",
-                "copy the shard again; if it was made anew, run `mmtune data index`",
+                "copy the shard again; if it was made again, run `mmtune data index`",
             )
         return data
 
@@ -291,7 +291,7 @@ class Corpus:
             Reason.digest_mismatch,
             f"{path} has {size} bytes, and {index.bytes} when it was indexed",
             "the shard that was indexed",
-            "if it was made anew on purpose, run `mmtune data index`",
+            "if it was made again on purpose, run `mmtune data index`",
         )
 
     def _begins_as(self, number: int, index: ShardIndex, size: int) -> bool:

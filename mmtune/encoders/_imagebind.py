@@ -1,6 +1,6 @@
 """The two ImageBind towers: patches, a class token, pre-norm blocks, and one vector compared across the senses.
 
-Source: arXiv 2305.05665 and the released model; written anew. Sound and sight differ by the stem, by a norm before the
+Source: arXiv 2305.05665 and the released model; written again. Sound and sight differ by the stem, by a norm before the
 blocks (sight), by one learned key and value in every block and by a scale of the result (sound).
 
 The published weights are licensed CC BY-NC-SA 4.0: not for commercial use. This code is not derived from them.

@@ -2,7 +2,7 @@
 
 Reading a picture in one piece shrinks its longer side until the engine takes it, and the letters with it: 400 x 9000
 pixels become 88 x 2000. In tiles the letters keep their size. What lies in the overlap is read twice and said once; a
-line that a border cuts is put together again and read anew, as a whole.
+line that a border cuts is put together again and read again, as a whole.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Shared by fusions that hand media to attention as prompts: items laid out by the segment that they belong to.
 
-An item takes no place in the text; its slot says whose it is. All items of a segment stand one after another in its
+An item takes no tokens of the text; its slot says whose it is. All items of a segment stand one after another in its
 prompts, in the order of branches by name and of items in the batch. A segment without an item has no prompt, and the
 term of the prompts is left out for its tokens.
 """

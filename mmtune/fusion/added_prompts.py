@@ -30,7 +30,7 @@ from mmtune.types import Batch, Embeds
 class Config(FusionConfig):
     name: str = "added_prompts"
     length: int = Field(default=10, ge=1)
-    """Prompts of a layer, L; the connector must give as many places for an item."""
+    """Prompts of a layer, L; the connector must give as many tokens for an item."""
     layers: int | None = Field(default=None, ge=1)
     """Uppermost layers that have prompts; null is all but the lowest, as published for 7B."""
     gate: Squash = "tanh"
@@ -64,7 +64,7 @@ class AddedPrompts(Fusion):
         self.prompts = GatedPrompts(layers, heads, config.length, llm_width, config.gate, config.extra_gate, spare)
 
     def check(self, llm: LLM, num_tokens: Mapping[str, int] | None = None) -> None:
-        """Raises ModelError when a tuner's prompts stand in the same layers, or items have another number of places."""
+        """Raises ModelError when a tuner's prompts stand in the same layers, or items have another number of tokens."""
         apart(self.config.name, llm, self.prompts.layers)
         for branch, number in (num_tokens or {}).items():
             if number != self.config.length:
@@ -73,7 +73,7 @@ class AddedPrompts(Fusion):
     def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """The text [B,T] with every segment's own prompts in the upper layers -> hidden [B,T,D].
 
-        Raises ModelError when an item has another number of places than a layer has prompts.
+        Raises ModelError when an item has another number of tokens than a layer has prompts.
         """
         self._check(embeds)
         given = gather(batch, embeds)
@@ -113,7 +113,7 @@ class AddedPrompts(Fusion):
 
     def _other(self, branch: str, num_tokens: str) -> ModelError:
         return ModelError(
-            seen=f"branch {branch}: items of {num_tokens} places",
+            seen=f"branch {branch}: items of {num_tokens} tokens",
             expected=f"{self.config.length} of each item, the prompts of a layer",
             hint="give the connector as many queries as the fusion has prompts: `queries` and `length`",
         )

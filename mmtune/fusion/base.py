@@ -44,7 +44,7 @@ class Fusion(nn.Module):
         """Told once, when a model is built, the language model with its tuners; raises ModelError when it cannot be.
 
         Args:
-            num_tokens: branch to K, the places of an item of one frame.
+            num_tokens: branch to K, the tokens of an item of one frame.
         """
 
     @abstractmethod

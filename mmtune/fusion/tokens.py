@@ -1,7 +1,7 @@
-"""Media embeddings take the places that the processor kept for them in the text: LLaVA, Video-LLaMA, PLLaVA.
+"""Media embeddings fill the tokens that the processor kept for them in the text: LLaVA, Video-LLaMA, PLLaVA.
 
 The language model then sees one sequence of embeddings. Nothing here changes a length or a position: an item whose
-connector gives another number of places than its slot has is an error, never a cut.
+connector gives another number of tokens than its slot has is an error, never a cut.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class Tokens(Fusion):
     def forward(self, llm: LLM, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """Text embeddings [B,T,D] with the items written into their slots, through the LLM -> hidden [B,T,D].
 
-        Raises ModelError when an item gives another number of places than its slot has.
+        Raises ModelError when an item gives another number of tokens than its slot has.
         """
         x = llm.embed(batch.tokens)
         for branch in sorted(embeds):
@@ -40,7 +40,7 @@ class Tokens(Fusion):
 
 
 def write(x: Tensor, branch: str, embeds: Embeds, slots: Tensor | None) -> Tensor:
-    """The real places of each item, in order, at [start, start + length) of the item's row.
+    """The real tokens of each item, in order, at [start, start + length) of the item's row.
 
     x [B,T,D], embeds [M,K,D], slots int64 [M,4] = row, segment, start, length -> [B,T,D]
     """
@@ -71,8 +71,8 @@ def _check(branch: str, x: Tensor, slots: Tensor, given: Tensor) -> None:
         m = int(wrong.nonzero()[0, 0])
         row, _, start, num_tokens = slots[m].tolist()
         raise ModelError(
-            seen=f"branch {branch}, item {m}: {int(given[m])} places from the connector, slot of {num_tokens} at "
+            seen=f"branch {branch}, item {m}: {int(given[m])} tokens from the connector, slot of {num_tokens} at "
             f"{start} in row {row} of {x.shape[1]} tokens",
-            expected="as many places as `tokens_out` of the connector says, inside the row",
+            expected="as many tokens as `tokens_out` of the connector says, inside the row",
             hint="build the examples with the same encoder and connector settings as the model",
         )

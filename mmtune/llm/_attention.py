@@ -8,7 +8,7 @@ the stack as an argument and is gone when the call returns; nothing is kept on a
 Two packed samples with positions that restart but no mask see each other, without any error (logits off by 0.5 on a
 tiny model), so there is no road through this file on which a packed row goes without a block-causal mask.
 
-Letters: B rows, T tokens of the call, P cached places before them, S segments, H heads, d width of a head,
+Letters: B rows, T tokens of the call, P cached tokens before them, S segments, H heads, d width of a head,
 L prompt length.
 """
 
@@ -37,7 +37,7 @@ class Call:
     """What one forward pass knows about attention.
 
     `segments` int [B,T] of the tokens of this call, or None: every row is one segment without padding. `seen` int
-    [B,P] are the segments of the cached places, None where `segments` is None. A place sees the places of its own
+    [B,P] are the segments of the cached tokens, None where `segments` is None. A token sees the tokens of its own
     segment up to itself. Padding (segment 0) sees padding only: what it computes is read by nobody, and no row of the
     softmax is empty. `attention_terms` are added to the output of the attention modules they name by layer number.
     """
@@ -56,7 +56,7 @@ class Call:
     def mask(self, window: int | None, device: torch.device) -> Tensor | None:
         """Bool [B or 1,1,T,P+T], True where a query may look; None where plain causal attention says the same.
 
-        `window` is the number of places, itself included, that a sliding-window layer may look back on. A mask is made
+        `window` is the number of tokens, itself included, that a sliding-window layer may look back on. A mask is made
         once for each window.
         """
         total = self.past + self.length

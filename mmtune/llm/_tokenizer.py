@@ -37,7 +37,7 @@ class FastTokenizer(Tokenizer):
     Args:
         text: its JSON, as in tokenizer.json.
         bos, eos, pad: control strings, or none. Without a pad string the end mark, the unknown token or id 0 is
-            written at padding; nothing looks at these places.
+            written at padding; nothing looks at these positions.
     """
 
     def __init__(self, text: str, bos: str | None = None, eos: str | None = None, pad: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """The contracts of language models and their tokenizers.
 
 The attention mask is always built from `segments` (block causal). With a cache, `segments=None` means one segment in
-which every earlier cached place is visible.
+which every earlier cached token is visible.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tokenizer(ABC):
     say."""
 
     pad: int
-    """Id written at padding and at the places of media."""
+    """Id written at padding and at media tokens."""
     bos: int | None
     eos: int | None
     vocabulary: int
@@ -88,13 +88,13 @@ class LLM(nn.Module):
         raise NotImplementedError
 
     def checkpoint_activations(self) -> None:
-        """Keep only the input of every layer for the backward pass from now on, and compute the rest anew there.
+        """Keep only the input of every layer for the backward pass from now on, and compute the rest again there.
 
         Raises ModelError when this model cannot.
         """
         raise ModelError(
             seen=f"run.activation_checkpointing with {type(self).__name__}",
-            expected="a language model that can compute its layers anew",
+            expected="a language model that can compute its layers again",
             hint="leave out run.activation_checkpointing",
         )
 

@@ -63,7 +63,7 @@ class Config(LLMConfig):
 
 @dataclass
 class Cache:
-    """Keys and values of what was read so far, [B,h,P,d] in each layer, with the segments of the P places."""
+    """Keys and values of what was read so far, [B,h,P,d] in each layer, with the segments of the P tokens."""
 
     kv: Any
     length: int = 0
@@ -247,7 +247,7 @@ class HF(LLM):
     def new_cache(self) -> Cache:
         from transformers import DynamicCache
 
-        # Without the config every layer keeps all places, also a sliding-window one, whose window the mask sees to.
+        # Without the config every layer keeps all tokens, also a sliding-window one, whose window the mask sees to.
         return Cache(DynamicCache())
 
     def forward(

@@ -173,7 +173,7 @@ class Conversation:
         return self._sample(question)
 
     def rendered(self) -> str:
-        """The exact prompt that the next question would continue, media places marked."""
+        """The exact prompt that the next question would continue, media tokens marked."""
         return self.engine.rendered(self.sample(Turn("user", tuple(self.waiting))))
 
     def media(self) -> list[MediaRef]:

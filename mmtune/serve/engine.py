@@ -163,7 +163,7 @@ class Engine:
         return self.tokenizer.decode(ids)
 
     def rendered(self, sample: Sample) -> str:
-        """The prompt as the template writes it, control strings included, with a mark for the places of each medium."""
+        """The prompt as the template writes it, control strings included, with a mark for the tokens of each medium."""
         example, sample, left_out = self._fit(sample)
         slots = iter(example.slots)
         spans = self.processor.template.spans(sample, answer=True, marks=self.processor.uses_placeholders)
@@ -173,7 +173,7 @@ class Engine:
 
 
 def _slot_mark(ref: MediaRef, slot: Any) -> str:
-    return f"[{ref.kind} {ref.origin}: {slot.branch}, {slot.length} places]"
+    return f"[{ref.kind} {ref.origin}: {slot.branch}, {slot.length} tokens]"
 
 
 class _Features:

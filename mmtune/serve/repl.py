@@ -43,7 +43,7 @@ HELP = """\
 /expert          who else looks at media;  /expert ocr  or  /expert ocr:frames=8  adds one,
                  /expert ocr off  takes it away
 /set             list the settings;  /set temperature 0.5  changes one
-/show            the exact prompt, with the places of media
+/show            the exact prompt, with the media tokens
 /save FILE       write the conversation as JSON
 /load FILE       go on with one that was saved; `mmtune chat -c` goes on with the last
 /help            this list

@@ -22,7 +22,7 @@ class AsyncWriter:
     """Writes saves in a thread. Leaving the `with` waits for the last one.
 
     Args:
-        say: told of failures and of waiting.
+        say: reports failures and of waiting.
         on_failure: `stop` keeps the first failure for `wait` to raise; `go_on` says it, counts it, and the
             next save tries again. The last save of a run has no next one: its failure is always raised.
     """

@@ -1,8 +1,8 @@
-"""Saves a run, and takes it up again where it was saved.
+"""Saves a run, and resumes it where it was saved.
 
-What is saved: trained weights, the state of every optimizer, the place in each stream and in the ledger, and what the
-run is made of. A run is taken up only with the same recipe, data, tokenizer, base weights, prompts and versions; each
-may be allowed to differ. All ranks come to the same decision, or all stop.
+What is saved: trained weights, the state of every optimizer, the position in each stream and in the ledger, and what
+the run is made of. A run is resumed only with the same recipe, data, tokenizer, base weights, prompts and versions;
+each may be allowed to differ. All ranks come to the same decision, or all stop.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ HARMLESS = {
 """What a recipe may change between a stop and a resume without changing a weight; none stands for the whole section."""
 
 KINDS = ("recipe", "data", "tokenizer", "base", "prompts", "code", "ledger")
-"""What may be allowed to differ when a run is taken up."""
+"""What may be allowed to differ when a run is resumed."""
 
 
 class Holder(Protocol):
-    """What has a state beside the weights: an optimizer, or an attendant of a tuner."""
+    """What has a state beside the weights: an optimizer, or a step callback of a tuner."""
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -76,13 +76,13 @@ def allowed(names: Collection[str]) -> frozenset[str]:
 
 
 class CheckpointManager:
-    """Saves a run and takes it up again.
+    """Saves a run and resumes it.
 
     Args:
         steps: of the whole run.
         base: what each frozen part is, see `store.base_of`.
         holders: by the name their file gets.
-        say: told what is damaged, changed or late.
+        say: reports what is damaged, changed or late.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CheckpointManager:
         self._versions: dict[str, str] = {}
 
     def facts(self) -> dict[str, Any]:
-        """What a state must have in common with the run that takes it up."""
+        """What a state must have in common with the run that resumes from it."""
         recipe = self.recipe.model_dump(mode="json")
         for section, keys in HARMLESS.items():
             recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
@@ -177,7 +177,7 @@ class CheckpointManager:
     # ---------------------------------------------------------------------------------------------------- going on
 
     def restore(self, allow: Collection[str] = ()) -> TrainerState:
-        """Take up the newest whole state; without any, the run begins with its first step. Every rank calls this.
+        """Resume from the newest whole state; without any, the run begins with its first step. Every rank calls this.
 
         Args:
             allow: kinds of differences to accept, see `KINDS`.

@@ -27,7 +27,7 @@ def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str
     The first rank measures, and all take its word.
 
     Args:
-        say: told what was measured, and whether a stream has more samples than that.
+        say: reports what was measured, and whether a stream has more samples than that.
 
     Raises:
         DataError: not one of the measured samples of a stream can be used.

@@ -153,7 +153,7 @@ def memory_of(
     """Bytes of one device.
 
     Args:
-        tokens: places of one micro-step on this device.
+        tokens: tokens of one micro-step on this device.
         bf16: frozen weights and activations in two bytes; what trains stays in four.
     """
     small = 2 if bf16 else 4
@@ -214,8 +214,8 @@ def time_of(
     """Seconds of a step.
 
     Args:
-        tokens: places of one micro-step on this device.
-        length: places of a row, each of which sees half of the others on average.
+        tokens: tokens of one micro-step on this device.
+        length: tokens of a row, each of which sees half of the others on average.
         flops: floating point operations per second that the device reaches.
         link: bytes per second between this device and the others.
     """

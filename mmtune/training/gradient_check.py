@@ -60,7 +60,7 @@ class GradientCheck:
         self._before = self._digests(streams) if self._unseen.intersection(streams) else {}
 
     def resume(self) -> None:
-        """Take up a run: groups whose optimizer has seen a gradient need not show one again."""
+        """Resume a run: groups whose optimizer has seen a gradient need not show one again."""
         for name, optimizer in self._train_plan.optimizers.items():
             moments = (tensor for key, tensor in optimizer.state().items() if not key.endswith("/step"))
             if any(bool(tensor.any()) for tensor in moments):
@@ -76,7 +76,7 @@ class GradientCheck:
         """Look at what the step did.
 
         Args:
-            outcome: of a step that was asked which parameters stayed silent.
+            outcome: of a step that was asked which parameters got no gradient.
             media: stream to the branches that had an item of it in this step, on any rank.
             passed: streams whose data was gone through once.
 

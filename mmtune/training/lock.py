@@ -36,7 +36,7 @@ def lock(out: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[
     """Hold a run folder for this process.
 
     Args:
-        say: told of a holder that left without a word.
+        say: reports a holder that left without a word.
 
     Raises:
         UsageError: another process is training in this folder, or it cannot be written.

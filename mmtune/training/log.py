@@ -29,7 +29,7 @@ class Metrics:
         folder: the run folder; `metrics.jsonl` comes to lie in it.
         start: the step the run goes on from; rows of later steps, written by a run that was killed before
             it saved, are dropped so that each step has one row, and one more where it was validated.
-        trackers: who else is told.
+        trackers: what else gets the numbers.
     """
 
     def __init__(self, folder: Path, start: int = 0, trackers: Sequence[Tracker] = ()) -> None:

@@ -144,7 +144,7 @@ class _Run:
         # a saved state has all that came from there, and the folder may be gone by now
         if recipe.run.init_from and not (resume and states.exists(out / "state")):
             taken, fresh = store.start_from(recipe.run.init_from, self.model, self.groups)
-            progress.line(f"{taken} tensors from {recipe.run.init_from}; {_count(fresh)} begin anew")
+            progress.line(f"{taken} tensors from {recipe.run.init_from}; {_count(fresh)} begin as they otherwise would")
         progress.line(params.table(self.model, self.groups, recipe.groups))
         self.base = store.base_of(self.model, recipe, self.groups)
         runtime.parallelize(self.model, progress.line)
@@ -361,7 +361,7 @@ class _Run:
                 return take_step(self.model, parts, self.optimizers, train_plan.groups_by_stream, lr_multipliers, *rest)
             except OutOfMemory as error:
                 ranks = ", ".join(map(str, error.ranks))
-                where = f"on rank {ranks}, in rows of {error.shape[1]} places, {error.shape[0]} at a time: {error.said}"
+                where = f"on rank {ranks}, in rows of {error.shape[1]} tokens, {error.shape[0]} at a time: {error.said}"
             except (torch.OutOfMemoryError, MemoryError) as error:
                 # not in a pass but in the update: some weights may have moved, and only what is saved is whole
                 raise self._no_room(f"while updating: {error}") from error
@@ -418,7 +418,7 @@ class _Run:
             self.runtime.barrier()  # the first rank may have had to wait for the save before
 
     def _holders(self) -> dict[str, GroupOptimizer | StepCallback]:
-        """What has a state beside the weights: optimizers by group, attendants of tuners as @NAME."""
+        """What has a state beside the weights: optimizers by group, step callbacks of tuners as @NAME."""
         return {**self.optimizers, **{f"@{name}": one for name, one in self.model.llm.step_callbacks.items()}}
 
     def _restore(self, allow: Collection[str]) -> None:
@@ -435,7 +435,7 @@ class _Run:
             return
         for name in [name for name, branch in frozen.items() if branch.encoder.draws]:
             self.progress.line(
-                f"features of {name} are not kept: its encoder draws views, crops or frames anew each time"
+                f"features of {name} are not kept: its encoder draws views, crops or frames again each time"
             )
             del frozen[name]
         if not frozen:

@@ -1,4 +1,4 @@
-"""Save and restore everything that moves in a run: weights, optimizers, step, place in the data.
+"""Save and restore everything that moves in a run: weights, optimizers, step, position in the data.
 
 Only safetensors and JSON are written. A state is a sealed folder `state/step-NNNNNNNN`; older ones are deleted after
 the new one is in place, and two are always kept, so that a damaged one has something to fall back to. A damaged one is
@@ -208,7 +208,7 @@ def recover(folder: Path) -> None:
 
 
 def put_aside(folder: Path, step: int) -> None:
-    """Rename the states after `step`, which are damaged: the run goes on before them and will write these steps anew.
+    """Rename the states after `step`, which are damaged: the run goes on before them and will write these steps again.
 
     For the one process that holds the run folder.
     """

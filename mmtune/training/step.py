@@ -34,7 +34,7 @@ class Outcome:
     supervised: int
     """Tokens that are learned."""
     tokens: int
-    """Places that are not padding."""
+    """Tokens that are not padding."""
     samples: int
     norms: dict[str, float]
     """Gradient norm of each group of these streams, before clipping."""

@@ -1,4 +1,5 @@
-"""Who else is told the numbers of a run, beside metrics.jsonl: TensorBoard, and Weights & Biases where it is installed.
+"""Other programs that get the numbers of a run, beside metrics.jsonl: TensorBoard, and Weights & Biases where it is
+installed.
 
 A tracker that a recipe names and that is not installed stops the run before it begins; one that breaks later costs its
 numbers only.
@@ -91,7 +92,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def opened(names: Sequence[str], folder: Path, start: int, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Trackers by name; one that cannot begin is told of and left out.
+    """Trackers by name; one that cannot begin is reported and left out.
 
     Args:
         start: the step the run goes on from.

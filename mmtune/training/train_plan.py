@@ -1,4 +1,5 @@
-"""Who moves in which step, and how fast: optimizers, owners and objectives of a recipe, by group and stream."""
+"""The plan of a run: optimizer and learning rate of each group, objective of each stream, and which stream trains which
+group."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def lr_schedules_of(recipe: Recipe, schedule: Schedule, steps: int) -> dict[str,
 
 
 class TrainPlan:
-    """One optimizer and pace for each group, one objective for each stream.
+    """One optimizer and learning-rate schedule for each group, one objective for each stream.
 
     Args:
         groups: what `mmtune.params.partition` gave.
@@ -112,14 +113,14 @@ class TrainPlan:
         ]
 
     def callbacks_for(self, step_callbacks: Sequence[StepCallback], streams: Iterable[str]) -> list[StepCallback]:
-        """Attendants all of whose parameters a step of these streams trains."""
+        """Step callbacks all of whose parameters a step of these streams trains."""
         moved = {
             id(parameter) for name in self.trained_groups(streams) for parameter in self.optimizers[name].parameters
         }
         return [one for one in step_callbacks if moved.issuperset(map(id, one.parameters()))]
 
     def begin(self, step_callbacks: Sequence[StepCallback], steps: int) -> None:
-        """Tell attendants in how many of the run's steps they will be asked. Raises ConfigError for too few."""
+        """Tell step callbacks in how many of the run's steps they will be asked. Raises ConfigError for too few."""
         asked = [0] * len(step_callbacks)
         known: dict[frozenset[str], list[bool]] = {}
         for step in range(steps if step_callbacks else 0):

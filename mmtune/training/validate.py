@@ -1,7 +1,7 @@
 """Validation while training: the loss of held-out data, and the questions of a task, every so many steps.
 
-It changes nothing of the run: no weight, no random number, no place in the data; what it finds goes into the metrics,
-and what cannot be used into the ledger under its own name. A run that is stopped during a validation does that
+It changes nothing of the run: no weight, no random number, no position in the data; what it finds goes into the
+metrics, and what cannot be used into the ledger under its own name. A run that is stopped during a validation does that
 validation first when it goes on.
 
 Every rank takes its part of the samples and all ranks come to the same sums. A task is asked on the first rank, or on

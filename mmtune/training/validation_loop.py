@@ -30,7 +30,7 @@ class ValidationLoop:
         out: the run folder, in which the best state is kept; none keeps nothing.
         objectives: by stream.
         steps: of the whole run.
-        say: told what was found.
+        say: reports what was found.
 
     Raises:
         ConfigError: a measure that is not taken.

@@ -1,4 +1,4 @@
-"""Which rank holds up the others: every rank writes down where it is, and all stop when one does not go on.
+"""The watchdog of several ranks: every rank writes down its stage, and all stop when one hangs or dies.
 
 A thread of each rank puts a beat into the store of the process group every few seconds: how far it is, in which stage,
 since when. A rank that hangs goes on beating, but not on counting; one that is dead does neither. Either is named, with
@@ -36,7 +36,7 @@ CODE = 1
 
 
 class Watchdog:
-    """The beat of one rank, and what it knows of the others.
+    """The heartbeat of one rank, and what it knows of the others.
 
     Args:
         deadline: seconds that a rank may stay where it is, or be silent.

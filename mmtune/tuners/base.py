@@ -45,11 +45,12 @@ class StepCallback(ABC):
 
     @abstractmethod
     def parameters(self) -> Sequence[Parameter]:
-        """What it watches over."""
+        """The parameters that it works on."""
 
     @abstractmethod
     def begin(self, steps: int) -> None:
-        """Told once, before the first step, in how many steps it will be asked. Raises ConfigError for too few."""
+        """Called once, before the first step, with the number of steps in which it will be called. Raises ConfigError
+        for too few."""
 
     def penalty(self) -> Tensor | None:
         """A scalar to be added to the mean loss per token of the step, with its gradient; none for nothing."""

@@ -38,7 +38,7 @@ def _example(text: str, learn: str, slot: int | None = None) -> Example:
 
 def test_learned_text_and_places_are_marked() -> None:
     example = _example("^...hi$red$^ok$", "       ++++ ++ ", slot=1)
-    assert check.labelled(example, Letters()) == "<0>[sight: 3 places]hi<1>>>red<1><<<0>>>ok<<<1>"
+    assert check.labelled(example, Letters()) == "<0>[sight: 3 tokens]hi<1>>>red<1><<<0>>>ok<<<1>"
 
 
 def test_a_stretch_to_the_end_is_closed() -> None:
@@ -154,10 +154,10 @@ def test_made_clips_through_a_recipe(tmp_path, capsys: pytest.CaptureFixture[str
     check.run([str(tmp_path / "pocket/*.tar")], str(tmp_path / "recipe.yaml"), None, limit=2, samples=1)
     said = capsys.readouterr().out
     assert "2 of 3 records looked at: 2 usable" in said and "media items: sight 2" in said
-    assert "[sight: 18 places]" in said and ">>" in said
+    assert "[sight: 18 tokens]" in said and ">>" in said
     changes = ["model.branches.sight.encoder.frames=1"]
     check.run([str(tmp_path / "pocket/*.tar")], str(tmp_path / "recipe.yaml"), None, 2, 1, changes)
-    assert "[sight: 9 places]" in capsys.readouterr().out
+    assert "[sight: 9 tokens]" in capsys.readouterr().out
 
 
 def test_changes_are_told_from_patterns(monkeypatch: pytest.MonkeyPatch) -> None:

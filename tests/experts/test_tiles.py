@@ -39,7 +39,7 @@ def test_the_number_of_tiles_is_bounded(height: int, width: int, most: int, coun
 
 
 def never(_: _tiles.Box) -> tuple[str, float]:
-    raise AssertionError("nothing is to be read anew")
+    raise AssertionError("nothing is to be read again")
 
 
 def at(tile: int, text: str, box: _tiles.Box, score: float = 0.9, most: int = 256) -> Line:

@@ -279,10 +279,10 @@ def test_what_does_not_fit_is_refused(llm, kind):
     with pytest.raises(ModelError, match="one slot for each item"):
         run(made(llm, kind), llm, batch(ids(5), [(0, 1)]), items(llm, 2))
     if kind == "added":
-        with pytest.raises(ModelError, match=r"items of 3 to 3 places\nexpected: 2 of each"):
+        with pytest.raises(ModelError, match=r"items of 3 to 3 tokens\nexpected: 2 of each"):
             run(made(llm, kind, length=2), llm, batch(ids(5), [(0, 1)]), items(llm, 1))
         made(llm, kind).check(llm, {"sight": PLACES})
-        with pytest.raises(ModelError, match=r"branch sight: items of 4 places\nexpected: 3 of each"):
+        with pytest.raises(ModelError, match=r"branch sight: items of 4 tokens\nexpected: 3 of each"):
             made(llm, kind).check(llm, {"sight": 4})
 
 

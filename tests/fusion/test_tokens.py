@@ -121,8 +121,8 @@ def test_with_a_cache_one_plain_segment_needs_no_mask(fusion):
 @pytest.mark.parametrize(
     ("slots", "lengths", "word"),
     [
-        ([[0, 1, 1, 2]], [3], "3 places from the connector, slot of 2"),
-        ([[0, 1, 1, 3]], [2], "2 places from the connector, slot of 3"),
+        ([[0, 1, 1, 2]], [3], "3 tokens from the connector, slot of 2"),
+        ([[0, 1, 1, 3]], [2], "2 tokens from the connector, slot of 3"),
         ([[0, 1, 7, 2]], [2], "in row 0 of 8 tokens"),
         ([[0, 1, 1, 2]], [2, 2], "2 items for 1 slots"),
     ],

@@ -1,4 +1,4 @@
-"""Layers computed anew in the backward pass: the same numbers, fewer of them kept."""
+"""Layers computed again in the backward pass: the same numbers, fewer of them kept."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ STARTS = {
     "mmtune/checkpoint/store.py": "git, asked for the revision of this program",
     "mmtune/checkpoint/foreign/_files.py": "isolated Python, for pickled files",
     "mmtune/data/convert/rows.py": "isolated Python, for columns of parquet and Arrow",
-    "mmtune/data/pool.py": "forks, which import nothing anew",
+    "mmtune/data/pool.py": "forks, which import nothing again",
     "mmtune/data/world/make.py": "spawned workers, isolated",
 }
 """The only files of the package that start processes, and what they start."""

@@ -115,7 +115,7 @@ def test_the_prompt_is_shown_with_marks_and_places(parts) -> None:
     engine = Engine(Path("run"), *parts())
     shown = engine.rendered(_ask(picture(1, "a.png"), Quote("ocr", "EXIT <|end|>"), "what is this"))
     assert shown.startswith(
-        "<|bos|><|user|><|media|>[image a.png: sight, 9 places]<|/media|><|quote|>ocr: EXIT <|end|><|/quote|>"
+        "<|bos|><|user|><|media|>[image a.png: sight, 9 tokens]<|/media|><|quote|>ocr: EXIT <|end|><|/quote|>"
         "what is this<|end|><|assistant|>"
     )
     assert shown.endswith(" tokens)")

@@ -120,6 +120,6 @@ def test_the_quick_look_at_a_recipe_agrees_with_the_full_one(run: Path) -> None:
 def test_show_says_who_trains_what(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show.run(str(run), [], groups=True)
     said = capsys.readouterr().out
-    assert "branch sight: image, video -> clip" in said and "up to 18 places" in said
+    assert "branch sight: image, video -> clip" in said and "up to 18 tokens" in said
     assert "branches.sight.connector.proj.weight" in said
     assert "parameters train" in said

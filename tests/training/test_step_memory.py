@@ -116,7 +116,7 @@ def test_a_process_that_gets_no_more_memory_from_the_system(tree, tmp_path):
 
 def test_without_the_option_the_run_stops_and_says_where(tree, tmp_path, monkeypatch):
     room_for(monkeypatch, 1)
-    with pytest.raises(ModelError, match=r"out of memory in step 0, on rank 0, in rows of \d+ places, \d at a time"):
+    with pytest.raises(ModelError, match=r"out of memory in step 0, on rank 0, in rows of \d+ tokens, \d at a time"):
         loop.train(recipe(tree), tmp_path / "run", progress="off")
     assert not (tmp_path / "run/weights").exists()
 

@@ -94,7 +94,7 @@ def recipe_file() -> Path:
 
 
 def spoil(folder: Path, number: int) -> str:
-    """Cut the picture of one sample short, in a shard that is indexed anew; returns the sample's id."""
+    """Cut the picture of one sample short, in a shard that is indexed again; returns the sample's id."""
     import tarfile
 
     from mmtune.data import index

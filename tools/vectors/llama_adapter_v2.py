@@ -167,7 +167,7 @@ def watch(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Any:
 
 
 def mean_loss(model: MultimodalModel, batch: Batch) -> Tensor:
-    """Mean over labelled places, [1]; zero where there are none."""
+    """Mean over labelled tokens, [1]; zero where there are none."""
     total, number = model.loss(batch)
     return (total / max(1, number)).reshape(1)
 

@@ -1,4 +1,5 @@
-"""Places of media in text: `<image>`, `<video>`, `<audio>`, `<points>`; which of them are places, and of what.
+"""Placeholders of media in text: `<image>`, `<video>`, `<audio>`, `<points>`; which of them are placeholders, and of
+what.
 
 The words of other tools (`<ImageHere>`, `<|image_pad|>`, `<image_1>`, ...) are places, too, in a record that has
 media of that kind and none of these four for them.
@@ -39,7 +40,7 @@ _TAG = re.compile(r"\s+(html5?\s+)?(tag|element)s?\b", re.IGNORECASE)
 
 
 class Placeholder(str):
-    """A place for media; its text is the kind."""
+    """A placeholder of media; its text is the kind."""
 
     word: str
     """As it stands in text; empty for a part of a turn's content that is a medium and nothing else."""
@@ -57,7 +58,7 @@ Said = tuple[Role, list[str], float]
 
 
 def split(said: str) -> list[str]:
-    """Text cut at its places."""
+    """Text split at its placeholders."""
     pieces = _PLACEHOLDER.split(said)
     return [
         Placeholder("points" if piece == "point" else piece, f"<{piece}>") if number % 2 else piece
@@ -67,12 +68,12 @@ def split(said: str) -> list[str]:
 
 
 def count(turns: Iterable[Said]) -> Counter[str]:
-    """Places by kind."""
+    """Placeholders by kind."""
     return Counter(part for _, parts, _ in turns for part in parts if isinstance(part, Placeholder))
 
 
 def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Said]:
-    """Turns whose places are those of the media that are there.
+    """Turns whose placeholders are those of the media that are there.
 
     Args:
         media: how many there are of each kind.
@@ -102,7 +103,7 @@ def settle(turns: list[Said], media: Mapping[Kind, int], where: str) -> list[Sai
             raise DataError(
                 Reason.placeholder_mismatch,
                 f"{where}: {number} times <{kind}> and {there} media of that kind",
-                "as many places as media",
+                "as many placeholders as media",
             )
     return turns
 
@@ -131,7 +132,7 @@ def _others(turns: list[Said], kind: Kind, media: Mapping[Kind, int], where: str
             continue
         if len(found) != media[kind] or (numbers and numbers not in _steps(len(found))):
             seen = f"{where}: {', '.join(word[0] for word in found)[:120]} and {media[kind]} media of that kind"
-            raise DataError(Reason.placeholder_mismatch, seen, "as many places as media, in their order")
+            raise DataError(Reason.placeholder_mismatch, seen, "as many placeholders as media, in their order")
         return [
             (role, _cut(parts, words, kind) if role != "assistant" else parts, weight) for role, parts, weight in turns
         ]

@@ -10,7 +10,7 @@ Media: `image`, `video`, `audio`, `points` or their plurals, a name or a list of
 members of the kinds that the text has places for. `<image>`, `<video>`, `<audio>`, `<points>` in the turns before an
 answer are their places:
 
-- as many places as media of a kind: each takes the next one;
+- as many placeholders as media of a kind: each takes the next one;
 - `<image>` where there is no picture is the place of a video, as LLaVA-NeXT and LLaVA-Video write it;
 - media and no place: they come first in the first turn of the user;
 - such a word inside a sentence, where there are no media of that kind, is text (`the <video> tag`), and so it is in an

@@ -76,7 +76,7 @@ def make_shards(
     if left := sorted({path.name for path in out.glob(f"{level}-{split}-*.tar")} - set(names)):
         raise UsageError(
             seen=f"{out} holds {left[0]}{' and more' * (len(left) > 1)} of a larger set",
-            expected="no shards but those that are made anew",
+            expected="no shards but those that are made again",
             hint="give another folder, or delete them first",
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ def test_progress_counts_records(tmp_path):
 def test_an_older_and_larger_set_is_not_mixed_in(tmp_path):
     make_shards(tmp_path, 2, seed=0, level="easy", media=(), per_shard=1)
     make_shards(tmp_path, 2, seed=0, level="easy", media=(), split="test")
-    make_shards(tmp_path, 2, seed=1, level="easy", media=(), per_shard=1)  # made anew whole
+    make_shards(tmp_path, 2, seed=1, level="easy", media=(), per_shard=1)  # made again whole
     with pytest.raises(UsageError, match=r"holds easy-train-00001\.tar of a larger set"):
         make_shards(tmp_path, 1, seed=1, level="easy", media=())
 
