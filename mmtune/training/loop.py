@@ -279,7 +279,7 @@ class _Run:
     def _validate(self, stop: Stop, metrics: Metrics | None) -> bool:
         """Validate; whether the run is better than ever."""
         write = metrics.write if metrics else lambda step, values: None
-        return self.run.run(self.step, lambda: bool(stop.code), write)
+        return self.validation.run(self.step, lambda: bool(stop.code), write)
 
     def _steps(self, stop: Stop, until: int) -> Iterator[tuple[dict[str, Any], Outcome, str]]:
         """Step by step: metrics, outcome, stream. `self.step` counts the steps done."""

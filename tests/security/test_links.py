@@ -74,7 +74,7 @@ def training(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
     recipe = config.validate(Recipe, tree)
     patch.setitem(sys.modules, "wandb", Fake())
 
-    patch.setattr("mmtune.training.best_metric.Best.take", lambda *_: True)
+    patch.setattr("mmtune.training.best_metric.BestMetric.update", lambda *_: True)
 
     def again() -> None:
         last = run / "state" / "step-00000002"
@@ -164,7 +164,7 @@ def beginning(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
     return Job(tmp / "new", again, again)
 
 
-def carrying(tmp: Path, _: object) -> Job:
+def converting_checkpoints(tmp: Path, _: object) -> Job:
     """What import and export of every kind write: a draft beside the folder that is asked for."""
     from mmtune.checkpoint import convert, write
 
@@ -174,22 +174,22 @@ def carrying(tmp: Path, _: object) -> Job:
     def act() -> None:
         if not out.is_symlink():
             shutil.rmtree(out, ignore_errors=True)
-        with convert._whole(out) as (draft, scratch):
+        with convert._atomic_folder(out) as (draft, scratch):
             write.write_files(draft / "parts", {"config.json": {}})
             write.write_files(scratch, {"plain.json": {}})
 
     return Job(tmp / "new", act, act)
 
 
-def shelving(tmp: Path, _: object) -> Job:
-    from mmtune.data._feature_file import Shelf
+def keeping_features(tmp: Path, _: object) -> Job:
+    from mmtune.data._feature_file import FeatureFile
 
     (tmp / "kept").mkdir()
 
     def act() -> None:
-        builtin_folder = Shelf(tmp / "kept" / "clip", 2, 3, {})
-        with builtin_folder.writing() as writer:
-            writer.put(str(len(builtin_folder.places)), np.ones((1, 2, 3), dtype=np.float32))
+        features = FeatureFile(tmp / "kept" / "clip", 2, 3, {})
+        with features.writing() as writer:
+            writer.put(str(len(features.offsets)), np.ones((1, 2, 3), dtype=np.float32))
 
     return Job(tmp / "kept", act, act)
 
@@ -216,7 +216,7 @@ def keeping(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
     (tmp / "state").mkdir()
     patch.setenv("MMTUNE_CONVERSATION", str(tmp / "state" / "last.json"))
     made = talk(tmp)
-    act = lambda: conversation_file.Keeper().keep(made)  # noqa: E731
+    act = lambda: conversation_file.ConversationFile().keep(made)  # noqa: E731
     return Job(tmp / "state", act, act)
 
 
@@ -262,8 +262,8 @@ JOBS: dict[str, Callable[[Path, Any], Job]] = {
     "index": indexing,
     "make": making,
     "init": beginning,
-    "features": shelving,
-    "import and export": carrying,
+    "features": keeping_features,
+    "import and export": converting_checkpoints,
     "save": saving,
     "conversation": keeping,
     "expert cache": finding,
