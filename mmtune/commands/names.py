@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmtune import registry
@@ -76,20 +77,44 @@ def _options(room: str, name: str) -> list[str]:
     else:
         entry = registry.find(room, name)
         chosen = entry.Config
-        about = inspect.cleandoc(inspect.getmodule(entry).__doc__ or entry.__doc__ or "")  # type: ignore[union-attr]
+        about = about_entry(entry)
     return [f"{name}: {about}", "", *fields(chosen)]
+
+
+def about_entry(entry: type) -> str:
+    """What an entry is: the docstring of its file, or else its own."""
+    return inspect.cleandoc(inspect.getmodule(entry).__doc__ or entry.__doc__ or "")  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a config, in words."""
+
+    name: str
+    type: str
+    default: str
+    """As YAML writes it; `needed` where there is none."""
+    values: tuple[str, ...]
+    """What a field of free text takes, where that is known."""
+    remark: str
+
+
+def options(chosen: type[Config]) -> Iterator[Option]:
+    """The fields of a config, in their order."""
+    properties = chosen.model_json_schema().get("properties", {})
+    for name, field in chosen.model_fields.items():
+        default = "needed" if field.is_required() else _value(field.get_default(call_default_factory=True))
+        remark = " ".join((field.description or "").split())
+        yield Option(name, type_of(properties.get(name, {})), default, tuple(chosen.values_of(name)), remark)
 
 
 def fields(chosen: type[Config]) -> Iterator[str]:
     """The options of a config: name, type and default on a line, the remark below."""
-    properties = chosen.model_json_schema().get("properties", {})
-    for option, field in chosen.model_fields.items():
-        schema = properties.get(option, {})
-        default = "needed" if field.is_required() else f"default {_value(field.get_default(call_default_factory=True))}"
-        yield f"  {option}: {type_of(schema)} ({default})"
-        if values := chosen.values_of(option):
-            yield from _indented("one of " + ", ".join(values))
-        yield from _indented(" ".join((field.description or "").split()))
+    for one in options(chosen):
+        yield f"  {one.name}: {one.type} ({'' if one.default == 'needed' else 'default '}{one.default})"
+        if one.values:
+            yield from _indented("one of " + ", ".join(one.values))
+        yield from _indented(one.remark)
     if chosen.model_config.get("extra") == "allow":
         yield from textwrap.wrap(inspect.cleandoc(chosen.__doc__ or ""), WIDTH, initial_indent="  ")
 
