@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "data/README.md", "docs/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/*.md")
 PROGRAMS = ("mmtune", "python", "pip", "hf", "tar", "torchrun", "accelerate", "img2dataset", "video2dataset", "git")
 SHOWN = ("yaml", "python", "json", "text")
 """Languages of fenced blocks that hold no commands."""
@@ -33,6 +33,7 @@ NOT_RUN = (
     (r"(torchrun|accelerate) ", "for eight devices; tests/training/test_launch.py starts two processes"),
     (r"tools/(demo|curve|claims|prove|bench|docs|fidelity)\b", "takes minutes; a test has a small form of it"),
     (r"tools/test\b", "runs what runs this"),
+    (r"PYTHONPATH=\. mmtune ", "tests/test_contributing.py runs it, with the examples that stand above it"),
     (r"mmtune data convert train\.parquet", "needs the extra `parquet`; tests/data has it where that is installed"),
     (r"mmtune (chat|train) .*\b(sign\.jpg|talk\.mp4)\b.*--expert ocr", "needs the extra `ocr`; tests/experts"),
 )
