@@ -442,8 +442,12 @@ def load(
 
 def problem(path: str, message: str, seen: Any = None) -> dict[str, Any]:
     """One line for `raise_problems`: a mistake found by a check across fields."""
-    text = {"msg": message}
-    return {"type": PydanticCustomError("cross_field", "{msg}", text), "loc": tuple(path.split(".")), "input": seen}
+    return {"type": cross_field(message), "loc": tuple(path.split(".")), "input": seen}
+
+
+def cross_field(message: str) -> PydanticCustomError:
+    """A mistake of one field that another field shows, for a field's validator to raise."""
+    return PydanticCustomError("cross_field", "{msg}", {"msg": message})
 
 
 def raise_problems(title: str, problems: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from mmtune import config, registry
 from mmtune.config import Config, entry
@@ -59,21 +59,19 @@ class BranchSection(Config):
     kinds: tuple[Kind, ...] | None = None
     """Kinds of media that go this way; all that the encoder takes when not given."""
 
-    @model_validator(mode="after")
-    def _resolve(self) -> BranchSection:
-        if isinstance(self.encoder, config.Outside):  # what it takes is known when it may be imported
-            return self
-        takes = tuple(registry.find("encoders", self.encoder.name).kinds)
-        if self.kinds is None:
-            self.__dict__["kinds"] = takes
-        strange = [kind for kind in self.kinds if kind not in takes]
-        if strange or not self.kinds:
-            what = f"{', '.join(strange)} for" if strange else "no kind for"
-            config.raise_problems(
-                "BranchSection",
-                [config.problem("kinds", f"{what} encoder {self.encoder.name}, which takes {', '.join(takes)}")],
-            )
-        return self
+    @field_validator("kinds")
+    @classmethod
+    def _of_the_encoder(cls, kinds: tuple[Kind, ...] | None, info: ValidationInfo) -> tuple[Kind, ...] | None:
+        encoder = info.data.get("encoder")
+        if encoder is None or isinstance(encoder, config.Outside):  # known when it may be imported
+            return kinds
+        takes = tuple(registry.find("encoders", encoder.name).kinds)
+        kinds = takes if kinds is None else kinds
+        strange = ", ".join(kind for kind in kinds if kind not in takes)
+        if strange or not kinds:
+            what = f"{strange or 'no kind'} for encoder {encoder.name}"
+            raise config.cross_field(f"{what}, which takes {', '.join(takes)}")
+        return kinds
 
 
 class ModelSection(Config):
@@ -135,34 +133,46 @@ class StreamSection(Config):
     objective: ObjectiveEntry = Field(default={"name": "cross_entropy"})
     """What is asked of the model; a name, or a name with options."""
 
-    @model_validator(mode="after")
-    def _resolve(self) -> StreamSection:
-        problems = []
-        cards = {}
-        for name in self.data:
-            if is_card(name):
-                try:
-                    cards[name] = config.load(Card, name, builtin="cards")
-                except MmtuneError as error:
-                    problems.append(config.problem("data", "; ".join(str(error).splitlines())))
-        if not problems and self.format is None:
-            spelled = {config.dump(card.format): card.format for card in cards.values()}
-            bare = [name for name in self.data if name not in cards]
-            if len(spelled) == 1 and not bare:
-                self.__dict__["format"] = next(iter(spelled.values()))
-            else:
-                known = ", ".join(registry.names("data/formats"))
-                why = f"{bare[0]} has no card" if bare else "the cards do not agree"
-                problems.append(config.problem("format", f"missing, and {why}; one of {known}"))
-        config.raise_problems("StreamSection", problems)
-        return self
+    @field_validator("data")
+    @classmethod
+    def _has_its_cards(cls, data: tuple[str, ...]) -> tuple[str, ...]:
+        faults = []
+        for name in filter(is_card, data):
+            try:
+                _card(name)
+            except MmtuneError as error:
+                faults += str(error).splitlines()
+        if faults:
+            raise config.cross_field("; ".join(faults))
+        return data
+
+    @field_validator("format")
+    @classmethod
+    def _of_the_cards(cls, given: Config | None, info: ValidationInfo) -> Config | None:
+        if given is not None or "data" not in info.data:
+            return given
+        bare = next((name for name in info.data["data"] if not is_card(name)), None)
+        if bare is None and (found := _one_format(map(_card, info.data["data"]))):
+            return found
+        why = f"{bare} has no card" if bare else "the cards do not agree"
+        raise config.cross_field(f"missing, and {why}; one of {', '.join(registry.names('data/formats'))}")
 
     def patterns(self) -> tuple[str, ...]:
         """The patterns of all shards, those of cards included."""
         found: list[str] = []
         for name in self.data:
-            found += config.load(Card, name, builtin="cards").patterns() if is_card(name) else [name]
+            found += _card(name).patterns() if is_card(name) else [name]
         return tuple(found)
+
+
+def _card(name: str) -> Card:
+    return config.load(Card, name, builtin="cards")
+
+
+def _one_format(owners: Iterable[Card | StreamSection]) -> Config | None:
+    """The format of all of them, none where they differ."""
+    spelled = {config.dump(owner.format): owner.format for owner in owners}
+    return spelled.popitem()[1] if len(spelled) == 1 else None
 
 
 def is_card(text: str) -> bool:
@@ -351,6 +361,21 @@ class Recipe(Config):
     chat: ChatSection = ChatSection()
     """How the finished model talks."""
 
+    @field_validator("eval")
+    @classmethod
+    def _reads_as_the_run(cls, section: EvalSection, info: ValidationInfo) -> EvalSection:
+        task, found = section.task, _one_format(info.data.get("streams", {}).values())
+        if task is None or found is None or "format" not in type(task).model_fields.keys() - task.model_fields_set:
+            return section
+        return section.model_copy(update={"task": task.model_copy(update={"format": found})})
+
+    @field_validator("chat")
+    @classmethod
+    def _talks_as_the_streams(cls, section: ChatSection, info: ValidationInfo) -> ChatSection:
+        prompts = {stream.prompt for stream in info.data.get("streams", {}).values()}
+        settled = section.prompt is not None or len(prompts) != 1
+        return section if settled else section.model_copy(update={"prompt": prompts.pop()})
+
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         problems = [
@@ -362,15 +387,6 @@ class Recipe(Config):
             *_prompts(self),
         ]
         config.raise_problems("Recipe", problems)
-        if self.chat.prompt is None:
-            only = {stream.prompt for stream in self.streams.values()}
-            self.__dict__["chat"] = self.chat.model_copy(update={"prompt": only.pop()})
-        task = self.eval.task
-        if task is not None and "format" in type(task).model_fields and "format" not in task.model_fields_set:
-            spelled = {config.dump(stream.format): stream.format for stream in self.streams.values()}
-            if len(spelled) == 1:  # as the run reads its own records
-                task = task.model_copy(update={"format": next(iter(spelled.values()))})
-                self.__dict__["eval"] = self.eval.model_copy(update={"task": task})
         return self
 
 
@@ -512,10 +528,10 @@ def _eval(recipe: Recipe) -> Problems:
 
 def _prompts(recipe: Recipe) -> Problems:
     named = {f"streams.{name}.prompt": stream.prompt for name, stream in recipe.streams.items()}
-    if recipe.chat.prompt is not None:
+    if recipe.chat.prompt not in (None, *named.values()):
         named["chat.prompt"] = recipe.chat.prompt
     problems = []
-    if recipe.chat.prompt is None and len(set(named.values())) != 1:
+    if recipe.chat.prompt is None:
         why = "the streams do not settle it" if named else "no streams settle it; `mmtune init` writes a whole recipe"
         problems.append(config.problem("chat.prompt", f"missing; {why}"))
     known = list(registry.shipped("prompts"))

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,12 +47,15 @@ class Config(EncoderConfig):
     )
     """Heights and widths in pixels that a picture may be fitted into; multiples of the inner encoder's size."""
 
-    @model_validator(mode="after")
-    def _same_weights(self) -> Config:
-        if self.weights not in (None, self.encoder.weights):
+    @model_validator(mode="before")
+    @classmethod
+    def _same_weights(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or not (inner := tree.get("encoder")):
+            return tree
+        weights = inner.get("weights") if isinstance(inner, dict) else getattr(inner, "weights", None)
+        if tree.get("weights") not in (None, weights):
             raise ValueError("weights belong to the inner encoder: encoder.weights")
-        self.__dict__["weights"] = self.encoder.weights
-        return self
+        return {**tree, "weights": weights}
 
 
 class Anyres(Encoder):
