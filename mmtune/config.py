@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 from mmtune import disk, paths, registry, renamed
@@ -34,6 +42,9 @@ MAX_ALIASES = 50
 """Most uses of `*alias`."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+Words = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""A list of texts; one alone may be written without brackets."""
 
 
 class Config(BaseModel):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from mmtune import config, registry
-from mmtune.config import Config, entry
+from mmtune.config import Config, Words, entry
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.media import Limits
 from mmtune.params import ParameterGroup, SchedulerType
@@ -26,9 +26,6 @@ from mmtune.types import Kind
 NAME = r"[a-z][a-z0-9_]*"
 Name = Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)]
 """Of a branch, a stream or a group. It becomes part of parameter names and a file name."""
-
-Words = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-"""A list of texts; one alone may be written without brackets."""
 
 
 def _short_entry(value: Any) -> Any:

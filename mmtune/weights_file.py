@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mmtune.errors import CheckpointError
@@ -28,3 +31,12 @@ def read(path: Path) -> dict[str, Tensor]:
             "an intact safetensors file",
             "copy it again",
         ) from error
+
+
+def digest(named: Iterable[tuple[str, Tensor]], begin: str = "", end: str = "") -> str:
+    """SHA-256 over `begin` and, of each tensor, name, type, shape, `end` and bytes, in hex."""
+    total = hashlib.sha256(begin.encode())
+    for name, tensor in named:
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}{end}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -13,7 +13,6 @@ catches a loader that reads the same file into other numbers; the price is one p
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -86,13 +85,10 @@ def digest(tensors: Mapping[str, Tensor], held: torch.dtype | None = None) -> st
     Args:
         held: type that floating tensors are turned to first: that in which a widened part was taken down.
     """
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = files_of.whole(tensors[name].detach()).cpu()
-        tensor = (tensor.to(held) if held is not None and tensor.is_floating_point() else tensor).contiguous()
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    each = ((name, files_of.whole(tensors[name].detach()).cpu()) for name in sorted(tensors))
+    if held is not None:
+        each = ((name, tensor.to(held) if tensor.is_floating_point() else tensor) for name, tensor in each)
+    return weights_file.digest(each, end="\n")
 
 
 def marks_of(model: nn.Module, groups: Groups) -> dict[str, int]:

@@ -38,13 +38,13 @@ def run(recipe: str, overrides: list[str], devices: Devices) -> None:
 def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
     """The same as lines."""
     from mmtune import model as models
-    from mmtune import params
+    from mmtune.checkpoint.store import groups_of
     from mmtune.recipe import Recipe
     from mmtune.training import estimate
 
     loaded = config.load(Recipe, recipe, overrides)
     model = models.build(loaded.model, weights=False, device="meta")
-    shape = estimate.shape_of(model, params.partition(model, loaded.groups, loaded.model.freeze))
+    shape = estimate.shape_of(model, groups_of(model, loaded))
     section, bf16 = loaded.run, loaded.run.precision == "bf16"
     rows = max(1, section.batch_tokens // section.length)
     tokens = estimate.tokens_of(section, devices.count)

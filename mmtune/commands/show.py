@@ -21,6 +21,7 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
     """
     from mmtune import model as models
     from mmtune import params
+    from mmtune.checkpoint.store import groups_of
     from mmtune.recipe import Recipe
 
     loaded = config.load(Recipe, recipe, overrides)
@@ -28,7 +29,7 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
         print("\n".join(_by_name(loaded, waiting)))
         return
     model = models.build(loaded.model, weights=False, device="meta")
-    parts = params.partition(model, loaded.groups, loaded.model.freeze)
+    parts = groups_of(model, loaded)
     for name, branch in model.branches.items():
         shape = branch.encoder.shape
         tokens = branch.connector.tokens_out(shape.frames)

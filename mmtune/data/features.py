@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +26,11 @@ from mmtune.data.loader import Stream
 from mmtune.data.pool import Pool
 from mmtune.data.shards import SampleKey
 from mmtune.errors import DataError, MediaError, Reason, UsageError
-from mmtune.types import Example, Kind, MediaRef
+from mmtune.processor import BranchLike
+from mmtune.types import Example, MediaRef
 
 Progress = Callable[[int, int], None]
 """Called with samples done and samples in all."""
-
-
-class BranchLike(Protocol):
-    """What is needed of a branch."""
-
-    encoder: Any
-    kinds: tuple[Kind, ...]
 
 
 class FeatureCache:

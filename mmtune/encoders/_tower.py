@@ -6,7 +6,6 @@ else is here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from mmtune.encoders.base import Encoder
 from mmtune.errors import MediaError, ModelError, Reason
 from mmtune.types import Features, Kind
+from mmtune.weights_file import digest
 
 
 class TowerEncoder(Encoder):
@@ -86,16 +86,9 @@ class TowerEncoder(Encoder):
 
     def fingerprint(self) -> str:
         """sha256 over what the tower is built from, its settings and its weights, wherever these lie."""
-        config = self.config.model_dump(mode="json")
-        for key in ("weights", "model", "revision", "chunk"):
-            config.pop(key, None)
-        digest = hashlib.sha256()
-        about = [type(self).__qualname__, config, *self.identity()]
-        digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        config = self.config.model_dump(mode="json", exclude={"weights", "model", "revision", "chunk"})
+        about = json.dumps([type(self).__qualname__, config, *self.identity()], sort_keys=True, default=str)
+        return digest(sorted(self.state_dict().items()), about)
 
     def _refuse(self, kind: Kind, origin: str) -> None:
         if kind not in self.kinds:

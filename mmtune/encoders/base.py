@@ -5,18 +5,17 @@ The base does what all share (sampling from the config, the fingerprint); an ent
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mmtune.config import Config
 from mmtune.types import Features, FeatureShape, Kind, Media
+from mmtune.weights_file import digest
 
 if TYPE_CHECKING:
     from mmtune.media.base import Sampling
@@ -99,14 +98,9 @@ class Encoder(nn.Module):
 
         Where the weights lie is left out: the same numbers give the same features from any folder.
         """
-        digest = hashlib.sha256()
-        config = self.config.model_dump(mode="json")
-        config.pop("weights", None)
-        digest.update(json.dumps([type(self).__module__, type(self).__qualname__, config], sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        config = self.config.model_dump(mode="json", exclude={"weights"})
+        about = json.dumps([type(self).__module__, type(self).__qualname__, config], sort_keys=True)
+        return digest(sorted(self.state_dict().items()), about)
 
 
 def weights_path(text: str) -> Path:

@@ -12,7 +12,6 @@ one. The picture is normalised with the image encoder's own statistics.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +30,7 @@ from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.layers import clouds
 from mmtune.media import Sampling
 from mmtune.types import Features, Kind, Media
+from mmtune.weights_file import digest
 
 COLOURS = ("red", "green", "blue")
 GREY = 0.8
@@ -246,11 +246,8 @@ class P2PPoints(Encoder):
     def fingerprint(self) -> str:
         """sha256 over the settings, the canvas, and the image encoder's own fingerprint."""
         config: dict[str, Any] = self.config.model_dump(mode="json", exclude={"weights", "image", "chunk"})
-        digest = hashlib.sha256(json.dumps([config, self.image.fingerprint()], sort_keys=True).encode())
-        for name, tensor in sorted(self.draw.state_dict().items()) if self.draw is not None else ():
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        drawn = self.draw.state_dict() if self.draw is not None else {}
+        return digest(sorted(drawn.items()), json.dumps([config, self.image.fingerprint()], sort_keys=True))
 
     def _refuse(self, kind: Kind, origin: str) -> None:
         if kind not in self.kinds:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn import Parameter
 
+from mmtune.model import LOGITS
+
 Strategy = Literal["replicate", "shard", "shard_all"]
 Groups = Mapping[str, Sequence[tuple[str, Parameter]]]
 
-LOGITS = 1 << 24
-"""Most logits at a time, as in `mmtune.model`; each is there in three copies of four bytes while its loss is made."""
 COPIES = 3
+"""Of each logit, four bytes each, while its loss is made."""
 STATES = 8
 """Bytes of AdamW's two running means for each trained number."""
 

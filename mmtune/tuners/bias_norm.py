@@ -18,19 +18,19 @@ recipe, and then wraps the tuned layers.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmtune.config import Words
 from mmtune.errors import ModelError
 from mmtune.llm.base import LLM
 from mmtune.tuners.base import Tuner, TunerConfig
 
 Form = Literal["output", "input", "bias"]
-Words = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class Config(TunerConfig):

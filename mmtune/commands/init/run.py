@@ -231,6 +231,7 @@ def _fit(
     the published layout that has a place for it, if one has."""
     from mmtune import model as models
     from mmtune import params
+    from mmtune.checkpoint.store import groups_of
 
     recipe = config.validate(_recipe(), tree, "the recipe")
     try:
@@ -239,7 +240,7 @@ def _fit(
         if all(name == parts.POCKET or parts.is_path(name) for name in _names(answers)):
             raise
         return tree, [f"not built, because a part is not here: {error.seen.splitlines()[0]}"], None
-    table = params.table(model, params.partition(model, recipe.groups)).splitlines()[-1]
+    table = params.table(model, groups_of(model, recipe)).splitlines()[-1]
     lengths = _lengths(recipe, model, seen)
     kind, told = leaving.layout(recipe, model)
     if not lengths:
