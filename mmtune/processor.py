@@ -152,26 +152,41 @@ class Processor:
             _single(tokenizer, text, "tokens")
 
     def example(self, sample: Sample, answer: bool = False, rng: np.random.Generator | None = None) -> Example:
-        """A conversation as tokens, labels, slots and prepared media.
+        """A conversation as tokens, labels, slots and prepared media; arguments and errors are those of `fit`."""
+        return self.fit(sample, answer, rng)[0]
+
+    def fit(
+        self,
+        sample: Sample,
+        answer: bool = False,
+        rng: np.random.Generator | None = None,
+        too_long: TooLong | None = None,
+    ) -> tuple[Example, Sample, int]:
+        """The example of a conversation, the conversation as it fits, and how many exchanges were left out.
 
         Args:
             answer: leave the assistant's turn open; nothing is learned.
             rng: randomness of the encoders' preparation; none for none.
+            too_long: the rule for this one; the processor's when not given.
 
         Raises:
             DataError: too_long, empty_target (nothing to learn), bad_text, wrong_media_type (no branch takes it).
             MediaError: an item that cannot be decoded.
             UsageError: too long, where the rule is error.
         """
-        items = _Items()
+        items, rule, left_out = _Items(), too_long or self.too_long, 0
         full = draft = self._draft(sample, answer, rng, items)
         while self.length is not None and len(draft.tokens) > self.length:
-            if self.too_long == "cut" and not answer and draft.cut(self.length):
+            if rule == "cut" and not answer and draft.cut(self.length):
                 break
-            shorter = _shorter(sample, answer) if self.too_long == "turns" else None
+            shorter = _shorter(sample, answer) if rule == "turns" else None
             if shorter is None:
-                raise self._refusal(sample, len(full.tokens))
-            sample = shorter
+                tokens = len((draft if answer else full).tokens)  # in chat, those of the question alone
+                seen, expected = f"{sample.id}: {tokens} tokens", f"at most {self.length}"
+                if rule == "error":
+                    raise UsageError(seen, expected, "raise run.length, or choose the rule drop or turns")
+                raise DataError(Reason.too_long, seen, expected)
+            sample, left_out = shorter, left_out + 1
             draft = self._draft(sample, answer, rng, items)
         if not answer and not any(draft.weights):
             raise DataError(
@@ -179,7 +194,8 @@ class Processor:
                 f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn",
                 "an assistant's turn with text and a weight above 0",
             )
-        return replace(self._example(sample, draft, answer), notes=tuple(sorted(items.notes.elements())))
+        example = self._example(sample, draft, answer)
+        return replace(example, notes=tuple(sorted(items.notes.elements()))), sample, left_out
 
     def _example(self, sample: Sample, draft: _Draft, answer: bool) -> Example:
         tokens = torch.tensor(draft.tokens, dtype=torch.int64)
@@ -279,12 +295,6 @@ class Processor:
         if notes is not None:
             notes.update(found.notes)
         return encoder.prepare(found, rng)
-
-    def _refusal(self, sample: Sample, tokens: int) -> Exception:
-        seen, expected = f"{sample.id}: {tokens} tokens", f"at most {self.length}"
-        if self.too_long == "error":
-            return UsageError(seen, expected, "raise run.length, or choose the rule drop or turns")
-        return DataError(Reason.too_long, seen, expected)
 
 
 def _routes(branches: Mapping[str, BranchLike]) -> dict[Kind, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ class Engine:
     Args:
         run: where it comes from, for records.
         model: on its device; set to eval mode here.
-        processor: of the same recipe. Its features and its rule for long conversations are set here.
+        processor: of the same recipe. Its features are set here.
         top_p: drawn answers take from the likeliest tokens that together reach this probability.
     """
 
@@ -94,7 +94,6 @@ class Engine:
         self.tokenizer = processor.tokenizer
         self._features = _Features(model, processor)
         processor.features = self._features
-        processor.too_long = "drop"  # refused there, shortened here, where it can be told
         for branch in model.branches.values():
             branch.cached = True
 
@@ -130,19 +129,13 @@ class Engine:
         return Prompt(example, tuple(media[ref] for ref in fitting.media), left_out)
 
     def _fit(self, sample: Sample) -> tuple[Example, Sample, int]:
-        left_out = 0
-        while True:
-            try:
-                return self.processor.example(sample, answer=True), sample, left_out
-            except DataError as error:
-                asked = [index for index, turn in enumerate(sample.turns) if turn.role == "user"]
-                if error.reason != Reason.too_long:
-                    raise
-                if len(asked) < 2:
-                    seen = f"the question alone, with its media, has {error.seen.rpartition(': ')[2]}"
-                    raise DataError(error.reason, seen, error.expected, "a shorter question, or less media") from error
-            sample = replace(sample, turns=sample.turns[: asked[0]] + sample.turns[asked[1] :])
-            left_out += 1
+        try:
+            return self.processor.fit(sample, answer=True, too_long="turns")
+        except DataError as error:
+            if error.reason != Reason.too_long:
+                raise
+            seen = f"the question alone, with its media, has {error.seen.rpartition(': ')[2]}"
+            raise DataError(error.reason, seen, error.expected, "a shorter question, or less media") from error
 
     def stream(self, prompt: Prompt, max_tokens: int, temperature: float, seed: int) -> Iterator[int]:
         """The tokens of an answer as they come; the one that ends it is not given."""
