@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mmtune.collate import collate
 from mmtune.errors import UsageError
 from mmtune.types import Batch, Embeds, Example
 
@@ -198,7 +199,8 @@ class _Reader:
         if not all(len(example) for example in examples):
             raise UsageError(seen="an empty prompt", expected="at least one token", hint="use a template with a begin")
         self.model = model
-        self.batch = rows(examples, model.llm.tokenizer.pad).to(model.device)
+        texts = [[example] for example in examples]
+        self.batch = collate(texts, model.llm.tokenizer.pad, multiple=1).to(model.device)
         self.lengths = torch.tensor([len(example) for example in examples], device=model.device)
         self.embeds = model.connect(model.encode(self.batch)) if embeds is None else embeds
         self.cache = model.llm.new_cache()
@@ -242,43 +244,3 @@ class _Reader:
         self.embeds = embeds
         texts = (batch.tokens, batch.labels, batch.positions, batch.segments)
         self.batch = Batch(*(text[kept] for text in texts), media, frames, slots)
-
-
-def rows(examples: Sequence[Example], pad: int) -> Batch:
-    """One example in each row, padded at the end to the longest."""
-    longest = max(len(example) for example in examples)
-    shape = (len(examples), longest)
-    tokens, labels = torch.full(shape, pad, dtype=torch.int64), torch.full(shape, -100, dtype=torch.int64)
-    segments, positions = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int64)
-    media: dict[str, list[Tensor]] = {}
-    slots: dict[str, list[list[int]]] = {}
-    for row, example in enumerate(examples):
-        length = len(example)
-        tokens[row, :length], labels[row, :length] = example.tokens, example.labels
-        segments[row, :length], positions[row, :length] = 1, torch.arange(length)
-        for slot in example.slots:
-            media.setdefault(slot.branch, []).append(example.media[slot.branch][slot.item])
-            slots.setdefault(slot.branch, []).append([row, 1, slot.start, slot.length])
-    padded: dict[str, Any] = {branch: _frames(items) for branch, items in media.items()}
-    return Batch(
-        tokens,
-        labels,
-        positions,
-        segments,
-        {branch: both[0] for branch, both in padded.items()},
-        {branch: both[1] for branch, both in padded.items()},
-        {branch: torch.tensor(lines) for branch, lines in slots.items()},
-        examples[0].stream,
-        tuple(example.id for example in examples),
-    )
-
-
-def _frames(items: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Items [F,...] -> [M,F,...], padded with zeros to the most frames, and bool [M,F] of the real ones."""
-    most = max(len(item) for item in items)
-    media = items[0].new_zeros(len(items), most, *items[0].shape[1:])
-    frames = torch.zeros(len(items), most, dtype=torch.bool)
-    for number, item in enumerate(items):
-        media[number, : len(item)] = item
-        frames[number, : len(item)] = True
-    return media, frames

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mmtune import media
+from mmtune.collate import collate
 from mmtune.errors import UsageError
 from mmtune.fusion.base import Fusion, FusionConfig
-from mmtune.generate import Sampling, answer_batch, rows, stream
+from mmtune.generate import Sampling, answer_batch, stream
 from mmtune.types import Sample, Turn
 from tests import toys
 from tests.llm import tiny
@@ -44,7 +45,7 @@ def naive(model, example, n, stops=()):
     for _ in range(n):
         longer = type(example)(example.id, tokens, torch.full_like(tokens, -100), example.slots, example.media)
         with torch.no_grad():
-            token = int(model.llm.head(model(rows([longer], 0))[0, -1]).argmax())
+            token = int(model.llm.head(model(collate([[longer]], multiple=1))[0, -1]).argmax())
         if token in stops:
             break
         out.append(token)
@@ -60,7 +61,7 @@ def test_cached_decoding_equals_reading_anew(model):
 def test_media_matter(model):
     red, blue = ask(model, picture((255, 0, 0)), "what"), ask(model, picture((0, 0, 255)), "what")
     with torch.no_grad():
-        assert (model(rows([red], 0)) - model(rows([blue], 0))).abs().max() > 1e-4
+        assert (model(collate([[red]], multiple=1)) - model(collate([[blue]], multiple=1))).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("size", [1, 2, 32])
@@ -122,7 +123,7 @@ def test_embeddings_can_be_brought_along(model):
     example = questions(model)[0]
     expected = list(stream(model, example, (), max_tokens=6))
     with torch.no_grad():
-        embeds = model.connect(model.encode(rows([example], 0)))
+        embeds = model.connect(model.encode(collate([[example]], multiple=1)))
     example.media["sight"][0].fill_(float("nan"))
     assert list(stream(model, example, (), max_tokens=6, embeds=embeds)) == expected
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from mmtune import media
 from mmtune import model as model_module
+from mmtune.collate import collate
 from mmtune.connectors import anyres, mlp
 from mmtune.errors import ConfigError, ModelError
 from mmtune.fusion import tokens as fusion_tokens
-from mmtune.generate import rows
 from mmtune.llm.hf import Config as HFConfig
 from mmtune.model import Branch, MultimodalModel, build
 from mmtune.processor import Processor
@@ -76,7 +76,7 @@ def sample(*parts, answer="a red circle", name="s"):
 
 def batch(model, *samples):
     one = processor(model)
-    return rows([one.example(each) for each in samples], model.llm.tokenizer.pad)
+    return collate([[one.example(each)] for each in samples], model.llm.tokenizer.pad, multiple=1)
 
 
 MIXED = (sample(picture(), "what is this"), sample("how", answer="two"), sample(clip(3), "now", answer="a blue square"))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmtune.collate import collate
 from mmtune.model import MultimodalModel
-from mmtune.types import IGNORE, Batch, Example, Kind, Media, Slot
+from mmtune.types import IGNORE, Example, Kind, Media, Slot
 
 WORDS = 6
 """Tokens of text before an item, and as many behind it."""
@@ -117,21 +118,11 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
     tokens = torch.cat([before, before.new_full((num_tokens,), pad), behind])
     example = Example("a probe", tokens, torch.full_like(tokens, IGNORE), slots, media)
     with torch.no_grad(), _behind(model, branch if apart else None):
-        batch = _batch(example)
+        batch = collate([[example]], multiple=1)
         seen = None
         if branch is not None and not apart:
             seen = model.branches[branch].encoder(batch.media[branch], batch.frame_mask[branch]).tokens[0].float()
         return Answer(given, example, model.llm.head(model(batch)[0]).float(), seen)
-
-
-def _batch(example: Example) -> Batch:
-    """One example in a row of its own, without padding."""
-    tokens, labels = example.tokens[None], example.labels[None]
-    media = {branch: items[0][None] for branch, items in example.media.items()}
-    frames = {branch: torch.ones(items.shape[:2], dtype=torch.bool) for branch, items in media.items()}
-    slots = {slot.branch: torch.tensor([[0, 1, slot.start, slot.length]]) for slot in example.slots}
-    positions = torch.arange(len(example))[None]
-    return Batch(tokens, labels, positions, torch.ones_like(tokens, dtype=torch.int32), media, frames, slots)
 
 
 def features(encoder: Any, media: Media) -> tuple[Tensor, Tensor]:

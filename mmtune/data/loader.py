@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmtune.collate import collate
 from mmtune.data import _serialize
-from mmtune.data.collate import collate
 from mmtune.data.exchange import Notice, Peers, SharedPreparation
 from mmtune.data.formats.base import Format
 from mmtune.data.ledger import Ledger

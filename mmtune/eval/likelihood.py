@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from mmtune import generate
+from mmtune.collate import collate
 from mmtune.errors import DataError
 from mmtune.model import LOGITS
 from mmtune.types import IGNORE, Example, Sample, Turn
@@ -39,8 +39,8 @@ def answer_nats(model: MultimodalModel, examples: Sequence[Example | None], rows
     there.sort(key=lambda index: len(examples[index]))  # type: ignore[arg-type]
     for start in range(0, len(there), rows):
         indexes = there[start : start + rows]
-        batch = generate.rows([examples[index] for index in indexes], model.llm.tokenizer.pad)  # type: ignore[misc]
-        batch = batch.to(model.device)
+        texts = [[examples[index]] for index in indexes]
+        batch = collate(texts, model.llm.tokenizer.pad, multiple=1).to(model.device)  # type: ignore[arg-type]
         hidden, wanted = model(batch), batch.labels != IGNORE
         size = max(1, LOGITS // model.llm.tokenizer.vocabulary)
         pairs = zip(hidden[wanted].split(size), batch.labels[wanted].split(size), strict=True)

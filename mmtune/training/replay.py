@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mmtune.checkpoint import store
+from mmtune.collate import collate
 from mmtune.data import ledger
-from mmtune.data.collate import collate
 from mmtune.data.loader import Loader, Skip
 from mmtune.data.shards import SampleKey
 from mmtune.errors import Reason, UsageError

@@ -22,8 +22,8 @@ import numpy
 import torch
 
 from mmtune import registry
+from mmtune.collate import collate
 from mmtune.data.build import batch_spec_of, held_out_sections
-from mmtune.data.collate import collate
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, Skip, Stream
 from mmtune.data.pack import BatchSpec, Packer

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.data.collate import collate
+from mmtune.collate import collate
 from mmtune.data.ledger import Ledger, read
 from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.streams import Schedule

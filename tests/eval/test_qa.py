@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from mmtune import cli
 from mmtune import model as models
 from mmtune.checkpoint import store
+from mmtune.collate import collate
 from mmtune.data.build import streams_of
-from mmtune.data.collate import collate
 from mmtune.errors import ConfigError, UsageError
 from mmtune.eval import metrics
 from mmtune.eval.run import evaluate

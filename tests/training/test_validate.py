@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from mmtune import config
 from mmtune.checkpoint import store
+from mmtune.collate import collate
 from mmtune.data import ledger
-from mmtune.data.collate import collate
 from mmtune.data.loader import Skip
 from mmtune.data.shards import Corpus
 from mmtune.errors import ConfigError, DataError

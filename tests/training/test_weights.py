@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmtune.collate import collate
 from mmtune.data import _serialize
-from mmtune.data.collate import collate
 from mmtune.errors import ShapeError
 from mmtune.model import build
 from mmtune.training.distributed import Runtime

@@ -20,9 +20,9 @@ from mmtune import prompt
 from mmtune.checkpoint import build_run, store
 from mmtune.checkpoint.foreign.base import Source
 from mmtune.checkpoint.foreign.pllava import Config, Pllava
+from mmtune.collate import collate
 from mmtune.connectors.pool import Config as PoolConfig
 from mmtune.connectors.pool import Pool
-from mmtune.data.collate import collate
 from mmtune.fusion.tokens import write
 from mmtune.generate import answer_batch
 from mmtune.media import _pllava

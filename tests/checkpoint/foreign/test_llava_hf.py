@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmtune.checkpoint import convert, store
-from mmtune.data.collate import collate
+from mmtune.collate import collate
 from mmtune.errors import CheckpointError
 from mmtune.generate import answer_batch
 from mmtune.types import MediaRef, Sample, Turn

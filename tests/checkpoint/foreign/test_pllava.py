@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmtune.checkpoint import convert, store
-from mmtune.data.collate import collate
+from mmtune.collate import collate
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.types import Example, Slot
 from tests.checkpoint.foreign.makers import llava_hf, pllava

@@ -16,15 +16,21 @@ from mmtune.errors import ShapeError
 from mmtune.types import IGNORE, Batch, Example
 
 MULTIPLE = 8
-"""Rows are padded to a multiple of this many tokens."""
+"""Packed rows are padded to a multiple of this many tokens."""
 
 
-def collate(rows: Sequence[Sequence[Example]], pad: int = 0, stream: str = "", width: int | None = None) -> Batch:
+def collate(
+    rows: Sequence[Sequence[Example]],
+    pad: int = 0,
+    stream: str = "",
+    width: int | None = None,
+    multiple: int = MULTIPLE,
+) -> Batch:
     """Rows of examples to a batch.
 
     Args:
         pad: token written at padding.
-        width: T; the longest row, brought up to MULTIPLE, when not given.
+        width: T; the longest row, brought up to a multiple of `multiple`, when not given.
 
     Returns:
         Items of a branch in the order of their rows, segments and slots; padded in F with zeros, `frames` saying which
@@ -35,7 +41,7 @@ def collate(rows: Sequence[Sequence[Example]], pad: int = 0, stream: str = "", w
     """
     lengths = [sum(len(example) for example in row) for row in rows]
     longest = max([1, *lengths])
-    width = width or -(-longest // MULTIPLE) * MULTIPLE
+    width = width or -(-longest // multiple) * multiple
     if longest > width:
         raise ShapeError(f"a row of {longest} tokens", f"at most {width}")
     shape = (max(1, len(rows)), width)
