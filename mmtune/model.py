@@ -19,6 +19,7 @@ from mmtune.connectors.base import Connector
 from mmtune.encoders.base import Encoder
 from mmtune.errors import ConfigError, ModelError
 from mmtune.fusion.base import Fusion
+from mmtune.items import encode_item
 from mmtune.llm.base import LLM
 from mmtune.types import IGNORE, Batch, Embeds, Features, Kind, Media
 
@@ -63,11 +64,9 @@ class Branch(nn.Module):
             black = Media("image", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), origin="nothing")
             item = torch.zeros_like(encoder.prepare(black))
             if self.cached:
-                weight = next(encoder.parameters())
-                frames = torch.ones(1, 1, dtype=torch.bool, device=weight.device)
                 # kept beyond the call, also of one in inference mode, whose tensors no later training could use
                 with torch.inference_mode(False), torch.no_grad():
-                    item = encoder(item[None].to(weight.device), frames).tokens[0].cpu().half()  # as they are stored
+                    item = encode_item(encoder, item).cpu().half()  # as they are stored
             self._black_image[self.cached] = item
         return self._black_image[self.cached]
 

@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from mmtune import media
 from mmtune.errors import ConfigError, DataError, ModelError, Note, Reason, UsageError
+from mmtune.items import BranchLike, FeatureStore, prepare_item
 from mmtune.llm.base import Before, Tokenizer
 from mmtune.prompt import Span, Template
 from mmtune.types import IGNORE, Example, Kind, MediaRef, Sample, Slot
@@ -36,21 +37,6 @@ if TYPE_CHECKING:
 
 TooLong = Literal["drop", "turns", "cut", "error"]
 Stop = int | tuple[int, ...]
-
-
-class BranchLike(Protocol):
-    """What the processor needs of a branch: an `Encoder`, a `Connector`, and the kinds of media that go there."""
-
-    encoder: Any
-    connector: Any
-    kinds: tuple[Kind, ...]
-
-
-class Lookup(Protocol):
-    """A store of features of frozen encoders."""
-
-    def get(self, branch: str, ref: MediaRef) -> Tensor | None:
-        """The features [F,N,E] of an item, or none for a branch that is not kept."""
 
 
 MOST_TOKENS = 1 << 24
@@ -122,7 +108,7 @@ class Processor:
         length: int | None = None,
         too_long: TooLong = "drop",
         uses_placeholders: bool = True,
-        features: Lookup | None = None,
+        features: FeatureStore | None = None,
         default_image_branch: str | None = None,
         limits: media.Limits | None = None,
     ) -> None:
@@ -287,14 +273,7 @@ class Processor:
         self, ref: MediaRef, rng: np.random.Generator | None = None, notes: Counter[Note] | None = None
     ) -> Tensor:
         """What the encoder of its branch makes of a decoded item, [F,...]; what was unusual is counted in `notes`."""
-        encoder = self.branches[self.branch_of(ref)].encoder
-        sampling = encoder.sampling(ref.kind)
-        if rng is not None and sampling.draws:
-            sampling = replace(sampling, seed=int(rng.integers(2**31)))
-        found = media.load(ref, sampling, self.limits)
-        if notes is not None:
-            notes.update(found.notes)
-        return encoder.prepare(found, rng)
+        return prepare_item(self.branches[self.branch_of(ref)].encoder, ref, self.limits, rng, notes)
 
 
 def _routes(branches: Mapping[str, BranchLike]) -> dict[Kind, str]:

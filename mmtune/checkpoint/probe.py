@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtune.collate import collate
+from mmtune.items import encode_item, use_features
 from mmtune.model import MultimodalModel
 from mmtune.types import IGNORE, Example, Kind, Media, Slot
 
@@ -117,7 +118,7 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
     pad = model.llm.tokenizer.pad
     tokens = torch.cat([before, before.new_full((num_tokens,), pad), behind])
     example = Example("a probe", tokens, torch.full_like(tokens, IGNORE), slots, media)
-    with torch.no_grad(), _behind(model, branch if apart else None):
+    with torch.no_grad(), use_features(model, [], None, [branch] if branch and apart else []):
         batch = collate([[example]], multiple=1)
         seen = None
         if branch is not None and not apart:
@@ -128,8 +129,7 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
 def features(encoder: Any, media: Media) -> tuple[Tensor, Tensor]:
     """(what an encoder is given, its tokens [F,N,E]) for an item."""
     given = encoder.prepare(media)
-    with torch.no_grad():
-        return given, encoder(given[None], torch.ones(1, given.shape[0], dtype=torch.bool)).tokens[0].float()
+    return given, encode_item(encoder, given).float()
 
 
 def _features(encoder: Any) -> Tensor:
@@ -140,21 +140,6 @@ def _features(encoder: Any) -> Tensor:
 
 def _black_image(model: MultimodalModel) -> Tensor:
     return model.branches[model.fusion.default_image_branch].black_image()
-
-
-class _behind:
-    """Asks a branch behind its encoder, for the time of one call."""
-
-    def __init__(self, model: MultimodalModel, branch: str | None) -> None:
-        self.held = None if branch is None else model.branches[branch]
-
-    def __enter__(self) -> None:
-        if self.held is not None:
-            self.before, self.held.cached = self.held.cached, True
-
-    def __exit__(self, *_: object) -> None:
-        if self.held is not None:
-            self.held.cached = self.before
 
 
 def settings(section: Any) -> Iterator[tuple[str, Any]]:

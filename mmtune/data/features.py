@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from mmtune.data.loader import Stream
 from mmtune.data.pool import Pool
 from mmtune.data.shards import SampleKey
 from mmtune.errors import DataError, MediaError, Reason, UsageError
-from mmtune.processor import BranchLike
+from mmtune.items import BranchLike, device_of, encode_item, encode_items, prepare_item
 from mmtune.types import Example, MediaRef
 
 Progress = Callable[[int, int], None]
@@ -82,14 +81,14 @@ class FeatureCache:
             reason, detail = feature_file.faults[self._fault(key)]
             raise MediaError(Reason(reason), f"{ref.origin}: {detail}", "media that can be decoded")
         encoder = self.branches[branch].encoder
-        if _device(encoder).type != "cpu":
+        if device_of(encoder).type != "cpu":
             raise UsageError(
                 seen=f"{ref.origin} has no kept features for branch {branch}",
                 expected="features kept before the first step",
                 hint="--resume looks for what is missing; if that does not help, delete "
                 f"{feature_file.folder} and it is made again",
             )
-        return torch.from_numpy(_encode(encoder, _prepare(encoder, ref, self.limits)[None])[0].astype(np.float16))
+        return encode_item(encoder, prepare_item(encoder, ref, self.limits)).float().cpu().half()
 
     def reload(self) -> None:
         """Read the indexes again, after another process has filled the cache."""
@@ -177,7 +176,7 @@ class FeatureCache:
                 head["kept"] += 1
                 continue
             try:
-                items.setdefault(branch, []).append(_prepare(self.branches[branch].encoder, ref, self.limits))
+                items.setdefault(branch, []).append(prepare_item(self.branches[branch].encoder, ref, self.limits))
                 head["keys"].setdefault(branch, []).append(name)
             except MediaError as error:
                 head["faults"].append([branch, name, str(error.reason), error.seen.removeprefix(f"{ref.origin}: ")])
@@ -217,8 +216,8 @@ class _Filling:
         waiting = self._waiting.pop(group)
         branch = group[0]
         if waiting:
-            arrays = _encode(self._cache.branches[branch].encoder, torch.stack(list(waiting.values())))
-            for key, array in zip(waiting, arrays, strict=True):
+            features = encode_items(self._cache.branches[branch].encoder, torch.stack(list(waiting.values())))
+            for key, array in zip(waiting, features.float().cpu().numpy(), strict=True):
                 self._writers[branch].put(key, array)
             self._counts["encoded"] += len(waiting)
 
@@ -251,25 +250,3 @@ def _walk(cache: FeatureCache, streams: list[Stream], workers: int) -> Any:
 
 def _key(ref: MediaRef) -> str:
     return f"{ref.kind}:{ref.digest}{ref.range}"
-
-
-def _device(encoder: Any) -> torch.device:
-    return next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
-
-
-def _prepare(encoder: Any, ref: MediaRef, limits: media.Limits) -> Tensor:
-    """[F,...], without randomness."""
-    return encoder.prepare(media.load(ref, encoder.sampling(ref.kind), limits))
-
-
-def _encode(encoder: Any, x: Tensor) -> np.ndarray:
-    """[M,F,...] -> float32 [M,F,N,E]. The type of the weights is the encoder's business, as in training."""
-    x = x.to(_device(encoder))
-    frames = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    was = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            return encoder(x, frames).tokens.float().cpu().numpy()
-    finally:
-        encoder.train(was)

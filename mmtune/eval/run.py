@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,6 +29,7 @@ from mmtune.eval import report
 from mmtune.eval.likelihood import answer_nats, answered
 from mmtune.eval.metrics import Mark
 from mmtune.eval.tasks.base import Outcome, Question, Task
+from mmtune.items import encode_item, use_features
 from mmtune.types import MediaRef, Sample
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def evaluate(
         experts.within(processor.limits)
         tallies |= {row: _Tally() for row in (ctl.EXPERTS, *[ctl.EXPERTS_BLIND] * ("blind" in asked))}
     records = 0
-    with torch.inference_mode(), _stored_features(model, processor) as memo:
+    memo = _Memo()
+    with torch.inference_mode(), use_features(model, [processor], memo):
         spare: list[MediaRef] = []
         for chunk in _chunks(_usable(task, patterns, limit, account.skipped, types, own)):
             spare = _ask(model, processor, memo, chunk, tallies, spare, account, task, max_tokens, experts)
@@ -272,22 +273,6 @@ class _Memo:
         return self.features.get(id(ref))
 
 
-@contextmanager
-def _stored_features(model: MultimodalModel, processor: Processor) -> Iterator[_Memo]:
-    """Within, the model takes features for media, out of the memo; afterwards all is as before."""
-    memo = _Memo()
-    before = processor.features, {name: branch.cached for name, branch in model.branches.items()}
-    processor.features = memo
-    for branch in model.branches.values():
-        branch.cached = True
-    try:
-        yield memo
-    finally:
-        processor.features = before[0]
-        for name, branch in model.branches.items():
-            branch.cached = before[1][name]
-
-
 def _ask(
     model: MultimodalModel,
     processor: Processor,
@@ -391,9 +376,7 @@ def _encode(
     model: MultimodalModel, prepared: dict[int, tuple[MediaRef, str, Tensor]], control: ctl.Control
 ) -> dict[int, Tensor]:
     """Features [F,N,E] of each item, its frames in the order of the control."""
-    features = {}
-    for key, (ref, branch, item) in prepared.items():
-        x = item[ctl.order(control, len(item), ref.origin)][None].to(model.device)
-        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        features[key] = model.branches[branch].encoder(x, real).tokens[0]
-    return features
+    return {
+        key: encode_item(model.branches[branch].encoder, item[ctl.order(control, len(item), ref.origin)])
+        for key, (ref, branch, item) in prepared.items()
+    }

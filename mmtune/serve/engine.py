@@ -87,15 +87,15 @@ class Engine:
     """
 
     def __init__(self, run: Path, model: MultimodalModel, processor: Processor, top_p: float = 1.0) -> None:
+        from mmtune.items import set_features
+
         self.run = run
         self.top_p = top_p
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self._features = _Features(model, processor)
-        processor.features = self._features
-        for branch in model.branches.values():
-            branch.cached = True
+        set_features(model, [processor], self._features)
 
     def look(self, ref: MediaRef) -> MediaUse:
         """Decode and encode a medium, unless that was done before.
@@ -201,10 +201,6 @@ class _Features:
         return features, True
 
     def _encode(self, branch: str, ref: MediaRef) -> Tensor:
-        import torch
+        from mmtune.items import encode_item
 
-        encoder = self._model.branches[branch].encoder
-        item = self._processor.prepare(ref)
-        frames = torch.ones(1, item.shape[0], dtype=torch.bool, device=self._model.device)
-        with torch.inference_mode():
-            return encoder(item[None].to(self._model.device), frames).tokens[0].cpu()
+        return encode_item(self._model.branches[branch].encoder, self._processor.prepare(ref)).cpu()

@@ -26,6 +26,7 @@ from mmtune.data.build import loader_of
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, Reason, UsageError
+from mmtune.items import set_features
 from mmtune.recipe import Recipe, require_training, with_code
 from mmtune.training import nonfinite, run_folder, trackers
 from mmtune.training import resume as states
@@ -449,12 +450,9 @@ class _Run:
             self.progress.line("features: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         self.runtime.barrier()
         cache.reload()
-        for stream in streams:
-            stream.processor.features = cache
-        for name, branch in frozen.items():
-            branch.cached = True
-            if name == self.model.fusion.default_image_branch:
-                branch.black_image()  # here, because a data worker must not touch the device
+        set_features(self.model, [stream.processor for stream in streams], cache, frozen)
+        if self.model.fusion.default_image_branch in frozen:  # here, because a data worker must not touch the device
+            frozen[self.model.fusion.default_image_branch].black_image()
 
     # ----------------------------------------------------------------------------------------- frozen means frozen
 

@@ -91,7 +91,7 @@ def evaluating(tmp: Path, patch: pytest.MonkeyPatch) -> Job:
     (tmp / "run").mkdir()
     recipe = SimpleNamespace(eval=SimpleNamespace(data=()), streams={})
     patch.setattr(evals, "load_run", lambda *_: (None, None, recipe))
-    patch.setattr(evals, "_stored_features", lambda *_: nullcontext())
+    patch.setattr(evals, "use_features", lambda *_: nullcontext())
     patch.setattr(evals, "_usable", lambda *_: iter([["question"]]))
     patch.setattr(evals, "_ask", lambda *_: [])
     patch.setattr(evals.report, "summary", lambda *_: {})
