@@ -89,6 +89,6 @@ def test_no_section_is_forgotten() -> None:
 
 
 def test_a_hook_without_a_caller_is_seen() -> None:
-    """As `calibrate` was: every connector handed it on, and nobody began."""
+    """A hook that every connector hands on, and that nobody calls first."""
     tree = ast.parse("class A:\n    def calibrate(self, rms):\n        self.scale.calibrate(rms)\n")
     assert [name for name, _, inside in uses(tree) if name == "calibrate" and name not in inside] == []

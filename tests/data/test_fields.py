@@ -232,7 +232,7 @@ class TestClips:
         ],
     )  # fmt: skip
     def test_every_name_is_read(self, names):
-        """Of `begin` and `end` the end alone counted, and most others were passed over."""
+        """Of the record, of an entry of its list, and of a part; with both ends."""
         values = [1, 2] if " " in names else [[1, 2]]
         for prefix in ("", "video_"):
             fields = {prefix + name: value for name, value in zip(names.split(), values, strict=True)}
@@ -242,7 +242,7 @@ class TestClips:
                 assert ranges(make("llava").sample(one)) == [("video", 1, 2)]
 
     def test_of_the_object_that_names_the_medium_of_a_caption(self):
-        """It was passed over, and the whole video was shown."""
+        """The part of the clip that it names is shown, not the whole; what it says and nobody reads is refused."""
         for name in ({"path": "0001.mp4", "start": 1, "end": 2}, [{"path": "0001.mp4", "clip": [1, 2]}]):
             one = record({"caption": "a dog", "video": name}, mp4=MP4)
             assert ranges(make("caption").sample(one)) == [("video", 1, 2)]

@@ -312,7 +312,7 @@ class TestLlava:
         ],
     )  # fmt: skip
     def test_words_of_other_tools_for_a_place(self, word):
-        """They stayed in the text, and the picture came in front of it."""
+        """The picture stands in their place; without a picture they are text."""
         one = make("llava").sample(record(talk(f"What is {word} here?", image="0001.jpg"), jpg=JPG))
         before, picture, after = one.turns[0].parts
         assert (before, picture.kind, after) == ("What is ", "image", " here?")

@@ -44,7 +44,7 @@ def refused(run: Opened, kind: str, tmp_path: Path, *words: str, options: tuple[
     ids=lambda settings: "-".join(str(one) for one in list(settings.values())[:4]),
 )
 def test_what_peft_merges_comes_out_as_it_is(llava: Path, settings: dict, tmp_path: Path) -> None:
-    """Adding `get_delta_weight` was another model for most methods; the reading back would refuse that."""
+    """The sum with `get_delta_weight` is another model for most methods; the reading back refuses that."""
     plain, run = varied(llava), varied(llava, tuned(**settings), moved="llm.")
     ids = torch.arange(30, 40)[None]
     llms = (plain.model.llm, run.model.llm)
@@ -176,7 +176,7 @@ def test_what_stands_in_the_way_is_named(kind: str, changes: list[str], words: l
 
 
 def test_one_setting_of_p2p_is_named_by_itself(tmp_path: Path) -> None:
-    """`normalise` alone was taken for another data set, and its number of points was named too."""
+    """`normalise` alone is a setting of its own; the data set, with its number of points, stays the same."""
     made = make("p2p", tmp_path / "published")
     part = convert.import_checkpoint("p2p", made.words, tmp_path / "part", made.options)
     run = varied(around(part, tmp_path / "base"), ["model.branches.one.encoder.normalise=false"])

@@ -206,7 +206,7 @@ def test_numbers_that_are_none_are_not_imported(folder: Path, tmp_path: Path) ->
 
 
 def test_a_prompt_that_the_tokenizer_cannot_serve(folder: Path, tmp_path: Path) -> None:
-    """It was found out by whoever talked with the run."""
+    """The import refuses it, so that nobody meets it while talking with the run."""
     with pytest.raises(ConfigError) as caught:
         convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run", ["prompt=chatml"])
     text = str(caught.value)

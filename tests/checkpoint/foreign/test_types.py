@@ -39,7 +39,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_in_float32_the_logits_are_those_of_float32(half: Path, tmp_path: Path) -> None:
-    """The tower stayed float16 where its settings said so, and the logits were off by 4e-4."""
+    """The tower too, whose settings say float16; in float16 the logits are off by 4e-4."""
     run = convert.import_checkpoint("llava_hf", [str(half)], tmp_path / "run", changes=["run.precision=fp32"])
     model, _, recipe = store.load_run(run)
     assert recipe.model.llm.dtype == "float32"

@@ -249,7 +249,7 @@ def test_a_weight_or_a_range_that_is_no_number_is_refused_and_not_lost(tmp_path,
 
 
 def test_media_that_a_text_names(tmp_path, media):
-    """As Qwen-VL and Qwen-Audio write them; the picture was lost, and its name stayed in the question."""
+    """As Qwen-VL and Qwen-Audio write them: the medium stands in the place of its name."""
     named = (("img", "a/1.png"), ("audio", "s.wav"), ("video", "v_1.mp4"), ("img", "no.png"), ("img", "tag"))
     rows = [
         {"conversations": [{"from": "user", "value": f"Picture 1: <{tag}>{name}</{tag}>\nWhat?"},
@@ -297,7 +297,7 @@ def test_columns_called_as_their_files_and_manifests_of_sounds(tmp_path, media):
 
 
 def test_what_was_said_before_a_question_and_answers_in_numbers(tmp_path, media):
-    """The history of ms-swift was left out."""
+    """As ms-swift writes them: earlier exchanges in `history`."""
     rows = [
         {"query": "<image>q2", "response": "a2", "history": [["q1", "a1"]], "images": ["a/1.png"], "system": "s"},
         {"question": "How many?", "answer": 5, "image": "a/1.png"},
@@ -310,7 +310,7 @@ def test_what_was_said_before_a_question_and_answers_in_numbers(tmp_path, media)
 
 
 def test_two_fields_that_name_different_media(tmp_path, media):
-    """The second was left out, where no places told."""
+    """Where no places tell which is meant, they are refused; two fields that name the same medium are one."""
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     rows = [{"image": "a/1.png", "images": ["C.JPG"], "conversations": turns},
             {"image": "a/1.png", "images": ["a/1.png"], "conversations": turns}]  # fmt: skip

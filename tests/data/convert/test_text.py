@@ -150,7 +150,7 @@ def test_a_comma_behind_each_line(tmp_path):
 
 
 def test_letters_of_another_encoding_are_one_line(tmp_path):
-    """In a list whose lines all begin with a bracket, every object inside of the record was a line of its own."""
+    """Also in a list whose lines all begin with a bracket: objects inside of a record are no lines of their own."""
     talks = [{"conversations": [{"from": "human", "value": said}, {"from": "gpt", "value": "a"}]} for said in "aüb"]
     (tmp_path / "r.json").write_bytes(json.dumps(talks, ensure_ascii=False, indent=0).encode("latin-1"))
     report, refused = sources.made(tmp_path / "r.json", tmp_path / "out")
