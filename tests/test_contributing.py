@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,26 +15,15 @@ from typer.testing import CliRunner
 from mmtune import cli, registry, renamed
 from tests.data import tars
 from tests.media import make
-from tools import docs
+from tools import docs, docs_inputs
 
 PAGE = docs.ROOT / "CONTRIBUTING.md"
 
 
-def examples() -> dict[str, str]:
-    """File to source: blocks of Python whose first line names the file."""
-    found = {}
-    for block in docs.blocks(PAGE):
-        if block.language == "python" and (name := re.match(r"# (mine/\w+\.py)$", block.lines[0])):
-            found[name[1]] = "\n".join(block.lines) + "\n"
-    return found
-
-
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the examples, with shards as the format of one of them wants them, and a clip to ask about."""
-    for name, source in examples().items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(source, encoding="utf-8")
+    docs_inputs.write_examples(tmp_path)
     clip = make.video(6)
     (tmp_path / "clip.mp4").write_bytes(clip)
     (tmp_path / "lines").mkdir()
@@ -50,7 +40,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_examples_train_and_answer(outside: Path) -> None:
     commands = [command for command in docs.commands(PAGE) if command.text.startswith("PYTHONPATH=. mmtune ")]
-    assert len(examples()) == 3 and len(commands) == 2
+    assert len(docs.examples(PAGE)) == 3 and len(commands) == 2
     for command in commands:
         more = ["run.workers=0"] if "train" in command.words else []
         done = CliRunner().invoke(cli.app, [*command.words[2:], *more])

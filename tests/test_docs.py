@@ -43,11 +43,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(made, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "here"
+    monkeypatch.syspath_prepend(tmp_path / "here")  # classes that a page has whole lie there
+    yield tmp_path / "here"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
 
 
 def run(command: docs.Command) -> str:

@@ -113,6 +113,15 @@ def blocks(page: Path) -> Iterator[Block]:
             at += 1
 
 
+def examples(page: Path) -> dict[str, str]:
+    """Files of Python that a page has whole: name to source. The first line of such a block names its file."""
+    found = {}
+    for block in blocks(page):
+        if block.language == "python" and (name := re.fullmatch(r"# ([a-z]\w*/\w+\.py)", block.lines[0])):
+            found[name[1]] = "\n".join(block.lines) + "\n"
+    return found
+
+
 def commands(page: Path) -> list[Command]:
     """All commands of a page, in their order."""
     return [command for block in blocks(page) for command in block.commands]

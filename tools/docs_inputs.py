@@ -16,6 +16,7 @@ from PIL import Image
 from mmtune.data.world.make import make_shards
 from tests.checkpoint.foreign.makers import llava_hf, llm
 from tests.media import make as media
+from tools import docs
 
 ROOT = Path(__file__).resolve().parent.parent
 FILMS = 6
@@ -29,11 +30,19 @@ def make(folder: Path) -> None:
     _films(folder, clips)
     _talks(folder, clips)
     shutil.copytree(ROOT / "mmtune" / "pocket" / "chat", folder / "runs" / "small")
+    write_examples(folder)
     llava_hf.folder(folder / "llava-1.5")
     llm.make(folder)  # pickled, as Vicuna was published
     (folder / "llm").rename(folder / "vicuna")
     for name in ("tools", "configs", "tests"):
         (folder / name).symlink_to(ROOT / name)
+
+
+def write_examples(folder: Path) -> None:
+    """mine/ with the classes that CONTRIBUTING.md has whole."""
+    for name, source in docs.examples(ROOT / "CONTRIBUTING.md").items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(source, encoding="utf-8")
 
 
 def _clips(folder: Path) -> list[tuple[bytes, dict]]:
