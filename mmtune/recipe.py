@@ -375,15 +375,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        problems = [
-            *_branches(self),
-            *_groups(self),
-            *_interleave(self),
-            *_numbers(self),
-            *_eval(self),
-            *_prompts(self),
-        ]
-        config.raise_problems("Recipe", problems)
+        checks = (_branches, _groups, _interleave, _numbers, _eval, _prompts)
+        config.raise_problems("Recipe", [problem for check in checks for problem in check(self)])
         return self
 
 

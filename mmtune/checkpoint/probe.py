@@ -111,10 +111,8 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
         num_tokens = held.connector.num_tokens(given, encoder) if model.fusion.uses_placeholders else 0
         slots, media = (Slot(branch, len(before), num_tokens, 0),), {branch: [given]}
     elif model.fusion.default_image_branch is not None:
-        slots, media = (
-            (Slot(model.fusion.default_image_branch, 0, 0, 0),),
-            {model.fusion.default_image_branch: [_black_image(model)]},
-        )
+        default = model.fusion.default_image_branch
+        slots, media = (Slot(default, 0, 0, 0),), {default: [model.branches[default].black_image()]}
     pad = model.llm.tokenizer.pad
     tokens = torch.cat([before, before.new_full((num_tokens,), pad), behind])
     example = Example("a probe", tokens, torch.full_like(tokens, IGNORE), slots, media)
@@ -136,10 +134,6 @@ def _features(encoder: Any) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     shape = (min(FRAMES, encoder.max_frames), encoder.tokens_per_frame, encoder.width)
     return torch.randn(shape, generator=generator)
-
-
-def _black_image(model: MultimodalModel) -> Tensor:
-    return model.branches[model.fusion.default_image_branch].black_image()
 
 
 def settings(section: Any) -> Iterator[tuple[str, Any]]:

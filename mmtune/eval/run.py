@@ -291,7 +291,9 @@ def _ask(
         refs = {id(ref): ref for question in questions for ref in question.sample.media}
         notes: Counter[Note] = Counter()
         try:
-            prepared.update({key: (ref, *_prepare(processor, ref, notes)) for key, ref in refs.items()})
+            prepared.update(
+                {key: (ref, processor.branch_of(ref), processor.prepare(ref, notes=notes)) for key, ref in refs.items()}
+            )
         except (DataError, MediaError) as error:
             account.skipped[error.reason.value] += 1
             chunk[index] = []
@@ -299,7 +301,7 @@ def _ask(
             account.unusual.update(str(note) for note in notes.elements())
     refs = [ref for ref, _, _ in prepared.values()]
     for ref in spare:
-        prepared.setdefault(id(ref), (ref, *_prepare(processor, ref)))
+        prepared.setdefault(id(ref), (ref, processor.branch_of(ref), processor.prepare(ref)))
     true = memo.features = _encode(model, prepared, "plain")
     chunk[:] = [kept for one in chunk if (kept := [q for q in one if _fits(processor, q, account.skipped)])]
     if not chunk:
@@ -365,11 +367,6 @@ def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:
     except DataError:
         return sample
     return advised
-
-
-def _prepare(processor: Processor, ref: MediaRef, notes: Counter[Note] | None = None) -> tuple[str, Tensor]:
-    """(branch, prepared [F,...]) of an item; what was unusual about it is counted in `notes`."""
-    return processor.branch_of(ref), processor.prepare(ref, notes=notes)
 
 
 def _encode(

@@ -194,13 +194,10 @@ class _Features:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key], False
-        features = self._encode(branch, ref)
+        from mmtune.items import encode_item
+
+        features = encode_item(self._model.branches[branch].encoder, self._processor.prepare(ref)).cpu()
         self._kept[key] = features
         while len(self._kept) > 1 and sum(t.numel() * t.element_size() for t in self._kept.values()) > KEPT_BYTES:
             self._kept.popitem(last=False)
         return features, True
-
-    def _encode(self, branch: str, ref: MediaRef) -> Tensor:
-        from mmtune.items import encode_item
-
-        return encode_item(self._model.branches[branch].encoder, self._processor.prepare(ref)).cpu()
