@@ -1,6 +1,6 @@
 """What libraries do where mmtune has code of its own: speed, equality, and damaged or hostile input.
 
-    .venv/bin/python -m tools.libraries [NAME...]  # rates, clouds, tokenizer, cache, tar, ranks, ...
+    tools/libraries [NAME...]  # rates, clouds, tokenizer, cache, tar, ranks, ...
 
 Prints one line a finding; docs/libraries.md gives them with what follows from them. Libraries that mmtune does not
 need are compared where they are installed: pip install plyfile trimesh pypcd4 rouge-score sentencepiece
@@ -183,7 +183,7 @@ def cache() -> Iterator[str]:
     yield f"filecache: 20 shards of 1 MiB take {size >> 20} MiB; its options are {', '.join(options)}"
 
 
-def tar() -> Iterator[str]:
+def tar(many_members: int = 20_000) -> Iterator[str]:
     import webdataset
 
     from mmtune.data._tar import Damage, walk
@@ -213,13 +213,13 @@ def tar() -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         many, bad = Path(folder) / "many.tar", Path(folder) / "bad.tar"
-        made(many, 20_000, 100)
+        made(many, many_members, 100)
         made(bad, 100, 100)
         with bad.open("r+b") as file:
             file.seek(40 * 1024)
             file.write(b"\xff" * 512)  # the header of the 41st
         for name, read in (("ours", ours), ("tarfile", standard), ("webdataset", web)):
-            yield f"{name}: headers of 20000 members in {seconds(lambda read=read: read(many), 2):.2f} s"
+            yield f"{name}: headers of {many_members} members in {seconds(lambda read=read: read(many), 2):.2f} s"
             yield f"{name}: one of 100 headers damaged: {outcome(lambda read=read: read(bad))}"
 
 
