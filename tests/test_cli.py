@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import mmtune
 from mmtune import cli
-from mmtune.cli import main
+from mmtune.cli import entry
 from mmtune.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,16 +132,16 @@ def test_a_terminal_that_left_changes_no_code() -> None:
     ours, theirs = pty.openpty()
     code = (
         "import sys, mmtune.cli\n"
-        "from mmtune.training.log import Voice\n"
+        "from mmtune.training.log import Progress\n"
         "sys.stdin.readline()\n"
-        "Voice('lines').line('a line of a run')\n"
-        "mmtune.cli.main._leave(0)\n"
+        "Progress('lines').line('a line of a run')\n"
+        "mmtune.cli.entry._leave(0)\n"
     )
     words = [sys.executable, "-c", code]
-    main = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE, cwd=ROOT)
+    entry = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=theirs, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(theirs)
     os.close(ours)
-    assert main.communicate(b"now\n", timeout=120)[1] == b"" and main.returncode == 0
+    assert entry.communicate(b"now\n", timeout=120)[1] == b"" and entry.returncode == 0
 
 
 def test_every_command_has_its_help() -> None:
@@ -198,7 +198,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, act) -> int:
     def app(**_):
         return act()
 
-    monkeypatch.setattr(main, "app", app)
+    monkeypatch.setattr(entry, "app", app)
     with pytest.raises(SystemExit) as leave:
         cli.main()
     return leave.value.code
@@ -250,7 +250,7 @@ def test_the_record_of_an_answer_is_plain_data() -> None:
 
 def test_libraries_draw_no_progress_bars() -> None:
     code = (
-        "import mmtune.cli.main as process\n"
+        "import mmtune.cli.entry as process\n"
         "process._settle_output()\n"
         "import tqdm\n"
         "from huggingface_hub.utils import tqdm as hub\n"

@@ -34,7 +34,9 @@ def test_every_file_is_counted() -> None:
             for name in names if Path(folder) != LAUNCH else ():
                 if name.lower().endswith((".yaml", ".yml", ".yaml.in", ".json")):
                     seen += 1
-                    assert Path(folder) in BUILTINS.values(), f"{folder}/{name} lies on no shelf, so nobody loads it"
+                    assert Path(folder) in BUILTINS.values(), (
+                        f"{folder}/{name} lies in no folder that ships, so nobody loads it"
+                    )
                     assert name.endswith(".yaml"), name
     assert seen == len(FILES)
     assert len(FILES) == sum(len(registry.shipped(builtin_folder)) for builtin_folder in BUILTINS)

@@ -96,7 +96,7 @@ class Formed(PocketQA):
             medium, asked = one.sample.turns[0].parts
             pairs = [in_form(form, str(asked), answer) for answer in one.answers]
             turn = Turn("user", (medium, pairs[0][0]))
-            yield replace(one, sample=replace(one.sample, turns=(turn,)), answers=tuple(a for _, a in pairs), kind=form)
+            yield replace(one, sample=replace(one.sample, turns=(turn,)), answers=tuple(a for _, a in pairs), type=form)
 
 
 class Described(PocketQA):
@@ -120,5 +120,5 @@ class Described(PocketQA):
         return super().score(question, answer)
 
 
-def _asked(key: str, record: str, asked: str, answer: str, kind: str) -> Question:
-    return Question(key, Sample(record, (Turn("user", (asked,)),)), (answer,), kind)
+def _asked(key: str, record: str, asked: str, answer: str, type: str) -> Question:
+    return Question(key, Sample(record, (Turn("user", (asked,)),)), (answer,), type)

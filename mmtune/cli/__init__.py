@@ -7,7 +7,7 @@ One file for each group of commands. Importing it adds them to the app, so the h
 from __future__ import annotations
 
 from mmtune.cli import init_recipe, train, chat, show, checkpoints, data  # noqa: F401
-from mmtune.cli.main import main
+from mmtune.cli.entry import main
 from mmtune.cli.options import app
 
 __all__ = ["app", "main"]

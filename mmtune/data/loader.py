@@ -147,7 +147,7 @@ class Loader:
         ledger: takes what is skipped; one that keeps counts only when not given.
         rank, world: which rows to keep.
         pad: token written at padding.
-        interleave, stages: see `Schedule`. With `mixed`, all plans have the same number of micro-steps.
+        interleave, stages: see `Schedule`. With `mixed`, all specs have the same number of micro-steps.
         peers: the other ranks, to share the preparing with.
     """
 
@@ -169,7 +169,7 @@ class Loader:
         self.specs = dict(spec) if isinstance(spec, Mapping) else dict.fromkeys(self.streams, spec)
         if len(self.streams) != len(streams) or set(self.specs) != set(self.streams):
             names = [stream.name for stream in streams]
-            raise ConfigError(f"streams {names} with plans {list(self.specs)}", "one plan for each stream")
+            raise ConfigError(f"streams {names} with specs {list(self.specs)}", "one spec for each stream")
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} of {world}", "a rank below the number of ranks")
         self.seed, self.workers, self.rank, self.world, self.pad = seed, workers, rank, world, pad
@@ -177,7 +177,7 @@ class Loader:
         self.ledger = ledger or Ledger()
         parts = {one.accumulate for one in self.specs.values()}
         if interleave == "mixed" and len(parts) > 1:
-            raise ConfigError(f"mixed steps with plans of {sorted(parts)} micro-steps", "one number for all streams")
+            raise ConfigError(f"mixed steps with specs of {sorted(parts)} micro-steps", "one number for all streams")
         shares = {name: stream.share for name, stream in self.streams.items()}
         self.schedule = Schedule(shares, seed, interleave, max(parts, default=1), stages)
         self._seeds = {name: _hash(f"{seed} {name}") for name in self.streams}

@@ -320,9 +320,9 @@ class TestLlava:
 
     def test_words_of_other_tools_by_kind_number_and_count(self):
         film = record(talk("<Video><ImageHere></Video> q", video="0001.mp4"), mp4=MP4)
-        assert [getattr(part, "type", part) for part in make("llava").sample(film).turns[0].parts] == ["video", " q"]
+        assert [getattr(part, "kind", part) for part in make("llava").sample(film).turns[0].parts] == ["video", " q"]
         sound = record(talk("q <|audio_bos|><|AUDIO|><|audio_eos|>", audio="0001.wav"), wav=WAV)
-        assert [getattr(part, "type", part) for part in make("llava").sample(sound).turns[0].parts] == ["q ", "audio"]
+        assert [getattr(part, "kind", part) for part in make("llava").sample(sound).turns[0].parts] == ["q ", "audio"]
         two = {"images": ["0001.0.jpg", "0001.1.jpg"]}
         for ask, number in (("<image_1> and <image_2>", 2), ("<image_2> and <image_1>", 0), ("<image_1>?", 0)):
             one = record(talk(ask, **two), **{"0_jpg": JPG, "1_jpg": JPG})

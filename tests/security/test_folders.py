@@ -23,17 +23,17 @@ def full(folder: Path) -> FeatureFile:
 
 
 def test_numbers_of_kept_features_are_looked_at(tmp_path: Path) -> None:
-    whole = full(tmp_path / "shelf")
-    with (tmp_path / "shelf" / "index.jsonl").open("a") as file:
+    whole = full(tmp_path / "features")
+    with (tmp_path / "features" / "index.jsonl").open("a") as file:
         for row in ('"at": -5, "frames": 1', '"at": 1e3, "frames": 1', '"at": 0, "frames": true', '"at": "0"'):
             file.write(f'{{"key": "b", {row}}}\n')
         file.write('[]\n{"key": 3, "at": 0, "frames": 1}\n{"mark": []}\n{"reason": "x"}\n' + "[" * 100_000 + "\n")
-    again = FeatureFile(tmp_path / "shelf", 2, 3, {})
+    again = FeatureFile(tmp_path / "features", 2, 3, {})
     assert again.offsets == whole.offsets == {"a": (0, 1)} and not again.faults and not again.complete
-    (tmp_path / "shelf" / "about.json").unlink()
-    (tmp_path / "shelf" / "about.json").symlink_to("/dev/zero")
+    (tmp_path / "features" / "about.json").unlink()
+    (tmp_path / "features" / "about.json").symlink_to("/dev/zero")
     with pytest.raises(DataError, match="no plain file"):
-        FeatureFile(tmp_path / "shelf", 2, 3, {})
+        FeatureFile(tmp_path / "features", 2, 3, {})
 
 
 def test_shards_that_only_a_recipe_names_get_no_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_a_plan_is_read_without_heavy_packages(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     code = (
         "import sys; from pathlib import Path; from mmtune.serve import chat, repl; "
-        f"chat.plans.Plan.read(Path({str(tmp_path)!r})); "
+        f"chat.run_info.RunInfo.read(Path({str(tmp_path)!r})); "
         "print([name for name in ('torch', 'numpy', 'transformers', 'open_clip') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)

@@ -130,7 +130,7 @@ def test_a_mixed_step_is_as_large_as_any_other(tree, tmp_path, monkeypatch):
     ("changes", "words"),
     [
         ({"schedule": {"interleave": "stage"}}, "0, with interleave: stage"),
-        ({"schedule": {"stages": STAGES}}, "2, with turns: share"),
+        ({"schedule": {"stages": STAGES}}, "2, with interleave: share"),
         ({"schedule": {"interleave": "stage", "stages": STAGES[:1]}}, "streams.words: in no stage"),
         ({"schedule": {"interleave": "stage", "stages": STAGES, "steps": 9}}, "9, but the stages have 8"),
         (

@@ -168,7 +168,7 @@ for name, plan in json.loads(sys.argv[1]).items():
     if poison: model.poison = float(poison) if poison == "nan" else poison
     try:
         for _ in range(3):
-            outcome = step(model, [rows(first, last)], optimizers, ["a", "b"], runtime, look=True)
+            outcome = step(model, [rows(first, last)], optimizers, ["a", "b"], runtime, check_grads=True)
     except OutOfMemory as error:
         outcome = Outcome(0.0, error.ranks, 0, 0, {}, False)
     weights = {n: t.tolist() for n, t in values(model).items()}

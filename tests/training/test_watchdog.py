@@ -43,7 +43,7 @@ def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     real = watchdog.threading.Thread.start
-    monkeypatch.setattr(watchdog.threading.Thread, "start", lambda self: self.name == "mmtune-pulse" or real(self))
+    monkeypatch.setattr(watchdog.threading.Thread, "start", lambda self: self.name == "mmtune-watchdog" or real(self))
     return now
 
 
@@ -71,7 +71,7 @@ def test_nobody_is_blamed_while_all_go_on(clock):
     watchdogs = ranks(3)
     for step in range(5):
         for one in watchdogs:
-            one.at(f"step {step}")
+            one.enter_stage(f"step {step}")
         clock[0] += 25
         assert look(watchdogs) is None
 
@@ -79,7 +79,7 @@ def test_nobody_is_blamed_while_all_go_on(clock):
 def test_the_one_that_is_behind_hangs(clock):
     watchdogs = ranks(3)
     for one in watchdogs:
-        one.at("step 7: data", [f"shard/{one.rank}"])
+        one.enter_stage("step 7: data", [f"shard/{one.rank}"])
     for one in (watchdogs[0], watchdogs[2]):
         with one.collective("sum of gradients"):
             pass
@@ -95,7 +95,7 @@ def test_the_one_that_is_behind_hangs(clock):
 def test_of_two_that_are_equally_far_the_one_inside_a_collective_waits(clock):
     watchdogs = ranks(2)
     for one in watchdogs:
-        one.at("step 1: forward and backward")
+        one.enter_stage("step 1: forward and backward")
     clock[0] += 31
     for one in watchdogs:
         one._beat()
@@ -109,7 +109,7 @@ def test_what_may_take_long_is_waited_for(clock):
     clock[0] += 1000
     assert look(watchdogs) is None, "before the first step"
     for one in watchdogs:
-        one.at("step 0")
+        one.enter_stage("step 0")
     with watchdogs[0].without_deadline("saving"), watchdogs[1].collective("sum"):
         clock[0] += 1000
         assert look(watchdogs) is None

@@ -180,7 +180,7 @@ def test_one_setting_of_p2p_is_named_by_itself(tmp_path: Path) -> None:
     made = make("p2p", tmp_path / "published")
     part = convert.import_checkpoint("p2p", made.words, tmp_path / "part", made.options)
     run = varied(around(part, tmp_path / "base"), ["model.branches.one.encoder.normalise=false"])
-    back = convert.importer("p2p").back(run, tmp_path, tmp_path)
+    back = convert.importer("p2p").read_back(run, tmp_path, tmp_path)
     assert back[0].options["data"] == "modelnet40"
 
 

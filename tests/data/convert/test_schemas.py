@@ -258,7 +258,7 @@ def test_media_that_a_text_names(tmp_path, media):
     ]  # fmt: skip
     _, refused = sources.said(rows, tmp_path, media=[media])
     found = [one.turns[0].parts for one in sources.samples(tmp_path / "out")]
-    assert [[getattr(part, "type", part) for part in parts] for parts in found] == [
+    assert [[getattr(part, "kind", part) for part in parts] for parts in found] == [
         ["Picture 1: ", "image", "\nWhat?"], ["Picture 1: ", "audio", "\nWhat?"], ["Picture 1: ", "video", "\nWhat?"],
         ["Picture 1: <img>tag</img>\nWhat?"],
     ]  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_picture_that_a_tool_gives(tmp_path, media):
     ]
     sources.said([{"messages": turns}], tmp_path, media=[media])
     (one,) = sources.samples(tmp_path / "out")
-    said = [getattr(part, "type", part) for part in one.turns[2].parts]
+    said = [getattr(part, "kind", part) for part in one.turns[2].parts]
     assert said == ["<tool_response>\n", "Done.", "image", "\n</tool_response>"]
 
 
