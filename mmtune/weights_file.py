@@ -12,15 +12,20 @@ from torch import Tensor
 from mmtune.errors import CheckpointError
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, what: str = "a file of weights") -> dict[str, Tensor]:
     """All tensors of a safetensors file.
 
-    Raises CheckpointError: no plain file (a pipe would wait for a writer), a header that lies about what follows, or a
-    type of number that PyTorch does not have.
+    Args:
+        what: what the file is, for messages.
+
+    Raises CheckpointError: no file, no plain file (a pipe would wait for a writer), a header that lies about what
+    follows, or a type of number that PyTorch does not have.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist", what, "check the path")
     try:
         if not path.is_file():
             raise ValueError("no plain file")
@@ -28,7 +33,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is damaged: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            "an intact safetensors file",
+            f"{what}, an intact safetensors file",
             "copy it again",
         ) from error
 

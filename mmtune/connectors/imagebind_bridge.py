@@ -83,7 +83,7 @@ class Retrieval:
     def read(cls, config: RetrievalConfig, width: int) -> Retrieval:
         """Raises CheckpointError for a file that is missing, damaged or of another width."""
         path = Path(paths.resolve(config.file)).expanduser()
-        vectors = weights_file.read(path).get(VECTORS)
+        vectors = weights_file.read(path, "a retrieval cache").get(VECTORS)
         if vectors is None or vectors.ndim != 2 or vectors.shape[1] != width or len(vectors) < config.nearest:
             shape = "nothing" if vectors is None else list(vectors.shape)
             raise CheckpointError(

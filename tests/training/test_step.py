@@ -172,8 +172,8 @@ for name, plan in json.loads(sys.argv[1]).items():
     except OutOfMemory as error:
         outcome = Outcome(0.0, error.ranks, 0, 0, {}, False)
     weights = {n: t.tolist() for n, t in values(model).items()}
-    answers[name] = [outcome.updated, outcome.loss, outcome.supervised, weights, sorted(outcome.unreached)]
-print(json.dumps([answers, runtime.gather([f"r{runtime.rank}", "x" * runtime.rank] * runtime.rank)]))
+    answers[name] = [outcome.updated, outcome.loss, outcome.supervised, weights, sorted(outcome.unused_groups)]
+print(json.dumps([answers, runtime.all_gather([f"r{runtime.rank}", "x" * runtime.rank] * runtime.rank)]))
 runtime.close()
 """
 

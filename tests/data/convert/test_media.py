@@ -176,10 +176,10 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path, media):
     assert not refused
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "/proc/self/environ", "pipe", "/dev/stdin"])
+@pytest.mark.parametrize("name", ["/dev/zero", "/proc/self/environ", "fifo", "/dev/stdin"])
 def test_devices_and_pipes_are_not_opened(tmp_path, media, name):
-    os.mkfifo(media / "pipe")
-    where = [media] if name == "pipe" else []
+    os.mkfifo(media / "fifo")
+    where = [media] if name == "fifo" else []
     with pytest.raises(UsageError, match="file of the system|not a plain file"):
         sources.said([talk(image=name)], tmp_path, media=where)
 
