@@ -70,3 +70,13 @@ def test_a_page_that_lags_behind_is_named(
     said = capsys.readouterr().err
     assert "one.md" in said and "two.md" not in said
     assert (tmp_path / "one.md").read_text() == "old\n", "a check writes nothing"
+
+
+def test_modules_as_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pdoc")
+    assert {"mmtune", "mmtune.training", "mmtune.recipe"} <= set(reference.modules())
+    monkeypatch.setattr(reference, "modules", lambda: ["mmtune", "mmtune.errors"])
+    assert reference.main(["--html", str(tmp_path)]) == 0
+    page = (tmp_path / "mmtune.html").read_text(encoding="utf-8")
+    assert "whatever reading the run raises" in page, "verbs that are resolved on first use are there"
+    assert "cannot be used as written" in (tmp_path / "mmtune" / "errors.html").read_text(encoding="utf-8")
