@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/_lock.py
 
-Starts from the dependencies and the extras `dev`, `ocr`, `parquet` and `decord` of pyproject.toml and follows
+Starts from the dependencies and the extras `dev`, `ocr` and `parquet` of pyproject.toml and follows
 what they need. Packages that exist for one platform only keep a marker, so that the same file installs elsewhere.
 """
 
@@ -49,7 +49,7 @@ def closure(wanted: list[str]) -> dict[str, str]:
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     # setuptools: needed by torch from Python 3.12 on, so it is not found by looking around under 3.11
-    extras = [need for name in ("dev", "ocr", "parquet", "decord") for need in project["optional-dependencies"][name]]
+    extras = [need for name in ("dev", "ocr", "parquet") for need in project["optional-dependencies"][name]]
     found = closure([*project["dependencies"], *extras, "setuptools"])
     lines = [
         "# Everything mmtune is tested with, together. Made by tools/_lock.py; lower bounds are in pyproject.toml.",

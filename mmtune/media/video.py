@@ -7,7 +7,7 @@ them. Decoding is done by the first backend that opens:
    times as fast for 8 frames of real H.264 clips of 7 to 17 seconds, 1.9 times for all 16 frames of a 144 x 144 clip
    (1.8 ms), with the same pixels. It comes with every install;
 2. "torchcodec", an extra that loads only beside matching FFmpeg and torch libraries;
-3. "decord", an extra for those who have it.
+3. "decord", on systems for which it is built.
 
 A backend that shows another frame at an index than the timeline says is not used. Non-square pixels are not
 stretched; rotation and mirroring from the container are applied.

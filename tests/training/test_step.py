@@ -173,7 +173,7 @@ for name, plan in json.loads(sys.argv[1]).items():
         outcome = Outcome(0.0, error.ranks, 0, 0, {}, False)
     weights = {n: t.tolist() for n, t in values(model).items()}
     answers[name] = [outcome.updated, outcome.loss, outcome.supervised, weights, sorted(outcome.unused_groups)]
-print(json.dumps([answers, runtime.all_gather([f"r{runtime.rank}", "x" * runtime.rank] * runtime.rank)]))
+print(json.dumps([answers, runtime.all_gather_strings([f"r{runtime.rank}", "x" * runtime.rank] * runtime.rank)]))
 runtime.close()
 """
 
