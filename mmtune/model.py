@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtune import bounds, registry
+from mmtune import bounds, random_state, registry
 from mmtune.connectors.base import Connector
 from mmtune.encoders.base import Encoder
 from mmtune.errors import ConfigError, ModelError
@@ -31,6 +31,10 @@ LOGITS = 1 << 24
 
 WORDS = 4096
 """Word embeddings that are looked at for their scale."""
+
+FROZEN_SEED = 0
+"""Seed of what an encoder or a language model draws at random. A run holds a checksum of these numbers and does not
+store them, so it must never change."""
 
 
 class Branch(nn.Module):
@@ -248,7 +252,9 @@ def _has_any(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def build(section: ModelSection, weights: bool = True, device: str | torch.device = "cpu") -> MultimodalModel:
+def build(
+    section: ModelSection, weights: bool = True, device: str | torch.device = "cpu", seed: int = 0
+) -> MultimodalModel:
     """The model of a recipe's `model` section.
 
     Encoders and the language model come frozen, but for what tuners added or opened; connectors and the fusion come
@@ -257,6 +263,9 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
     Args:
         weights: read the weights of encoders and language model; otherwise they are random.
         device: where it ends up; "meta" makes names and shapes only.
+        seed: what tuners, connectors and the fusion, in this order, draw their first numbers from. Encoders and the
+            language model draw theirs from a seed that is the same in every run: a run stores what it trains, and finds
+            the frozen rest again. The caller's random state is neither used nor changed.
 
     Raises:
         ConfigError, CheckpointError, ModelError: what the parts raise.
@@ -270,11 +279,11 @@ def build(section: ModelSection, weights: bool = True, device: str | torch.devic
         llm = part("llm", section.llm, room)
     if weights:
         room.require("llm", llm, bounds.stored(section.llm))
-        llm.load_weights()
+        _load_weights(llm)
     llm.requires_grad_(False)
     with device if device.type == "meta" else nullcontext():
         encoders = {name: _encoder(name, one, weights, room) for name, one in section.branches.items()}
-        with room.limited("tuners, connectors and fusion"):
+        with room.limited("tuners, connectors and fusion"), random_state.seeded(seed):
             tuned = _tune(llm, section)
             branches = {name: _branch(one, encoders[name], llm.width) for name, one in section.branches.items()}
             fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
@@ -312,6 +321,8 @@ def _tune(llm: LLM, section: ModelSection) -> dict[str, list[str]]:
 def part(name: str, config: Any, room: bounds.Room | None = None) -> Any:
     """An encoder or a language model from its settings, within bounds; its weights are not read yet.
 
+    What it draws is the same every time, whatever else is built and in whatever order.
+
     Args:
         name: where the recipe has it: `llm`, `branches.NAME.encoder`.
         room: that of the whole model; of its own when not given.
@@ -319,13 +330,24 @@ def part(name: str, config: Any, room: bounds.Room | None = None) -> Any:
     Raises ConfigError, CheckpointError, ModelError: what the part raises, or one that there is no room for.
     """
     found = registry.find("llm" if name == "llm" else "encoders", config.name)
-    return (room or bounds.Room()).build(name, lambda: found(config), bounds.stored(config))
+
+    def make() -> Any:
+        with random_state.seeded(FROZEN_SEED):
+            return found(config)
+
+    return (room or bounds.Room()).build(name, make, bounds.stored(config))
+
+
+def _load_weights(module: Encoder | LLM) -> None:
+    """Read the weights of a part; one that has none may draw them here."""
+    with random_state.seeded(FROZEN_SEED):
+        module.load_weights()
 
 
 def _encoder(name: str, section: Any, weights: bool, room: bounds.Room) -> Encoder:
     encoder = part(f"branches.{name}.encoder", section.encoder, room)
     if weights:
-        encoder.load_weights()
+        _load_weights(encoder)
     return encoder.requires_grad_(False)
 
 

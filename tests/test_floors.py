@@ -18,7 +18,7 @@ FLOORS = {
     "types": 0, "errors": 0, "version": 0, "pocket": 0, "output": 0, "renamed": 1, "disk": 0, "addresses": 0,
     "safe_path": 0, "guard": 0, "children": 1,
     "config": 1, "registry": 1, "paths": 1, "layers": 1, "media": 1,
-    "dtypes": 1, "collate": 1, "items": 2, "jsons": 1, "weights_file": 1,
+    "random_state": 0, "dtypes": 1, "collate": 1, "items": 2, "jsons": 1, "weights_file": 1,
     "encoders": 2, "connectors": 2, "llm": 2, "prompt": 2, "params": 2,
     "fusion": 3, "tuners": 3,
     "recipe": 4, "bounds": 4,

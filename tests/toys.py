@@ -81,8 +81,9 @@ class Colours(Encoder):
         return self.max_frames
 
     def prepare(self, media, rng=None):
-        """uint8 [F,3,height,width] -> float32 [F,2,3]"""
-        upper, lower = media.data.float().div(255).chunk(2, dim=2)
+        """[F,3,height,width], or sound of 48 numbers a frame -> float32 [F,2,3]"""
+        data = media.data.view(-1, 3, 4, 4) if media.kind == "audio" else media.data
+        upper, lower = data.float().div(255).chunk(2, dim=2)
         return torch.stack([upper.mean((2, 3)), lower.mean((2, 3))], dim=1)
 
     def forward(self, x, frames):
@@ -130,8 +131,9 @@ def fake_load(ref, sampling, limits=None):
     """Media of one colour, for a MediaRef whose bytes are (red, green, blue, frames)."""
     *colour, frames = ref.read()
     data = torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1).expand(frames, 3, 4, 4).contiguous()
-    kind = "image" if frames == 1 else "video"
-    return Media(kind, data, origin=ref.origin)
+    if ref.kind == "audio":
+        return Media("audio", data.float().view(1, -1), rate=48, origin=ref.origin)
+    return Media("image" if frames == 1 else "video", data, origin=ref.origin)
 
 
 def picture(colour=(255, 0, 0), name="a.png"):

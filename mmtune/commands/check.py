@@ -104,7 +104,7 @@ def look(loads: Iterable[Callable[[], Any]], reader: Any, processor: Any, sample
     for load in loads:
         found.records += 1
         try:
-            for sample in _several(reader.sample(load())):
+            for sample in _several(reader.read(load())):
                 found.take(processor.example(sample), samples)
         except (DataError, MediaError) as error:
             found.skip(error)

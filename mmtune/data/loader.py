@@ -96,7 +96,7 @@ class Stream:
 
     def sample(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Sample:
         """The conversation of a sample. Raises DataError."""
-        sample = self.formats[key.shard].sample(self.corpus.record(key, seed, epoch))
+        sample = self.formats[key.shard].read(self.corpus.record(key, seed, epoch))
         return replace(sample, stream=self.name)
 
     def has_media(self, kinds: Collection[str]) -> bool | None:

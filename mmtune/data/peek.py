@@ -121,7 +121,7 @@ def _read(records: Sequence[Record], name: str, shards: int, whole: bool) -> See
     for record in records:
         seen.records += 1
         try:
-            made = reader.sample(record)
+            made = reader.read(record)
         except DataError as error:
             seen.refused = seen.refused or str(error.seen)
             continue

@@ -211,7 +211,6 @@ class ImageEncoder(TowerEncoder):
 
     def sampling(self, kind: Kind) -> Sampling:
         """One frame for an image, `config.frames` by `config.rule` for a video."""
-        self._refuse(kind, "")
         config = self.config
         if kind == "image":
             return Sampling(frames=1, side=config.decode_side)
@@ -226,7 +225,6 @@ class ImageEncoder(TowerEncoder):
 
         Raises MediaError for media that are not pictures.
         """
-        self._refuse(media.kind, media.origin)
         frames = media.data if self.config.channels == "rgb" else media.data.flip(1)
         if rng is not None and self.config.random_crop is not None:
             top, left, h, w = _random_rectangle(*frames.shape[-2:], self.config.random_crop, rng)

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmtune import random_state
 from mmtune.encoders.base import Encoder
-from mmtune.errors import MediaError, ModelError, Reason
-from mmtune.types import Features, Kind
+from mmtune.errors import ModelError
+from mmtune.types import Features
 from mmtune.weights_file import digest
 
 
@@ -52,8 +53,7 @@ class TowerEncoder(Encoder):
     @staticmethod
     def seeded(build: Callable[[], nn.Module]) -> nn.Module:
         """A tower whose random weights are the same every time, without touching the caller's random state."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with random_state.seeded(0):
             return build()
 
     def measure(self, build: Callable[[], nn.Module]) -> None:
@@ -89,15 +89,6 @@ class TowerEncoder(Encoder):
         config = self.config.model_dump(mode="json", exclude={"weights", "model", "revision", "chunk"})
         about = json.dumps([type(self).__qualname__, config, *self.identity()], sort_keys=True, default=str)
         return digest(sorted(self.state_dict().items()), about)
-
-    def _refuse(self, kind: Kind, origin: str) -> None:
-        if kind not in self.kinds:
-            raise MediaError(
-                Reason.wrong_media_type,
-                f"{kind} {origin}".strip() + f" for the encoder `{self.config.name}`",
-                " or ".join(self.kinds),
-                "give it to a branch whose encoder takes this kind",
-            )
 
 
 def layer_index(layer: int, depth: int, what: str) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor
 from mmtune import registry
 from mmtune.config import entry
 from mmtune.encoders.base import Encoder, EncoderConfig
-from mmtune.errors import ConfigError, MediaError, Reason
+from mmtune.errors import ConfigError
 from mmtune.media import Sampling
 from mmtune.types import Features, Kind, Media
 
@@ -104,8 +104,6 @@ class Anyres(Encoder):
 
         Raises MediaError for anything but a still picture.
         """
-        if media.kind != "image":
-            raise MediaError(Reason.wrong_media_type, f"{media.kind} {media.origin} for the encoder `anyres`", "image")
         size = (int(media.data.shape[-2]), int(media.data.shape[-1]))
         grid = best_grid(size, self.config.grids)
         whole, tiles = self._scaled(media.data, (self.side, self.side)), self._tiles(media.data, size, grid)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from mmtune.config import Config
+from mmtune.errors import MediaError, Reason
 from mmtune.types import Features, FeatureShape, Kind, Media
 from mmtune.weights_file import digest
 
@@ -51,6 +54,13 @@ class Encoder(nn.Module):
     max_frames: int = 1
     """Most frames of an item."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """`sampling` and `prepare` are called for kinds that the encoder takes; others are refused before."""
+        super().__init_subclass__(**options)
+        for name in ("sampling", "prepare"):
+            if name in vars(cls):
+                setattr(cls, name, _refusing(vars(cls)[name]))
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -71,7 +81,11 @@ class Encoder(nn.Module):
 
     @abstractmethod
     def sampling(self, kind: Kind) -> Sampling:
-        """What `mmtune.media.load` is asked for: how many frames, by what rule, at what rate."""
+        """What `mmtune.media.load` is asked for: how many frames, by what rule, at what rate.
+
+        Raises:
+            MediaError: `wrong_media_type` for a kind that the encoder does not take; the base class sees to that.
+        """
         raise NotImplementedError
 
     @property
@@ -84,7 +98,7 @@ class Encoder(nn.Module):
         """Decoded media to the encoder's input, [F,...]. Runs on CPU in a worker; deterministic without `rng`.
 
         Raises:
-            MediaError: `wrong_media_type` for a kind that the encoder does not take.
+            MediaError: `wrong_media_type` for a kind that the encoder does not take; the base class sees to that.
         """
         raise NotImplementedError
 
@@ -101,6 +115,24 @@ class Encoder(nn.Module):
         config = self.config.model_dump(mode="json", exclude={"weights"})
         about = json.dumps([type(self).__module__, type(self).__qualname__, config], sort_keys=True)
         return digest(sorted(self.state_dict().items()), about)
+
+
+def _refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an encoder that takes a medium, or its kind, first; other kinds than the encoder's are refused."""
+
+    @wraps(method)
+    def refusing(self: Encoder, asked: Kind | Media, *args: Any, **options: Any) -> Any:
+        kind, origin = (asked.kind, asked.origin) if isinstance(asked, Media) else (asked, "")
+        if kind not in self.kinds:
+            raise MediaError(
+                Reason.wrong_media_type,
+                f"{kind} {origin}".strip() + f" for the encoder `{self.config.name}`",
+                " or ".join(self.kinds),
+                "give it to a branch whose encoder takes this kind",
+            )
+        return method(self, asked, *args, **options)
+
+    return refusing
 
 
 def weights_path(text: str) -> Path:

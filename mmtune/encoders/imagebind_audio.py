@@ -109,7 +109,6 @@ class ImagebindAudio(TowerEncoder):
 
     def sampling(self, kind: Kind) -> Sampling:
         """The whole sound at `config.rate`."""
-        self._refuse(kind, "")
         return Sampling(rate=self.config.rate)
 
     def prepare(self, media: Media, rng: np.random.Generator | None = None) -> Tensor:
@@ -118,7 +117,6 @@ class ImagebindAudio(TowerEncoder):
         The mean is that of all channels, everything else is heard of the first channel only, as published.
         Raises MediaError for media that are not sound, and for sounds shorter than 25 ms.
         """
-        self._refuse(media.kind, media.origin)
         config = self.config
         assert media.rate is not None
         wave = resample(media.data, media.rate, config.rate)

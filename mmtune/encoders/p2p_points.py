@@ -139,7 +139,6 @@ class P2PPoints(Encoder):
 
     def sampling(self, kind: Kind) -> Sampling:
         """Clouds are read whole."""
-        self._refuse(kind, "")
         return Sampling()
 
     @property
@@ -152,7 +151,6 @@ class P2PPoints(Encoder):
 
         Raises MediaError for media that are no points, and for clouds that have no extent in a view.
         """
-        self._refuse(media.kind, media.origin)
         config = self.config
         random = rng if config.train_views is not None else None
         table = media.data.numpy()
@@ -248,15 +246,6 @@ class P2PPoints(Encoder):
         config: dict[str, Any] = self.config.model_dump(mode="json", exclude={"weights", "image", "chunk"})
         drawn = self.draw.state_dict() if self.draw is not None else {}
         return digest(sorted(drawn.items()), json.dumps([config, self.image.fingerprint()], sort_keys=True))
-
-    def _refuse(self, kind: Kind, origin: str) -> None:
-        if kind not in self.kinds:
-            raise MediaError(
-                Reason.wrong_media_type,
-                f"{kind} {origin}".strip() + f" for the encoder `{self.config.name}`",
-                "points",
-                "give it to a branch whose encoder takes this kind",
-            )
 
 
 def _colours(media: Media, table: np.ndarray) -> Tensor:

@@ -30,7 +30,7 @@ def summary(marks: Mapping[str, Sequence[Mark]]) -> dict[str, Any]:
 def measures(task: Task, marks: Sequence[Mark], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     """Every measure of the task in each row that has a question."""
     rows = {row: [outcomes[index] for index in indexes] for row, indexes in rows_of(marks).items()}
-    return {row: task.summary(held) for row, held in rows.items() if held}
+    return {row: task.measured(held) for row, held in rows.items() if held}
 
 
 def _rows(marks: Sequence[Mark]) -> dict[str, dict[str, Any]]:

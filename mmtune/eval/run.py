@@ -22,6 +22,7 @@ from torch import Tensor
 from mmtune import config, disk, generate, paths, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
+from mmtune.data.formats.base import unreadable
 from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, MediaError, Note, UsageError
 from mmtune.eval import controls as ctl
@@ -149,7 +150,7 @@ def evaluate(
         **({"experts": experts.record()} if experts is not None else {}),
         "seconds": round(time.perf_counter() - started, 2),
         "max_tokens": max_tokens,
-        "right": task.right,
+        "right": _right(task, tallies),
         **report.summary({control: tally.marks for control, tally in tallies.items()}),
         "measures": {
             control: report.measures(task, tally.marks, tally.outcomes)
@@ -167,6 +168,12 @@ def evaluate(
         if not quiet:
             print(f"written to {target}, the answers to {answers}")
     return result
+
+
+def _right(task: Task, tallies: Mapping[str, _Tally]) -> str | None:
+    """The score by which all answers are right or wrong; none where an answer has no such score."""
+    judged = [task.is_right(one.scores) for tally in tallies.values() for one in tally.outcomes]
+    return None if None in judged else task.right or "accuracy"
 
 
 def _task(task: str | Task | None, recipe: Recipe | None) -> Task:
@@ -243,7 +250,8 @@ def _usable(
     corpus = Corpus(list(patterns), say=lambda text: print(text, file=sys.stderr), write=write)
     for key in islice(corpus.samples(), limit):
         try:
-            questions = list(task.questions([corpus.record(key)]))
+            with unreadable(corpus.id(key), f"the task {task.config.name}"):
+                questions = list(task.questions([corpus.record(key)]))
         except DataError as error:
             skipped[error.reason.value] += 1
             continue
@@ -327,11 +335,11 @@ def _ask(
             nats = answer_nats(model, [answered(processor, sample, one.answers[0]) for sample, one in pairs])
         for question, ids, (lost, count) in zip(questions, answers, nats, strict=True):
             text = processor.tokenizer.decode(ids).strip()
-            scores = task.score(question, text)
+            scores = task.judge(question, text)
             tally.outcomes.append(Outcome(question, text, scores, lost, count))
-            right = task.right is not None and scores[task.right] > 0.5
+            right = task.is_right(scores)
             medium = "+".join(sorted({ref.kind for ref in question.sample.media}))
-            tally.marks.append(Mark(question.type, question.temporal, right, text, question.answers[0], medium))
+            tally.marks.append(Mark(question.type, question.temporal, bool(right), text, question.answers[0], medium))
             asked = " ".join(part for part in question.sample.turns[-1].parts if isinstance(part, str))
             tally.answers.append(
                 {

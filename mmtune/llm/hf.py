@@ -22,7 +22,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtune import dtypes, jsons, paths
+from mmtune import dtypes, jsons, paths, random_state
 from mmtune.errors import CheckpointError, ModelError
 from mmtune.llm import _attention, _folder_check, _known, _tokenizer
 from mmtune.llm._attention import AttentionTerm, Call, Prefix
@@ -131,8 +131,7 @@ class HF(LLM):
                 hf_config = AutoConfig.for_model(**self._hf_config)
             else:
                 hf_config = AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.config.seed)
+            with random_state.seeded(self.config.seed):
                 return AutoModelForCausalLM.from_config(
                     hf_config, attn_implementation=_attention.register(), dtype=getattr(torch, self.config.dtype)
                 ).eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ class BestMetric:
     """The best value of one measure so far."""
 
     measure: str
+    """Its name; empty until a task that does not say its measures was asked for the first time."""
     lower: bool
     """Whether less is better."""
     value: float = math.nan
@@ -27,7 +28,13 @@ class BestMetric:
     step: int = 0
 
     def update(self, step: int, values: Mapping[str, float]) -> bool:
-        """Take up a validation; whether it is the best so far. What is not finite never is, of equals the first."""
+        """Take up a validation; whether it is the best so far. What is not finite never is, of equals the first.
+
+        Raises ConfigError when the measure is not among the values.
+        """
+        self.measure = self.measure or next(iter(values))
+        if self.measure not in values:
+            raise _untaken(self.measure, values)
         value = values[self.measure]
         better = math.isnan(self.value) or (value < self.value if self.lower else value > self.value)
         if not math.isfinite(value) or not better:
@@ -41,8 +48,8 @@ class BestMetric:
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Take back what `state` gave; a run that is measured otherwise now begins with no best state."""
-        if state and state["measure"] == self.measure and state["value"] is not None:
-            self.value, self.step = state["value"], state["step"]
+        if state and state["measure"] == (self.measure or state["measure"]) and state["value"] is not None:
+            self.measure, self.value, self.step = state["measure"], state["value"], state["step"]
 
 
 def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
@@ -53,7 +60,12 @@ def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
     lower = {"loss": True, **{f"{name}/loss": True for name in held}} if held else {}
     if task is not None:
         lower |= {f"{task.config.name}/{name}": way == "lower" for name, way in task.measures.items()}
-    measure = recipe.eval.best or next(iter(lower))
-    if measure not in lower:
-        raise ConfigError(f"eval.best is {measure!r}", f"one of {', '.join(lower)}")
-    return BestMetric(measure, lower[measure])
+    measure = recipe.eval.best or next(iter(lower), "")
+    open_names = task is not None and not task.measures  # what it measures is known once it was asked
+    if measure not in lower and not (open_names and (not measure or measure.startswith(f"{task.config.name}/"))):
+        raise _untaken(measure, lower)
+    return BestMetric(measure, lower.get(measure, False))
+
+
+def _untaken(measure: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(f"eval.best is {measure!r}", f"one of {', '.join(known)}")

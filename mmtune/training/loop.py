@@ -138,8 +138,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.runtime, self.progress = recipe, out, runtime, progress
         self.step, self.bad, self.recent = 0, 0, _Recent()
-        torch.manual_seed(recipe.run.seed)
-        self.model = models.build(recipe.model, weights=True)
+        self.model = models.build(recipe.model, weights=True, seed=recipe.run.seed)
         runtime.barrier()  # a rank whose disk is slow is waited for
         self.groups = store.groups_of(self.model, recipe)
         # a saved state has all that came from there, and the folder may be gone by now

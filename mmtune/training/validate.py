@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 
-from mmtune import registry
+from mmtune import random_state, registry
 from mmtune.collate import collate
 from mmtune.data.build import batch_spec_of, held_out_sections
 from mmtune.data.ledger import Ledger
@@ -135,8 +133,7 @@ class Validator:
     def _apart(self) -> Iterator[None]:
         """Within, the model does not learn and random numbers are a validation's own; afterwards all is as before."""
         devices = [self._runtime.device] if self._runtime.device.type == "cuda" else []
-        states = random.getstate(), numpy.random.get_state()
-        with torch.random.fork_rng(devices):
+        with random_state.kept(devices):
             seed_step(0, 0, self._runtime.rank)  # the same draws each time, so that validations compare
             self._model.eval()
             try:
@@ -144,8 +141,6 @@ class Validator:
                     yield
             finally:
                 self._model.train()
-                random.setstate(states[0])
-                numpy.random.set_state(states[1])
 
     def _loss(self, stream: Stream, most: int, stopped: Callable[[], bool]) -> _Tally | None:
         """The sums of a stream over all ranks, or none when the run was told to stop."""
@@ -196,15 +191,15 @@ class Validator:
         """The measures of the task, the same on all ranks."""
         runtime, name = self._runtime, task.config.name
         alike = runtime.world > 1 and runtime.strategy != "replicate"
-        found = dict.fromkeys(task.measures, 0.0)
+        found: dict[str, float] = {}
         with runtime.without_deadline(f"validation: {name}"):
             if runtime.is_main or alike:
                 both, data = (self._model, self._processor), list(self._section.data)
                 report = evaluate(both, task, data, limit=most, quiet=True)
-                found = {key: report["measures"]["plain"]["overall"][key] for key in found}
+                found = report["measures"]["plain"]["overall"]
             runtime.barrier()
-        told = runtime.all_reduce(list(found.values()) if runtime.is_main else [0.0] * len(found))
-        return {f"{name}/{key}": value for key, value in zip(found, told, strict=True)}
+        (measured,) = runtime.all_gather_strings([json.dumps(found)] if runtime.is_main else [])
+        return {f"{name}/{key}": value for key, value in json.loads(measured).items()}
 
 
 def task_of(recipe: Recipe) -> Task | None:

@@ -61,7 +61,8 @@ class ValidationLoop:
         asked = store.processor_for(recipe, model, run=out)
         self._validator = Validator(recipe, model, runtime, streams, objectives, asked, loader.ledger)
         held = ", ".join(f"{stream.name} {len(stream.corpus):,}" for stream in streams) or "nothing"
-        say(f"held out  {held}; validated every {self._every:,} steps, the best state is chosen by {self.best.measure}")
+        chosen = self.best.measure or "the first score of the task"
+        say(f"held out  {held}; validated every {self._every:,} steps, the best state is chosen by {chosen}")
 
     @property
     def streams(self) -> list[Stream]:

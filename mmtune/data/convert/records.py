@@ -64,7 +64,7 @@ class Builder:
             names.append(f"{key}.{suffix}")
         facts = self._plain(draft.named(names))
         found["json"] = _json(facts)
-        self._reader.sample(Record(key, found, key))  # judges a NaN where it means something
+        self._reader.read(Record(key, found, key))  # judges a NaN where it means something
         if b"NaN" in found["json"] or b"Infinity" in found["json"]:
             found["json"] = _json(strict.finite(facts))
         return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mmtune.config import Config
+from mmtune.errors import DataError, Reason
 from mmtune.types import Sample
 
 
@@ -40,6 +42,14 @@ class Format(ABC):
     def __init__(self, config: FormatConfig) -> None:
         self.config = config
 
+    def read(self, record: Record) -> Sample:
+        """The conversation of a record, as the program asks for it: see `sample`.
+
+        Raises DataError, whatever an entry stumbles over: see `unreadable`.
+        """
+        with unreadable(record.id, f"the format {self.config.name}"):
+            return self.sample(record)
+
     @abstractmethod
     def sample(self, record: Record) -> Sample:
         """The conversation of a record; media stay references.
@@ -47,6 +57,26 @@ class Format(ABC):
         Raises:
             DataError: with the reason under which the ledger counts the record.
         """
+
+
+@contextmanager
+def unreadable(id: str, reader: str) -> Iterator[None]:
+    """Within, what raises because a record is not as a reader takes it for granted becomes a DataError that names the
+    record, so that it is skipped and counted: missing_key for a key or member that is not there, else bad_json.
+
+    Args:
+        reader: who reads the record, for the error.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        missing = isinstance(error, KeyError)
+        raise DataError(
+            Reason.missing_key if missing else Reason.bad_json,
+            f"{id}: " + (f"no {error}" if missing else f"{type(error).__name__}: {error}"),
+            f"a record that {reader} can read",
+            "name the format that the records are written in; `mmtune data check` shows which records are refused",
+        ) from error
 
 
 Contract = Format

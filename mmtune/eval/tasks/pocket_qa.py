@@ -35,6 +35,8 @@ class PocketQA(Task):
     """One medium a record, several questions about it."""
 
     Config = Config
+    measures = {"accuracy": "higher"}
+    right = "accuracy"
 
     def questions(self, corpus: Iterable[Record]) -> Iterator[Question]:
         """Record by record, so that the questions about one clip follow each other.

@@ -52,7 +52,7 @@ class QA(Task):
     def questions(self, corpus: Iterable[Record]) -> Iterator[Question]:
         """Record by record. Raises DataError as the format does."""
         for record in corpus:
-            sample, name = self._format.sample(record), _type(record)
+            sample, name = self._format.read(record), _type(record)
             for index, turn in enumerate(sample.turns):
                 if turn.role == "assistant" and turn.weight and turn.text.strip():
                     asked = replace(sample, turns=sample.turns[:index])
