@@ -6,6 +6,7 @@ does not fit. Parameter names are `branches.NAME.encoder.*`, `branches.NAME.conn
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -282,9 +283,12 @@ def build(
         _load_weights(llm)
     llm.requires_grad_(False)
     with device if device.type == "meta" else nullcontext():
-        encoders = {name: _encoder(name, one, weights, room) for name, one in section.branches.items()}
+        encoders = {
+            name: encoder(f"branches.{name}.encoder", one.encoder, weights, room)
+            for name, one in section.branches.items()
+        }
         with room.limited("tuners, connectors and fusion"), random_state.seeded(seed):
-            tuned = _tune(llm, section)
+            tuned = tune(llm, section.tuners)
             branches = {name: _branch(one, encoders[name], llm.width) for name, one in section.branches.items()}
             fusion = registry.find("fusion", section.fusion.name)(section.fusion, llm.width, llm.depth, llm.heads)
     if branches and device.type != "meta":
@@ -303,10 +307,10 @@ def _scale(llm: LLM) -> float:
     return float(llm.embed(ids).float().square().mean().sqrt())
 
 
-def _tune(llm: LLM, section: ModelSection) -> dict[str, list[str]]:
+def tune(llm: LLM, tuners: Iterable[Any]) -> dict[str, list[str]]:
     """Apply the tuners in order -> tuner name to full parameter names, all of them trainable."""
     opened: dict[str, list[nn.Parameter]] = {}
-    for config in section.tuners:
+    for config in tuners:
         names = registry.find("tuners", config.name)(config).apply(llm)
         parameters = dict(llm.named_parameters())
         opened.setdefault(config.name, []).extend(parameters[name] for name in names)
@@ -344,11 +348,12 @@ def _load_weights(module: Encoder | LLM) -> None:
         module.load_weights()
 
 
-def _encoder(name: str, section: Any, weights: bool, room: bounds.Room) -> Encoder:
-    encoder = part(f"branches.{name}.encoder", section.encoder, room)
+def encoder(name: str, config: Any, weights: bool = True, room: bounds.Room | None = None) -> Encoder:
+    """An encoder as a model has it, frozen: `part` with its weights read. Raises as `part` does."""
+    made = part(name, config, room)
     if weights:
-        _load_weights(encoder)
-    return encoder.requires_grad_(False)
+        _load_weights(made)
+    return made.requires_grad_(False)
 
 
 def _branch(section: Any, encoder: Encoder, width: int) -> Branch:

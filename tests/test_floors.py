@@ -25,7 +25,7 @@ FLOORS = {
     "processor": 5, "model": 5, "generate": 5,
     "data": 6, "checkpoint": 6, "objectives": 6,
     "training": 7, "eval": 7, "experts": 7,
-    "serve": 8,
+    "serve": 8, "testing": 8,
     "cli": 9, "commands": 9, "__main__": 9, "__init__": 9,
 }  # fmt: skip
 """The house: what stands on a floor may import what stands below it."""

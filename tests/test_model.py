@@ -280,3 +280,25 @@ def test_a_connector_starts_at_the_scale_of_the_words(folder):
     rms = float(model.llm.embed(ids).square().mean().sqrt())
     assert rms != pytest.approx(1.0, rel=0.1), "or the test would see nothing"
     assert float(model.branches["sight"].connector.scale.gain) == pytest.approx(rms, rel=0.02)
+
+
+def test_a_build_is_the_same_whatever_was_drawn_before_and_whatever_is_built_beside(folder):
+    """An encoder that draws its weights without a seed trains, and its run finds the same encoder again."""
+
+    def built(state, **more):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        model = build(section(folder, **more), seed=5)
+        assert torch.equal(torch.get_rng_state(), before)
+        return model.state_dict()
+
+    one, two = built(1), built(2)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    beside = built(3, tuners=[PeftConfig(method="lora", r=2, target_modules=["q_proj"])])
+    alone = built(4, branches={"sound": section(folder).branches["sound"]})
+    for name in (name for name in one if ".encoder." in name):
+        assert torch.equal(one[name], beside[name]) and torch.equal(one[name], alone.get(name, one[name])), name
+    assert not torch.equal(
+        build(section(folder), seed=6).state_dict()["branches.sight.connector.matrix.weight"],
+        one["branches.sight.connector.matrix.weight"],
+    )

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtune import config, registry
-from mmtune.experts.base import AFTERWARDS, Expert, ExpertConfig
-from mmtune.types import KINDS
+from mmtune import config, registry, testing
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"caption": {"run": "mmtune:pocket/chat"}}
@@ -20,24 +18,9 @@ TINY = {"caption": {"run": "mmtune:pocket/chat"}}
 HEAVY = ("torch", "numpy", "transformers", "rapidocr", "onnxruntime", "cv2", "PIL")
 
 
-def entry(name: str) -> Expert:
-    cls = registry.find("experts", name)
-    return cls(config.validate(cls.Config, {"name": name, **TINY.get(name, {})}))
-
-
 @pytest.mark.parametrize("name", registry.names("experts"))
-def test_the_description_of_an_expert(name: str) -> None:
-    expert = entry(name)
-    assert expert.config.name == name
-    assert expert.kinds and set(expert.kinds) <= set(KINDS)
-    assert isinstance(expert.version, str) and expert.version == entry(name).version
-    assert isinstance(expert.asks, bool)
-    for field, facts in type(expert.config).model_fields.items():
-        assert facts.description or field == "name", field
-
-
-def test_fields_that_count_afterwards_exist() -> None:
-    assert set(ExpertConfig.model_fields) >= AFTERWARDS
+def test_contract(name: str) -> None:
+    testing.check("experts", name, TINY.get(name))
 
 
 def test_naming_an_expert_loads_nothing_heavy() -> None:

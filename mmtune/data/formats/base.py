@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mmtune.config import Config
-from mmtune.errors import DataError, Reason
+from mmtune.errors import DataError, Reason, ShapeError
 from mmtune.types import Sample
 
 
@@ -69,11 +69,11 @@ def unreadable(id: str, reader: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, ShapeError) as error:
         missing = isinstance(error, KeyError)
         raise DataError(
             Reason.missing_key if missing else Reason.bad_json,
-            f"{id}: " + (f"no {error}" if missing else f"{type(error).__name__}: {error}"),
+            f"{id}: " + (f"no {error}" if missing else f"{type(error).__name__}: {getattr(error, 'seen', error)}"),
             f"a record that {reader} can read",
             "name the format that the records are written in; `mmtune data check` shows which records are refused",
         ) from error

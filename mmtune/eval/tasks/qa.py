@@ -55,8 +55,9 @@ class QA(Task):
             sample, name = self._format.read(record), _type(record)
             for index, turn in enumerate(sample.turns):
                 if turn.role == "assistant" and turn.weight and turn.text.strip():
-                    asked = replace(sample, turns=sample.turns[:index])
-                    if asked.turns and asked.turns[-1].role == "user":
+                    before = sample.turns[:index]
+                    if before and before[-1].role == "user":
+                        asked = replace(sample, turns=before)
                         yield Question(f"{record.id}#{index}", asked, (turn.text.strip(),), name)
 
     def score(self, question: Question, answer: str) -> dict[str, float]:

@@ -1,0 +1,74 @@
+"""What every entry of a room keeps, as checks that an author runs on a class of their own:
+
+    from mmtune import registry, testing
+
+    registry.allow(["my_package.sight:Sight"])
+    testing.check("encoders", "my_package.sight:Sight", {"width": 32})
+
+Under pytest, `@pytest.mark.parametrize("check", testing.checks("encoders"))` and `check(testing.make(...))` give one
+test for each check. The entries of mmtune itself are held to the same checks. A check that fails raises AssertionError
+that says what was found.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmtune import config, registry
+from mmtune.errors import ConfigError
+
+ROOMS = ("encoders", "connectors", "tuners", "objectives", "experts", "data/formats", "eval/tasks")
+"""Rooms that have checks."""
+
+Check = Callable[[Any], None]
+
+
+def checks(room: str) -> list[Check]:
+    """The checks of a room; each takes what `make` gives. Raises ConfigError for a room that has none."""
+    return [*_room(room).CHECKS, fields_are_explained, config_survives_yaml]
+
+
+def make(room: str, name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Any:
+    """An entry of a room as its checks take it, small and with weights that are the same every time.
+
+    Args:
+        name: name of a file of the room, or package.module:Class that is allowed.
+        options: its settings, as in a recipe; the smallest that make sense.
+        more: `records`, `mmtune.data.formats.base.Record`s that a format or a task can read.
+
+    Raises:
+        ConfigError: no such entry, or settings that it does not have.
+    """
+    made = _room(room).make
+    cls = registry.find(room, name)
+    return made(cls, config.validate(cls.Config, {"name": name, **(options or {})}, f"{name} of {room}"), **more)
+
+
+def check(room: str, name: str, options: Mapping[str, Any] | None = None, **more: Any) -> None:
+    """Hold one entry to all checks of its room, given as to `make`. Raises AssertionError at the first that fails."""
+    made = make(room, name, options, **more)
+    for one in checks(room):
+        one(made)
+
+
+def fields_are_explained(entry: Any) -> None:
+    """A docstring stands under each field of the config: it is the help that users read."""
+    fields = type(entry.config).model_fields.items()
+    bare = [name for name, field in fields if name != "name" and not field.description]
+    assert bare == [], f"no docstring under {', '.join(bare)} of {type(entry.config).__name__}"
+
+
+def config_survives_yaml(entry: Any) -> None:
+    """What a recipe in a run folder says is what was built."""
+    tree = entry.config.model_dump(mode="json")
+    text = config.dump({"entry": tree})
+    again = config.validate(type(entry.config), config.parse(text, "test")["entry"])
+    assert again == entry.config, f"{entry.config!r} comes back as {again!r}"
+
+
+def _room(room: str) -> Any:
+    if room not in ROOMS:
+        raise ConfigError(f"no checks for the room {room!r}", f"one of {', '.join(ROOMS)}")
+    return importlib.import_module(f"{__name__}.{room.rpartition('/')[2]}")
