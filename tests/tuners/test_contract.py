@@ -1,4 +1,4 @@
-"""Every tuner keeps the contract; a newcomer is tested by being there (and, where its defaults fit no model, a line)."""
+"""Every tuner keeps the contract; a newcomer is tested by being there (with a line where its defaults fit no model)."""
 
 import pytest
 
