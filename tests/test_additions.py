@@ -1,0 +1,255 @@
+"""Additions outside the package: one file each, no edit, held to the checks of its room by its author.
+
+Each text below is all that somebody writes: the file goes into a folder of theirs, a recipe names the class, and
+`mmtune.testing.check` says whether it keeps the contract.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from mmtune import registry, testing
+from mmtune.data.formats.base import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What is written, and how it is checked."""
+
+    cls: str
+    text: str
+    options: dict[str, Any] | None = None
+    records: tuple[Record, ...] = ()
+
+
+def record(facts: Any, **members: bytes) -> Record:
+    return Record("s/1", {"json": json.dumps(facts).encode(), **members}, "1")
+
+
+ADDITIONS = {
+    "encoders": Addition("Patches", '''
+        """Mean colours of a picture's quarters, mixed by weights that are drawn at random and without a seed."""
+        import torch
+        from torch import nn
+
+        from mmtune.encoders.base import Encoder, EncoderConfig
+        from mmtune.media import Sampling
+        from mmtune.types import Features
+
+
+        class Config(EncoderConfig):
+            width: int = 8
+            """Width of a token."""
+
+
+        class Patches(Encoder):
+            Config, kinds, grid, tokens_per_frame, max_frames = Config, ("image", "video"), (2, 2), 4, 4
+
+            def __init__(self, config):
+                super().__init__(config)
+                self.width = config.width
+                self.mix = nn.Linear(3, config.width)
+
+            def sampling(self, kind):
+                return Sampling(frames=self.max_frames)
+
+            def prepare(self, media, rng=None):
+                pooled = nn.functional.adaptive_avg_pool2d(media.data.float() / 255, 2)
+                return pooled.flatten(2).transpose(1, 2)
+
+            def forward(self, x, frames):
+                return Features(self.mix(x) * frames[..., None, None], frames, self.grid)
+        '''),
+    "connectors": Addition("Mean", '''
+        """One token for each real frame: the mean of its features, through one matrix."""
+        from torch import nn
+
+        from mmtune.connectors.base import Connector, ConnectorConfig
+        from mmtune.types import Embeds
+
+
+        class Mean(Connector):
+            Config = ConnectorConfig
+
+            def __init__(self, config, shape, llm_width):
+                super().__init__(config, shape, llm_width)
+                self.matrix = nn.Linear(shape.width, llm_width)
+
+            def tokens_out(self, frames):
+                return frames
+
+            def forward(self, features):
+                mean = features.tokens.to(self.matrix.weight.dtype).mean(2)
+                return Embeds(self.matrix(mean), features.frame_mask)
+        '''),
+    "tuners": Addition("Gains", '''
+        """A gain for each channel behind every attention, 1 at first."""
+        import torch
+        from torch import nn
+
+        from mmtune.tuners.base import Tuner, TunerConfig
+
+
+        class Gained(nn.Module):
+            def __init__(self, inner, width):
+                super().__init__()
+                self.inner, self.gain = inner, nn.Parameter(torch.ones(width))
+
+            def forward(self, x):
+                return self.inner(x) * self.gain
+
+
+        class Gains(Tuner):
+            Config = TunerConfig
+
+            def apply(self, llm):
+                names = [name for name, _ in llm.named_modules() if name.endswith("o_proj")]
+                for name in names:
+                    parent, _, child = name.rpartition(".")
+                    inner = getattr(llm.get_submodule(parent), child)
+                    setattr(llm.get_submodule(parent), child, Gained(inner, inner.out_features))
+                return [f"{name}.gain" for name in names]
+        '''),
+    "objectives": Addition("Squared", '''
+        """The squared distance of hidden states from zero at labelled tokens: a sum and how many they are."""
+        from mmtune.objectives.base import Objective, ObjectiveConfig
+        from mmtune.types import IGNORE
+
+
+        class Squared(Objective):
+            Config = ObjectiveConfig
+
+            def loss(self, model, batch):
+                hidden = model(batch)[batch.labels != IGNORE]
+                return hidden.float().square().sum(), len(hidden)
+        '''),
+    "experts": Addition("Size", '''
+        """How many bytes a medium has."""
+        from mmtune.experts.base import Evidence, Expert, ExpertConfig
+
+
+        class Size(Expert):
+            Config, version = ExpertConfig, "1"
+
+            def look(self, ref, question):
+                yield Evidence(f"{len(ref.read())} bytes")
+        '''),
+    "data/formats": Addition("Pairs", '''
+        """`{"ask": ..., "say": ...}`, which checks nothing of a record by itself."""
+        import json
+
+        from mmtune.data.formats.base import Format, FormatConfig
+        from mmtune.types import Sample, Turn
+
+
+        class Pairs(Format):
+            Config = FormatConfig
+
+            def sample(self, record):
+                facts = json.loads(record.files["json"])
+                return Sample(record.id, (Turn("user", (facts["ask"],)), Turn("assistant", (facts["say"],))))
+        ''', records=(record({"ask": "how many", "say": "two"}),)),
+    "eval/tasks": Addition("Length", '''
+        """How near the length of an answer is; there is no accuracy."""
+        import json
+
+        from mmtune.eval.tasks.base import Question, Task, TaskConfig
+        from mmtune.types import Sample, Turn
+
+
+        class Length(Task):
+            Config = TaskConfig
+
+            def questions(self, corpus):
+                for record in corpus:
+                    facts = json.loads(record.files["json"])
+                    asked = Sample(record.id, (Turn("user", (facts["ask"],)),))
+                    yield Question(record.id, asked, (facts["say"],))
+
+            def score(self, question, answer):
+                return {"closeness": 1 / (1 + abs(len(answer) - len(question.answers[0])))}
+        ''', records=(record({"ask": "how many", "say": "two"}),)),
+}  # fmt: skip
+MOST_LINES = 35
+
+
+def state() -> str:
+    """What differs from the last commit in the package."""
+    asked = ["git", "status", "--porcelain", "--", "mmtune", "configs"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture
+def written(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """package.module:Class of an addition that lies in a folder of its own, allowed as a person allows it."""
+    room = request.param
+    package = f"additions_{room.replace('/', '_')}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "mine.py").write_text(dedent(ADDITIONS[room].text).lstrip())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    name = f"{package}.mine:{ADDITIONS[room].cls}"
+    monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), name})
+    return name
+
+
+def more(room: str) -> dict[str, Any]:
+    return {"records": ADDITIONS[room].records} if ADDITIONS[room].records else {}
+
+
+@pytest.mark.parametrize(("written", "room"), [(room, room) for room in testing.ROOMS], indirect=["written"])
+def test_an_addition_is_one_file_and_keeps_the_contract(
+    written: str, room: str, tmp_path: Path, record_property: Any
+) -> None:
+    before = state()
+    testing.check(room, written, ADDITIONS[room].options, **more(room))
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    record_property("files written", len(files))
+    record_property("lines", lines)
+    print(f"{room:<14}{len(files)} file written, 0 edited, {lines} lines")
+    assert len(files) == 1 and lines <= MOST_LINES
+    assert state() == before, "a file of the package was edited"
+
+
+SPOILT = {
+    "encoders": ("frames[..., None, None], frames", "frames.sum(), frames"),
+    "connectors": ("return frames\n", "return frames + 1\n"),
+    "tuners": ("for name in names]\n", "for name in names[1:]]\n"),
+    "objectives": (".square().sum()", ".square().mean()"),
+    "experts": ('"1"', '""'),
+    "data/formats": ("Sample(record.id,", 'Sample("same",'),
+    "eval/tasks": ('{"closeness"', '{answer or "closeness"'),
+}
+"""What a check of the room must see."""
+
+
+@pytest.mark.parametrize("room", testing.ROOMS)
+def test_the_checks_see_what_breaks_the_contract(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, (good, bad) = f"spoilt_{room.replace('/', '_')}", SPOILT[room]
+    text = dedent(ADDITIONS[room].text).lstrip()
+    assert good in text
+    (tmp_path / f"{package}.py").write_text(text.replace(good, bad))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    name = f"{package}:{ADDITIONS[room].cls}"
+    monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), name})
+    with pytest.raises(AssertionError):
+        testing.check(room, name, ADDITIONS[room].options, **more(room))
+
+
+def test_a_room_without_checks_is_named() -> None:
+    from mmtune.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="'cellar'.*\n.*encoders"):
+        testing.checks("cellar")
