@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmtune.data.collate import collate
+from mmtune.collate import collate
 from mmtune.model import MultimodalModel
 from mmtune.objectives.base import Objective, ObjectiveConfig
 from mmtune.testing import _pocket
