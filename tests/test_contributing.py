@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from mmtune import cli, registry, renamed
+from mmtune import cli, registry, renamed, testing
+from mmtune.data.formats.base import Record
 from tests.data import tars
 from tests.media import make
 from tools import docs, docs_inputs
@@ -50,6 +51,15 @@ def test_the_examples_train_and_answer(outside: Path) -> None:
     assert weights["norms"] and all(name.startswith("llm.") for name in weights["norms"])
     skipped = [json.loads(line) for line in (outside / "runs/mean/skipped.jsonl").read_text().splitlines()]
     assert {(one["member"], one["reason"]) for one in skipped if "member" in one} == {("9", "missing_key")}
+
+
+def test_the_examples_keep_their_contracts(outside: Path) -> None:
+    registry.allow(["mine.mean:Mean", "mine.norms:Norms", "mine.lines:Lines"])
+    testing.check("connectors", "mine.mean:Mean")
+    testing.check("tuners", "mine.norms:Norms")
+    clip = (outside / "clip.mp4").read_bytes()
+    record = Record("0/1", {"mp4": clip, "txt": b"What happens?\nsomething moves"}, "1")
+    testing.check("data/formats", "mine.lines:Lines", records=[record])
 
 
 def test_code_from_outside_waits_for_a_word(outside: Path) -> None:
