@@ -31,7 +31,10 @@ NOT_RUN = (
     (r"(pip install|hf download|git clone|img2dataset|video2dataset) ", "fetches from a network"),
     (r"mmtune .*(s3|https|hf)://", "fetches from a network"),
     (r"(torchrun|accelerate) ", "for eight devices; tests/training/test_launch.py starts two processes"),
-    (r"tools/(demo|curve|claims|prove|bench|docs|fidelity|libraries)\b", "minutes; a test has a small form of it"),
+    (
+        r"tools/(demo|curve|claims|prove|bench|docs|fidelity|libraries)\b",
+        "takes minutes; a test has a small form of it",
+    ),
     (r"tools/test\b", "runs what runs this"),
     (r"PYTHONPATH=\. mmtune ", "tests/test_contributing.py runs it, with the examples that stand above it"),
     (r"mmtune data convert train\.parquet", "needs the extra `parquet`; tests/data has it where that is installed"),
