@@ -12,15 +12,23 @@ that says what was found.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmtune import config, registry
 from mmtune.errors import ConfigError
+from mmtune.testing import connectors, encoders, experts, formats, objectives, tasks, tuners
 
-ROOMS = ("encoders", "connectors", "tuners", "objectives", "experts", "data/formats", "eval/tasks")
-"""Rooms that have checks."""
+ROOMS: dict[str, Any] = {
+    "encoders": encoders,
+    "connectors": connectors,
+    "tuners": tuners,
+    "objectives": objectives,
+    "experts": experts,
+    "data/formats": formats,
+    "eval/tasks": tasks,
+}
+"""Rooms that have checks, with the module of each."""
 
 Check = Callable[[Any], None]
 
@@ -71,4 +79,4 @@ def config_survives_yaml(entry: Any) -> None:
 def _room(room: str) -> Any:
     if room not in ROOMS:
         raise ConfigError(f"no checks for the room {room!r}", f"one of {', '.join(ROOMS)}")
-    return importlib.import_module(f"{__name__}.{room.rpartition('/')[2]}")
+    return ROOMS[room]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -76,11 +75,6 @@ def prepare_repeats(encoder: Encoder) -> None:
         assert first.shape[0] >= 1, f"{kind}: no frame"
 
 
-def a_worker_can_carry_it(encoder: Encoder) -> None:
-    """Workers prepare media, so an encoder can be sent to another process."""
-    ForkingPickler.dumps(encoder)
-
-
 def other_kinds_are_refused(encoder: Encoder) -> None:
     """By name, before anything is done; the base class sees to it."""
     assert encoder.kinds and set(encoder.kinds) <= set(KINDS), f"kinds {encoder.kinds}"
@@ -136,7 +130,6 @@ CHECKS = (
     shapes,
     a_masked_frame_changes_nothing,
     prepare_repeats,
-    a_worker_can_carry_it,
     other_kinds_are_refused,
     sampling,
     builds_on_the_meta_device,
