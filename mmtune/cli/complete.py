@@ -16,7 +16,7 @@ def _starting(known: Iterable[str], incomplete: str) -> list[str]:
 
 
 def builtins(builtin: registry.Builtin) -> Completion:
-    """Completion by the names of a shelf."""
+    """Completion by the names of built-in files."""
     return lambda incomplete: _starting(registry.shipped(builtin), incomplete)
 
 

@@ -21,7 +21,7 @@ WIDTH = 100
 
 
 def run(room: str | None, name: str | None = None) -> None:
-    """Print the names of one room or shelf, one a line; without a room, all of them; with a name, its options.
+    """Print the names of a room or of built-in files, one a line; without a room, all; with a name, its options.
 
     Raises:
         UsageError: no such room. ConfigError: no such name in it.
