@@ -240,7 +240,7 @@ else:
 
 def ranks() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-c", _RANK, f"{folder}/store"]
+        words = [sys.executable, "-P", "-c", _RANK, f"{folder}/store"]
         hangs = subprocess.Popen([*words, "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         waits = subprocess.run([*words, "0"], capture_output=True, text=True, timeout=60, check=False)
         hangs.kill()
@@ -272,7 +272,9 @@ def rouge() -> Iterator[str]:
 
 
 def processes() -> Iterator[str]:
-    with ProcessPoolExecutor(1) as pool:
+    from mmtune.children import isolated
+
+    with isolated(), ProcessPoolExecutor(1) as pool:
         call = pool.submit(time.sleep, 3)
         begin = time.perf_counter()
         yield f"ProcessPoolExecutor, a limit of 0.2 s for a call: {outcome(lambda: call.result(timeout=0.2))}"
@@ -280,7 +282,7 @@ def processes() -> Iterator[str]:
         alive = worker.is_alive()
     yield f"after it the process lives: {alive}; leaving the pool waits {time.perf_counter() - begin:.1f} s for it"
     os.environ["HF_TOKEN"] = "secret"
-    with ProcessPoolExecutor(1) as pool:
+    with isolated(), ProcessPoolExecutor(1) as pool:
         got = outcome(pool.submit(os.getenv, "HF_TOKEN").result)
     yield f"a key in the environment, asked for in the process: {got}"
 
