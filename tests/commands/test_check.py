@@ -55,7 +55,7 @@ def test_what_counts_otherwise_says_so() -> None:
 
 
 class Reader:
-    def sample(self, record: str):
+    def read(self, record: str):
         if record == "bad":
             raise DataError(Reason.bad_json, "bad is not JSON")
         return record
@@ -67,7 +67,7 @@ def _loads(*records: str):
 
 def test_what_can_be_done_about_it_is_said() -> None:
     class Reader:
-        def sample(self, record: str):
+        def read(self, record: str):
             raise DataError(Reason.unused_field, f"{record} has tools", "none", "ignore: [tools]")
 
     found = check.look(_loads("a", "b"), Reader(), Processor(), samples=0)

@@ -44,7 +44,7 @@ POINTS: dict[str, tuple[type, str]] = {
     "forward and backward": (MultimodalModel, "forward"),
     "sum of gradients": (Runtime, "sum_gradients"),
     "saving": (CheckpointManager, "save"),
-    "starting": (Runtime, "place"),
+    "starting": (Runtime, "parallelize"),
 }
 """What is going on when a rank goes: the method in which it does, the third time round where it is called often."""
 
