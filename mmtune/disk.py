@@ -154,7 +154,7 @@ def remove(path: Path) -> None:
     """Delete a file, a folder with all that is in it, or a link alone. What cannot be deleted stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif os.path.lexists(path):
         with suppress(OSError):
             path.unlink()
 
