@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class Shim:
         kill: number of the call, from 1, at which the process kills itself.
         fail: number of the call that raises ENOSPC instead.
         full: every write from the call `fail` on raises it.
-        journal: file that takes down each call, for `lose`.
+        journal: file that takes down each call, for `lose` and `sealed`.
         slow: seconds that each call takes.
     """
 
@@ -98,36 +99,50 @@ class Shim:
 def lose(out: Path, *journals: Path) -> int:
     """What a power cut takes, at its worst: bytes that were not flushed, and renames whose folder was not.
 
-    Deletions stay, because nothing promises their order. Journals are of all lives of the run since the disk was
-    whole. Returns how many things were lost.
+    Of a file that was flushed before, what was appended since is lost; of another one, half. Deletions stay, because
+    nothing promises their order. Journals are of all lives of the run since the disk was whole. Returns how many things
+    were lost.
     """
     dirty: set[int] = set()
+    flushed: dict[int, int] = {}
     pending: list[tuple[str, str]] = []
-    flushed: dict[str, int] = {}
-    for line in [line for journal in journals for line in journal.read_text().splitlines()]:
-        name, path, other, inode, size = json.loads(line)
+    for name, path, other, inode, size in read(*journals):
         if name == "write":
             dirty.add(inode)
         elif name == "fsync":
             dirty.discard(inode)
-            flushed[path] = size
+            flushed[inode] = size
             pending = [(a, b) for a, b in pending if os.path.dirname(b) != path]
-        elif name == "replace":
-            flushed[os.path.abspath(other)] = flushed.pop(path, 0)
         elif name == "rename":
             pending.append((path, os.path.abspath(other)))
     lost = 0
     for path in out.rglob("*"):
-        if path.is_file() and path.stat().st_ino in dirty:
-            os.truncate(path, path.stat().st_size // 2)
+        if path.is_file() and (inode := path.stat().st_ino) in dirty:
+            os.truncate(path, flushed.get(inode, path.stat().st_size // 2))
             lost += 1
-    # appended by Python's own files, which the journal does not see
-    ledger = out / "skipped.jsonl"
-    if ledger.exists() and ledger.stat().st_size > flushed.get(str(ledger.absolute()), 0):
-        os.truncate(ledger, flushed.get(str(ledger.absolute()), 0))
-        lost += 1
     for source, target in reversed(pending):
         if os.path.exists(target) and not os.path.exists(source) and os.path.isdir(os.path.dirname(source)):
             os.rename(target, source)
             lost += 1
     return lost
+
+
+def read(*journals: Path) -> list[list[Any]]:
+    """The calls that journals took down: name, path, other path of a rename, inode, size at a flush."""
+    return [json.loads(line) for journal in journals if journal.exists() for line in journal.read_text().splitlines()]
+
+
+def sealed(journal: Path) -> int:
+    """Step of the newest state that has to be there: one that was renamed, and another call came after that.
+
+    The one call is for flushing the folder. What comes next may rely on the state. Lines that are appended to logs are
+    no such call: another thread writes them.
+    """
+    newest = step = 0
+    for name, path, *_ in read(journal):
+        found = re.search(r"/state/\.step-(\d+)\.draft$", path) if name == "rename" else None
+        if found:
+            step = int(found[1])
+        elif not path.endswith(".jsonl"):
+            newest = step
+    return newest

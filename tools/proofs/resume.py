@@ -20,7 +20,7 @@ from mmtune.training import resume as states
 
 from . import _fork
 from ._base import Guard, Verdict
-from ._shim import Shim, lose
+from ._shim import Shim, lose, sealed
 from ._stage import STEPS, clear, compare, finish, fresh, order, recipe_file, signalled, straight, train
 
 
@@ -78,28 +78,16 @@ def _spread(calls: list[str], count: int) -> list[int]:
     return sorted([*chosen, *range(3, len(calls), max(1, len(calls) // count))][:count])
 
 
-def _sealed(calls: list[str], number: int) -> int:
-    """Step of the newest state that has to be there at a call: one that was renamed, and another call came after that.
-
-    The one call is for flushing the folder. What comes next may rely on the state.
-    """
-    newest = 0
-    for i, call in enumerate(calls[: max(0, number - 2)]):
-        if found := re.search(r"^rename state/\.step-(\d+)\.draft", call):
-            newest = int(found[1]) if i + 2 < number else newest
-    return newest
-
-
 def _killed_at(verdict: Verdict, number: int, call: str, wanted: dict[str, str], power: bool) -> int:
     """Killed at a call, then taken up; returns what a power cut took."""
     recipe, out, journal = recipe_file(), fresh("kill"), fresh("journal")
     where = f"{'power cut' if power else 'killed'} at call {number}, {call}"
-    ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, kill=number, journal=journal if power else None)))
+    ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, kill=number, journal=journal)))
     verdict.need(
         ended.code == -signal.SIGKILL, f"{where}: did not fire, it ended with {ended.code}: {ended.said[-300:]}"
     )
-    lost = lose(out, journal) if power and journal.exists() else 0
-    wrong = _finished(out, wanted, _sealed(straight()[2]["calls"], number))
+    lost = lose(out, journal) if power else 0
+    wrong = _finished(out, wanted, sealed(journal))
     verdict.check(not wrong, f"{where}: {'; '.join(wrong)}")
     clear(out)
     return lost
@@ -132,10 +120,10 @@ def _cut_again(verdict: Verdict, wanted: dict[str, str], most: int) -> int:
         return saved.step if saved else 0
 
     out = fresh("twice")
-    sealed = first(out, None)
+    kept = first(out, None)
     before = Path(out / "skipped.jsonl").read_text().count("\n")
     calls = _fork.run(lambda: train(recipe, out, shim=Shim(out))).value["calls"]
-    verdict.need(sealed > 0 and before > 1, f"killed in step {step}, with {before} lines: nothing to lose")
+    verdict.need(kept > 0 and before > 1, f"killed in step {step}, with {before} lines: nothing to lose")
     dropped = [number for number, call in enumerate(calls, 1) if call.startswith("replace .skipped.jsonl")]
     verdict.need(bool(dropped), f"no line was dropped: {calls[:20]}")
     clear(out)
@@ -144,11 +132,11 @@ def _cut_again(verdict: Verdict, wanted: dict[str, str], most: int) -> int:
     for number in numbers:
         out, journals = fresh("twice"), [fresh("journal"), fresh("journal")]
         where = f"power cut at call {number} after a resume, {calls[number - 1]}"
-        sealed = first(out, journals[0])
+        kept = first(out, journals[0])
         ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, kill=number, journal=journals[1])))  # noqa: B023
         verdict.need(ended.code == -signal.SIGKILL, f"{where}: did not fire: {ended.code} {ended.said[-300:]}")
-        lose(out, *[journal for journal in journals if journal.exists()])
-        wrong = _finished(out, wanted, sealed)
+        lose(out, *journals)
+        wrong = _finished(out, wanted, kept)
         verdict.check(not wrong, f"{where}: {'; '.join(wrong)}")
         clear(out)
     return len(numbers)
@@ -287,12 +275,14 @@ def _full_disk(verdict: Verdict, wanted: dict[str, str], calls: list[str], numbe
     """No room from some call on: the run stops loudly, what was sealed stays, and it goes on when there is room."""
     numbers = [number for number in numbers if calls[number - 1].startswith(("write", "fsync", "rename", "mkdir"))]
     for number in numbers:
-        recipe, out = recipe_file(), fresh("full")
-        ended = _fork.run(lambda: train(recipe, out, shim=Shim(out, fail=number, full=True)))  # noqa: B023
+        recipe, out, journal = recipe_file(), fresh("full"), fresh("journal")
+        ended = _fork.run(
+            lambda: train(recipe, out, shim=Shim(out, fail=number, full=True, journal=journal))  # noqa: B023
+        )
         where = f"disk full at call {number}, {calls[number - 1]}"
         loud = ended.code != 0 and "No space left" in ended.said
         newest = states.load(out / "state", lambda text: None)
-        kept = (newest.step if newest else 0) >= _sealed(calls, number)
+        kept = (newest.step if newest else 0) >= sealed(journal)
         left = [path.name for path in out.rglob("*.draft")]
         ended = finish(recipe, out)
         wrong = compare(out, wanted)
