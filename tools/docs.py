@@ -32,7 +32,7 @@ NOT_RUN = (
     (r"mmtune .*(s3|https|hf)://", "fetches from a network"),
     (r"(torchrun|accelerate) ", "for eight devices; tests/training/test_launch.py starts two processes"),
     (
-        r"tools/(demo|curve|claims|prove|bench|docs|fidelity|libraries)\b",
+        r"tools/(demo|curve|claims|prove|bench|docs|fidelity|libraries|measure)\b",
         "takes minutes; a test has a small form of it",
     ),
     (r"tools/test\b", "runs what runs this"),
