@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtune.errors import CheckpointError
+from mmtune.types import Tunable
 
 Precision = Literal["fp32", "bf16"]
 
@@ -38,13 +39,13 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def settle(model: nn.Module, precision: Precision) -> dict[str, tuple[str, int]]:
+def settle(model: Tunable, precision: Precision) -> dict[str, tuple[str, int]]:
     """Give every parameter of a model that is about to train its type, see above; in place.
 
     Returns:
         What was changed among frozen weights, as "bfloat16 to float32" to (the first name, number of values).
     """
-    own = {name for names in getattr(model, "tuned", {}).values() for name in names}
+    own = {name for names in model.tuned.values() for name in names}
     changed: dict[str, tuple[str, int]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():

@@ -359,5 +359,4 @@ def encoder(name: str, config: Any, weights: bool = True, room: bounds.Room | No
 def _branch(section: Any, encoder: Encoder, width: int) -> Branch:
     connector = registry.find("connectors", section.connector.name)(section.connector, encoder.shape, width)
     connector.check(encoder)
-    kinds = getattr(section, "kinds", None)
-    return Branch(encoder, connector, tuple(kinds) if kinds else None)
+    return Branch(encoder, connector, section.kinds)

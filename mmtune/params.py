@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
 from torch.nn import Parameter
 
 from mmtune.config import Config
 from mmtune.errors import ConfigError
 from mmtune.registry import nearest
+from mmtune.types import Tunable
 
 Named = list[tuple[str, Parameter]]
 
@@ -55,7 +55,7 @@ class ParameterGroup(Config):
         return not self.streams or stream in self.streams
 
 
-def partition(model: nn.Module, groups: Mapping[str, ParameterGroup], frozen: Sequence[str] = ()) -> dict[str, Named]:
+def partition(model: Tunable, groups: Mapping[str, ParameterGroup], frozen: Sequence[str] = ()) -> dict[str, Named]:
     """Give every trainable parameter to one group, and open (`requires_grad`) what a group claims.
 
     Args:
@@ -107,7 +107,7 @@ def partition(model: nn.Module, groups: Mapping[str, ParameterGroup], frozen: Se
     return result
 
 
-def freeze(model: nn.Module, patterns: Iterable[str] = ("*",)) -> list[str]:
+def freeze(model: Tunable, patterns: Iterable[str] = ("*",)) -> list[str]:
     """Keep the parameters that match from training; returns their names.
 
     Raises:
@@ -115,11 +115,10 @@ def freeze(model: nn.Module, patterns: Iterable[str] = ("*",)) -> list[str]:
     """
     patterns = list(patterns)
     names = _names(model)
-    tuned = getattr(model, "tuned", {})
-    empty = [pattern for pattern in patterns if not _matching(pattern, names, tuned)]
+    empty = [pattern for pattern in patterns if not _matching(pattern, names, model.tuned)]
     if empty:
         raise ConfigError(f"nothing to freeze matches {', '.join(empty)}", f"names such as {_some(names)}")
-    found = {id(names[name]) for pattern in patterns for name in _matching(pattern, names, tuned)}
+    found = {id(names[name]) for pattern in patterns for name in _matching(pattern, names, model.tuned)}
     frozen = []
     for name, parameter in model.named_parameters():
         if id(parameter) in found:
@@ -128,7 +127,7 @@ def freeze(model: nn.Module, patterns: Iterable[str] = ("*",)) -> list[str]:
     return frozen
 
 
-def table(model: nn.Module, parts: Mapping[str, Named], groups: Mapping[str, ParameterGroup] | None = None) -> str:
+def table(model: Tunable, parts: Mapping[str, Named], groups: Mapping[str, ParameterGroup] | None = None) -> str:
     """Part of the model by group, with counts: what trains, and what does not.
 
     Args:
@@ -162,10 +161,9 @@ def table(model: nn.Module, parts: Mapping[str, Named], groups: Mapping[str, Par
     return "\n".join([*lines, f"{trained:,} of {total:,} parameters train{share}"])
 
 
-def _claims(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> tuple[dict[int, list[str]], list[str]]:
+def _claims(model: Tunable, groups: Mapping[str, ParameterGroup]) -> tuple[dict[int, list[str]], list[str]]:
     """Parameter id to the groups that claim it, and a line for every pattern that matches nothing."""
-    names = _names(model)
-    tuned = getattr(model, "tuned", {})
+    names, tuned = _names(model), model.tuned
     claims: dict[int, list[str]] = {}
     wrong = []
     for group, settings in groups.items():
@@ -183,7 +181,7 @@ def _claims(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> tuple[dic
     return claims, wrong
 
 
-def _names(model: nn.Module) -> dict[str, Parameter]:
+def _names(model: Tunable) -> dict[str, Parameter]:
     """All names, the second ones of tied weights too."""
     return dict(model.named_parameters(remove_duplicate=False))
 

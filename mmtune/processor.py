@@ -122,9 +122,7 @@ class Processor:
         self.limits = limits
         self.kinds = _routes(self.branches)
         self.default_image_branch = default_image_branch
-        if default_image_branch is not None and (
-            uses_placeholders or "image" not in getattr(self.branches.get(default_image_branch), "kinds", ())
-        ):
+        if default_image_branch is not None and (uses_placeholders or self.kinds.get("image") != default_image_branch):
             raise ConfigError(
                 f"an all-zero picture for the branch {default_image_branch!r}",
                 "a branch for images, and a fusion that uses no placeholders in the text",

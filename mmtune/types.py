@@ -14,13 +14,16 @@ import hashlib
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from mmtune.errors import MediaError, Note, Reason, ShapeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     import torch
     from torch import Tensor
+    from torch.nn import Parameter
 
 Kind = Literal["image", "video", "audio", "points"]
 Role = Literal["system", "user", "assistant"]
@@ -62,6 +65,14 @@ def _same(what: str, left: Any, right: Any, axes: str) -> None:
 def _kind(kind: str, what: str) -> None:
     if kind not in KINDS:
         raise ShapeError(f"{what} has kind {kind!r}", f"one of {', '.join(KINDS)}")
+
+
+class Tunable(Protocol):
+    """A model whose parameters are given to groups."""
+
+    tuned: Mapping[str, Sequence[str]]
+    """Name of a tuner to the full names of the parameters that it added or opened."""
+    named_parameters: Callable[..., Iterator[tuple[str, Parameter]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,23 @@ def test_no_section_is_forgotten() -> None:
     assert {name for name, cls in classes.items() if cls.__module__ == recipe.__name__} - {"Card"} <= {*SECTIONS}
 
 
+ASKING = re.compile(r"(^|\.)(llm|model)$")
+
+
+def asked_whether_there() -> Iterator[str]:
+    """Calls of hasattr and getattr on a language model or a whole model: what a contract does not promise."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            asks = isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr")
+            if asks and ASKING.search(ast.unparse(node.args[0])):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_a_model_has_what_its_neighbours_use() -> None:
+    """The contract of language models, or `require`, says what there is; nobody tries."""
+    assert list(asked_whether_there()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "hook", "caller"),
     [

@@ -91,6 +91,7 @@ def test_whole_numbers_cannot_train() -> None:
 
 def test_long_lists_are_counted() -> None:
     model = nn.Module()
+    model.tuned = {}
     model.many = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(20)])
     with pytest.raises(ConfigError, match="and 12 more"):
         partition(model, {})

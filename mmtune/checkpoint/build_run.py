@@ -138,7 +138,7 @@ def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
         for name, branch in recipe.model.branches.items()
         if branch.encoder.weights is None and not any(held.startswith(f"branches.{name}.") for held in covered)
     ]
-    folder = getattr(recipe.model.llm, "folder", None)
+    folder = recipe.model.llm.folder
     held = any(one.startswith("llm") for one in covered)
     if folder and not held and not any(Path(paths.resolve(folder)).glob("*.safetensors")):
         bare.append(f"llm ({folder} has no *.safetensors)")

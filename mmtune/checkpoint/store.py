@@ -61,7 +61,7 @@ def _split(model: nn.Module, groups: Groups) -> tuple[dict[str, dict[str, Tensor
     state = model.state_dict(keep_vars=True)
     trained = {id(parameter) for named in groups.values() for _, parameter in named}
     # what tuners added is in no base, also where it does not train any more
-    added = {name for names in getattr(model, "tuned", {}).values() for name in names}
+    added = {name for names in model.tuned.values() for name in names}
     bases: dict[str, dict[str, Tensor]] = {}
     claimed: set[str] = set()
     for part, module in parts(model).items():
@@ -290,7 +290,7 @@ def load_run(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = read_recipe(path)
-    held = getattr(recipe.model.llm, "dtype", "float32")
+    held = recipe.model.llm.dtype
     widen = widen and held != "float32"
     model = models.build(_widened(recipe.model) if widen else recipe.model, weights=True)
     groups = groups_of(model, recipe)

@@ -101,12 +101,8 @@ def fitting(name: str, layers: int, depth: int) -> None:
 
 def apart(name: str, llm: LLM, layers: tuple[int, ...]) -> None:
     """Raises ModelError when the LLM takes no extra terms, or a tuner's prompts stand in one of these layers."""
-    if not hasattr(llm, "attention_terms"):
-        raise ModelError(
-            seen=f"fusion `{name}` with {type(llm).__name__}", expected="a language model of transformers (llm: hf)"
-        )
-    tuned = getattr(llm, "prompts", None)
-    both = sorted(set(layers) & set(tuned.layers)) if isinstance(tuned, GatedPrompts) else []
+    llm.require("attention_terms", f"fusion `{name}`")
+    both = sorted(set(layers) & set(llm.prompts.layers)) if llm.prompts is not None else []
     if both:
         raise ModelError(
             seen=f"media and the tuner `prompts` both in layers {', '.join(map(str, both))} of {llm.depth}",

@@ -10,8 +10,7 @@ Not supported, and refused by name: models that change logits after the head, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmtune import dtypes, jsons, paths, random_state
 from mmtune.errors import CheckpointError, ModelError
-from mmtune.llm import _attention, _folder_check, _known, _tokenizer
+from mmtune.llm import _attention, _folder_check, _known, _tokenizer, base
 from mmtune.llm._attention import AttentionTerm, Call, Prefix
+from mmtune.llm._tap import tapped
 from mmtune.llm._unfetched import Unfetched
-from mmtune.llm.base import LLM, LLMConfig
+from mmtune.llm.base import LLM, LLMConfig, Tap
 
 _STRUCTURE = ("*.json", "tokenizer.model", "*.txt")
 _FILES = (*_STRUCTURE, "*.safetensors")
@@ -44,9 +44,6 @@ class Config(LLMConfig):
     like: str | None = None
     """A published model of the same structure, by its name on the hub: `mmtune show` builds from it while the folder is
     not there yet."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type that the weights are opened in. Two bytes halve the memory; on a CPU they are slower. In training, frozen
-    weights have `run.precision` and what trains is float32, whatever stands here; see `mmtune.dtypes`."""
     attention: Literal["sdpa", "math"] = "sdpa"
     """sdpa: PyTorch's fused attention, whichever kernel fits. math: the formula in float32, slow, for comparing."""
     seed: int = 0
@@ -61,20 +58,21 @@ class Config(LLMConfig):
         return self
 
 
-@dataclass
-class Cache:
+class Cache(base.Cache):
     """Keys and values of what was read so far, [B,h,P,d] in each layer, with the segments of the P tokens."""
 
-    kv: Any
-    length: int = 0
-    """P"""
-    segments: Tensor | None = None
-    """int [B,P], or none while every row is one segment without padding."""
-    prefix: Prefix | None = None
-    """What stands before every segment, once it was worked out."""
+    def __init__(self, kv: Any) -> None:
+        super().__init__()
+        self.kv = kv
+        self.length = 0
+        """P"""
+        self.segments: Tensor | None = None
+        """int [B,P], or none while every row is one segment without padding."""
+        self.prefix: Prefix | None = None
+        """What stands before every segment, once it was worked out."""
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these rows, int64 [B'], and drop the others."""
+        super().keep(rows)
         self.kv.batch_select_indices(rows)
         if self.segments is not None:
             self.segments = self.segments[rows]
@@ -84,16 +82,13 @@ class HF(LLM):
     """A causal LM of transformers. Building makes the structure only, from config.json; `load_weights` fills it."""
 
     Config = Config
+    abilities = frozenset({"attention_terms", "prefix", "tap"})
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._hf_config = _known_config(config)
         """config.json of a published model whose files are not here; none where the folder is."""
         self._open(_folder(config, _STRUCTURE) if self._hf_config is None else None)
-        self.attention_terms = nn.ModuleDict()
-        """Modules that tuners add to attention, by layer number: (module, query, call) -> [B,T,H,d]."""
-        self.prefix: nn.Module | None = None
-        """Virtual tokens that a tuner puts before every segment, see `mmtune.tuners._prefix`."""
 
     def _open(self, folder: Path | None) -> None:
         """Tokenizer and structure from a folder, or those that are known without one."""
@@ -106,6 +101,9 @@ class HF(LLM):
             hf_config.num_hidden_layers,
             hf_config.num_attention_heads,
         )
+        self.kv_heads = getattr(hf_config, "num_key_value_heads", None) or self.heads
+        self.head_width = getattr(hf_config, "head_dim", None) or self.width // self.heads
+        self.inner_width = int(getattr(hf_config, "intermediate_size", None) or 4 * self.width)
         _refuse(hf_config)
         if self.tokenizer.vocabulary > hf_config.vocab_size:
             raise ModelError(
@@ -256,29 +254,28 @@ class HF(LLM):
         segments: Tensor | None,
         cache: Cache | None = None,
         attention_terms: Mapping[int, Sequence[AttentionTerm]] | None = None,
+        tap: Tap | None = None,
     ) -> Tensor:
-        """As the contract says; `attention_terms` are added to the attention of the layers they name, in this call
-        only."""
         call = self._call(x, segments, cache, attention_terms or {})
         if self.prefix is not None:
             call.prefix = self.prefix.keys_and_values(self) if cache is None or cache.prefix is None else cache.prefix
             positions = positions + self.prefix.length
             if cache is not None:
                 cache.prefix = call.prefix
-        hidden = self.model.get_decoder()(
-            inputs_embeds=x,
-            position_ids=positions,
-            past_key_values=None if cache is None else cache.kv,
-            use_cache=cache is not None,
-            mmtune_call=call,
-        ).last_hidden_state
+        with nullcontext() if tap is None else tapped(self.layers(), tap):
+            hidden = self.model.get_decoder()(
+                inputs_embeds=x,
+                position_ids=positions,
+                past_key_values=None if cache is None else cache.kv,
+                use_cache=cache is not None,
+                mmtune_call=call,
+            ).last_hidden_state
         if cache is not None:
             cache.segments = None if call.segments is None else torch.cat([_or_ones(call.seen, x), call.segments], 1)
             cache.length += x.shape[1]
         return hidden
 
     def keys_and_values(self, x: Tensor, positions: Tensor) -> Prefix:
-        """Keys and values [B,h,T,d] of each layer: embeddings [B,T,D] at positions [B,T], with nothing before them."""
         from transformers import DynamicCache
 
         kept = DynamicCache()

@@ -17,11 +17,13 @@ from typing import Any
 
 from mmtune import config, registry
 from mmtune.errors import ConfigError
-from mmtune.testing import connectors, encoders, experts, formats, objectives, tasks, tuners
+from mmtune.testing import connectors, encoders, experts, formats, fusion, llm, objectives, tasks, tuners
 
 ROOMS: dict[str, Any] = {
     "encoders": encoders,
     "connectors": connectors,
+    "fusion": fusion,
+    "llm": llm,
     "tuners": tuners,
     "objectives": objectives,
     "experts": experts,

@@ -123,7 +123,6 @@ def shape_of(model: Any, groups: Groups) -> Shape:
     own = sum(everything[key] for key in everything.keys() & trained)
     matrices = [w for layer in layers for w in _matrices(layer)]
     pairs = [m.in_features for layer in layers for n, m in layer.named_modules() if "lora_A." in n]
-    head = model.llm.decoder().config
     return Shape(
         layers_frozen=sum(p.numel() for p in inside.values()) - mine,
         layers_trained=mine,
@@ -133,7 +132,7 @@ def shape_of(model: Any, groups: Groups) -> Shape:
         pairs=sum(pairs) // len(layers),
         depth=model.llm.depth,
         width=model.llm.width,
-        inner=int(getattr(head, "intermediate_size", 4 * model.llm.width)),
+        inner=model.llm.inner_width,
         vocabulary=model.llm.tokenizer.vocabulary,
         head=model.llm.width * model.llm.tokenizer.vocabulary,
     )

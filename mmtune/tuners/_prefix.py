@@ -8,12 +8,11 @@ behind the virtual tokens, as in `peft`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mmtune.llm._attention import Prefix
+from mmtune.llm.base import LLM
 
 
 class PrefixEncoder(nn.Module):
@@ -28,7 +27,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         self.encoder, self.length, self.direct = encoder, length, direct
 
-    def keys_and_values(self, llm: Any) -> Prefix:
+    def keys_and_values(self, llm: LLM) -> Prefix:
         """Keys and values [1,h,L,d] of each layer."""
         device = next(self.parameters()).device
         positions = torch.arange(self.length, device=device)[None]
@@ -36,7 +35,7 @@ class PrefixEncoder(nn.Module):
         return self._split(made, llm) if self.direct else llm.keys_and_values(made, positions)
 
     @staticmethod
-    def _split(made: Tensor, llm: Any) -> Prefix:
-        width = llm.attention_modules()[0].head_dim
-        both = made[0].unflatten(-1, (2 * llm.depth, -1, width)).permute(1, 2, 0, 3)[:, None]  # [2*layers,1,h,L,d]
+    def _split(made: Tensor, llm: LLM) -> Prefix:
+        split = made[0].unflatten(-1, (2 * llm.depth, llm.kv_heads, llm.head_width))
+        both = split.permute(1, 2, 0, 3)[:, None]  # [2*layers,1,h,L,d]
         return {layer: (both[2 * layer], both[2 * layer + 1]) for layer in range(llm.depth)}

@@ -164,10 +164,11 @@ class HfPeft(Tuner):
     def apply(self, llm: LLM) -> list[str]:
         """Raises ModelError when peft refuses, or finds nothing to change."""
         config = self.config
-        model = getattr(llm, "model", None)
+        model = llm.model
         if model is None:
             raise ModelError(
-                seen=f"hf_peft on {type(llm).__name__}", expected="a language model of transformers (llm: hf)"
+                seen=f"hf_peft on {type(llm).__name__}, which has no model of transformers",
+                expected="one that has (llm: hf)",
             )
         if config.method in _PREFIX_METHODS:
             return _add_prefix(llm, config)
@@ -210,21 +211,18 @@ def _quiet() -> Iterator[None]:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
-def _add_prefix(llm: Any, config: Config) -> list[str]:
+def _add_prefix(llm: LLM, config: Config) -> list[str]:
     """Put virtual tokens before every segment of `llm`."""
     import peft
 
+    llm.require("prefix", f"hf_peft with {config.method}")
     if llm.prefix is not None:
         raise ModelError(seen=f"{config.method} after another method of its kind", expected="one text before the text")
     peft_config = settings(config)
-    attention, direct = llm.attention_modules()[0], config.method == "prefix_tuning"
-    heads = attention.k_proj.out_features // attention.head_dim
-    peft_config.token_dim = heads * attention.head_dim if direct else llm.width
-    peft_config.num_layers, peft_config.num_attention_heads, peft_config.num_transformer_submodules = (
-        llm.depth,
-        heads,
-        1,
-    )
+    direct = config.method == "prefix_tuning"
+    peft_config.token_dim = llm.kv_heads * llm.head_width if direct else llm.width
+    peft_config.num_layers, peft_config.num_attention_heads = llm.depth, llm.kv_heads
+    peft_config.num_transformer_submodules = 1
     if getattr(peft_config, "encoder_hidden_size", 1) is None:
         peft_config.encoder_hidden_size = peft_config.token_dim
     words = (llm.model.get_input_embeddings(),) if config.method == "prompt_tuning" else ()

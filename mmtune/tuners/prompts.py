@@ -65,12 +65,10 @@ class Prompts(Tuner):
                 seen=f"prompts in {config.layers or len(layers)} layers of a model that has {llm.depth}",
                 expected=f"1 to {llm.depth}",
             )
-        taken = [str(layer) for layer in layers if str(layer) in getattr(llm, "attention_terms", {})]
-        if not hasattr(llm, "attention_terms") or hasattr(llm, "prompts") or taken:
+        llm.require("attention_terms", "the tuner `prompts`")
+        if llm.prompts is not None or any(str(layer) in llm.attention_terms for layer in layers):
             raise ModelError(
-                seen=f"the tuner `prompts` on {type(llm).__name__}"
-                + (", which has such terms already" if hasattr(llm, "attention_terms") else ""),
-                expected="a language model of transformers (llm: hf), and this tuner once",
+                seen="the tuner `prompts` on a language model that has such terms already", expected="this tuner once"
             )
         spare = range(llm.depth) if config.spare_gates else ()
         device = next(llm.parameters()).device

@@ -31,7 +31,7 @@ def cut(strategy, folder):
     runtime = Runtime("cpu", strategy=strategy)
     named = {"all": [(n, p) for n, p in llm.named_parameters() if p.requires_grad]}
     model = nn.Module()
-    model.llm = llm
+    model.llm, model.tuned = llm, {}
     runtime.parallelize(model)
     groups = runtime.refresh_parameters(llm, named)
     found = {n for n, p in llm.named_parameters() if hasattr(p, "to_local")}
@@ -110,7 +110,7 @@ def runtime(strategy):
 def test_nothing_to_cut_is_said(tmp_path):
     llm = hf.HF(hf.Config(folder=str(tiny.folder(tmp_path / "llm"))))
     model = nn.Module()
-    model.llm = llm.requires_grad_(True)
+    model.llm, model.tuned = llm.requires_grad_(True), {}
     with pytest.raises(ConfigError, match="shard_all cuts what trains too"):
         runtime("shard").parallelize(model)
 
@@ -119,7 +119,7 @@ def test_what_works_on_whole_tensors_is_not_cut(tmp_path):
     llm = hf.HF(hf.Config(folder=str(tiny.folder(tmp_path / "llm"))))
     llm.step_callbacks["adalora"] = object()
     model = nn.Module()
-    model.llm = llm.requires_grad_(False)
+    model.llm, model.tuned = llm.requires_grad_(False), {}
     with pytest.raises(ConfigError, match="adalora, which works on whole tensors"):
         runtime("shard_all").parallelize(model)
 

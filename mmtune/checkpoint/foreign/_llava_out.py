@@ -46,10 +46,11 @@ def branch_of(
     else:
         (branch,) = run.model.branches.values()
         wrong += _settings_besides(branch.connector, run.model.llm.width)
-    if run.recipe.model.llm.name != "hf":
+    llm = run.model.llm.model
+    if llm is None:
         wrong.append(f"llm {run.recipe.model.llm.name}")
-    elif not hasattr(getattr(run.model.llm.model, "model", None), "embed_tokens"):
-        wrong.append(f"a language model of the kind {run.model.llm.model.config.model_type}")
+    elif "model.embed_tokens" not in dict(llm.named_modules()):
+        wrong.append(f"a language model of the kind {llm.config.model_type}")
     if run.recipe.model.fusion.name != "tokens":
         wrong.append(f"fusion {run.recipe.model.fusion.name}")
     if not wrong:

@@ -19,6 +19,12 @@ def language_model(run: Opened) -> dict[str, Tensor]:
             belong to no matrix, such as prompts, biases and scales. All are listed.
     """
     llm = run.model.llm
+    if llm.model is None:
+        raise CheckpointError(
+            f"the language model `{run.recipe.model.llm.name}`, which has no model of transformers",
+            "one that has (llm: hf): this layout is made of its tensors",
+            "keep the run folder: `mmtune chat` and `mmtune eval` take it as it is",
+        )
     done = _merge.merged(llm.model)
     tuners = ", ".join(tuner_name(one) for one in run.recipe.model.tuners) or "no tuner"
     if done.refused:

@@ -197,8 +197,12 @@ class Opened:
     """The run folder; none for a model in memory."""
 
     def base(self) -> Source:
-        """The folder of the language model that the run stands on."""
-        return Source("llm", Path(str(self.model.llm.folder)))
+        """The folder of the language model that the run stands on. Raises CheckpointError where it has none."""
+        if self.model.llm.folder is None:
+            raise CheckpointError(
+                f"the language model `{self.recipe.model.llm.name}`, which lies in no folder", "one that does (llm: hf)"
+            )
+        return Source("llm", self.model.llm.folder)
 
     def stored(self, branch: str) -> dict[str, Tensor]:
         """The weights of a branch's encoder as its own folder holds them, whatever training made of them.

@@ -216,9 +216,9 @@ class ImagebindLLM(Foreign):
             raise CheckpointError(
                 strange, "bias_norm as in the 7B weights, then low-rank pairs with factor 1, or neither"
             )
-        hf_config = run.model.llm.model.config
+        llm = run.model.llm
         tree = {"connector": connector, "fusion": fusion, "tuners": tuners}
-        names = table(hf_config.num_attention_heads, hf_config.num_key_value_heads, tree, branch)
+        names = table(llm.heads, llm.kv_heads, tree, branch)
         ours = {name: tensor for name, tensor in run.tensors({}).items() if names.theirs(name)}
         return Exported({FILE: {"model": names.out(ours)}})
 

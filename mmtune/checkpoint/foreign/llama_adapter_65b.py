@@ -120,8 +120,8 @@ class LlamaAdapter65B(Foreign):
                 f"bias_norm with form: {sections[0]['form']} and norms: {sections[0]['norms']}",
                 "form: input, and norms of the layers: the layout has no place for others",
             )
-        hf_config = run.model.llm.model.config
-        names = table(hf_config.num_attention_heads, hf_config.num_key_value_heads, sections)
+        llm = run.model.llm
+        names = table(llm.heads, llm.kv_heads, sections)
         wanted = {name for found in run.model.tuned.values() for name in found}
         ours = {name: tensor for name, tensor in run.tensors({}).items() if name in wanted}
         return Exported({FILE: {"model": names.out(ours)}})

@@ -201,8 +201,8 @@ class LlamaAdapterV2(Foreign):
         if strange := sorted(set(tuners) - {"bias_norm", "hf_peft"}) or _other_lora(lora):
             raise CheckpointError(f"the tuner {strange[0]}", "bias_norm of the form `bias`, and LoRA with the factor 1")
         ours |= _spare(ours, run.model.llm.depth, run.model.llm.heads, has["extra"])
-        hf_config = run.model.llm.model.config
-        names = table(hf_config.num_attention_heads, hf_config.num_key_value_heads, **has)
+        llm = run.model.llm
+        names = table(llm.heads, llm.kv_heads, **has)
         r = int(lora.options.get("r", 8)) if lora else 16
         config = {"w_bias": has["bias"], "w_lora": lora is not None, "lora_rank": r}
         return Exported({_file(run): {"model": names.out(ours), "config": config}})

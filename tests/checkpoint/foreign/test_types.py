@@ -83,6 +83,7 @@ def test_a_tower_from_float16_trains(half: Path, tmp_path: Path) -> None:
 def test_types_are_settled_in_one_place() -> None:
     model = torch.nn.ModuleDict({"llm": torch.nn.Linear(2, 2).half(), "encoder": torch.nn.Linear(2, 2).bfloat16()})
     model["connector"] = torch.nn.Linear(2, 2)
+    model.tuned = {}
     model.requires_grad_(False)
     model["llm"].weight.requires_grad_(True)
     changed = dtypes.settle(model, "bf16")
