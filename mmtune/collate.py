@@ -1,5 +1,7 @@
 """Packed examples to a `Batch`: padding, positions that begin from zero in each segment, slots by row and segment.
 
+A sequence of an example is a segment. An item that several of its sequences show is in the batch once.
+
 No blank media are made up here. A batch without an item of some branch has no entry for it, and the model sees to it
 that the branch takes part all the same (`MultimodalModel.connect`). A rank that has no row in a micro-step gets one row
 of padding: one token, segment 0, no label. Weights of labels are there only where some are not 1.
@@ -7,6 +9,8 @@ of padding: one token, segment 0, no label. Weights of labels are there only whe
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -51,29 +55,61 @@ def collate(
     segments = torch.zeros(shape, dtype=torch.int32)
     weighted = any(example.weights is not None for examples in rows for example in examples)
     weights = torch.zeros(shape) if weighted else None
-    items: dict[str, list[Tensor]] = {}
-    slots: dict[str, list[tuple[int, int, int, int]]] = {}
+    samples: list[tuple[int, int, int]] = []
+    placed = _Placed()
     for row, examples in enumerate(rows):
-        start = 0
-        for segment, example in enumerate(examples, start=1):
+        start, segment = 0, 1
+        for example in examples:
             end = start + len(example)
             tokens[row, start:end] = example.tokens
             labels[row, start:end] = example.labels
-            positions[row, start:end] = torch.arange(len(example))
-            segments[row, start:end] = segment
             if weights is not None:
                 own = example.weights
                 weights[row, start:end] = (example.labels != IGNORE).float() if own is None else own
-            for slot in example.slots:
-                items.setdefault(slot.branch, []).append(example.media[slot.branch][slot.item])
-                slots.setdefault(slot.branch, []).append((row, segment, start + slot.start, slot.length))
-            start = end
+            sequences = example.sequences or (len(example),)
+            samples.append((row, segment, len(sequences)))
+            placed.add(example, row, segment, start)
+            for length in sequences:
+                positions[row, start : start + length] = torch.arange(length)
+                segments[row, start : start + length] = segment
+                start, segment = start + length, segment + 1
     media, frames = {}, {}
-    for branch, tensors in items.items():
+    for branch, tensors in placed.media.items():
         media[branch], frames[branch] = _stack(branch, tensors)
-    where = {branch: torch.tensor(rows, dtype=torch.int64) for branch, rows in slots.items()}
+    where = {branch: torch.tensor(lines, dtype=torch.int64) for branch, lines in placed.slots.items()}
     ids = tuple(example.id for row in rows for example in row)
-    return Batch(tokens, labels, positions, segments, media, frames, where, stream, ids, weights)
+    spans = torch.tensor(samples, dtype=torch.int64).reshape(-1, 3)
+    return Batch(
+        tokens, labels, positions, segments, media, frames, where, stream, ids, weights, spans, placed.shared()
+    )
+
+
+class _Placed:
+    """The media of a batch by branch, and where they stand."""
+
+    def __init__(self) -> None:
+        self.media: dict[str, list[Tensor]] = {}
+        self.slots: dict[str, list[tuple[int, int, int, int]]] = {}
+        self._items: dict[str, list[int]] = {}
+        """Item of each slot."""
+
+    def add(self, example: Example, row: int, segment: int, start: int) -> None:
+        """The slots of an example whose first token is at `start` of a row, in a segment."""
+        known: dict[tuple[str, int], int] = {}
+        ends = list(itertools.accumulate(example.sequences))
+        for slot in example.slots:
+            media = self.media.setdefault(slot.branch, [])
+            if (slot.branch, slot.item) not in known:
+                known[slot.branch, slot.item] = len(media)
+                media.append(example.media[slot.branch][slot.item])
+            own = segment + bisect.bisect_right(ends, slot.start) if ends else segment
+            self.slots.setdefault(slot.branch, []).append((row, own, start + slot.start, slot.length))
+            self._items.setdefault(slot.branch, []).append(known[slot.branch, slot.item])
+
+    def shared(self) -> dict[str, Tensor]:
+        """The item of each slot, for branches of which an item has several slots."""
+        items = {branch: held for branch, held in self._items.items() if len(held) > len(self.media[branch])}
+        return {branch: torch.tensor(held, dtype=torch.int64) for branch, held in items.items()}
 
 
 def _stack(branch: str, items: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,7 @@ class MultimodalModel(nn.Module):
     def fuse(self, batch: Batch, embeds: dict[str, Embeds], cache: Any = None) -> Tensor:
         """Embeddings and tokens through the language model -> hidden [B,T,D]."""
         dummies = {name: given for name, given in embeds.items() if name not in batch.media}
-        real = {name: given for name, given in embeds.items() if name in batch.media}
+        real = {name: _by_slot(given, batch.items.get(name)) for name, given in embeds.items() if name in batch.media}
         hidden = self.fusion(self.llm, batch, real, cache)
         for given in dummies.values():
             hidden = hidden + given.tokens.sum().to(hidden.dtype) * 0
@@ -215,6 +215,11 @@ def _stored(name: str, branch: Branch, x: Tensor, frames: Tensor) -> Features:
         )
     dtype = next((parameter.dtype for parameter in branch.connector.parameters()), torch.float32)
     return Features(x.to(dtype), frames, encoder.grid)
+
+
+def _by_slot(embeds: Embeds, items: Tensor | None) -> Embeds:
+    """The embeddings of the item of each slot; `items` [slots] is none where each item has one slot."""
+    return embeds if items is None else Embeds(embeds.tokens[items], embeds.mask[items])
 
 
 def _dummy_embeds(branch: Branch) -> Embeds:

@@ -13,24 +13,27 @@ Too long is a rule, never a cut through a slot or a turn:
 - cut: in training, what is behind the last place goes, the end mark with it, as the published code of LLaMA-Adapter
   does; where that leaves nothing to learn, or goes through a slot, and in chat, it is refused as above;
 - error: the run stops.
+
+A sample with alternatives is one example of one length, its conversations one after another. Of it the rules turns and
+cut refuse what is too long: what is compared is not shortened.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from mmtune import media
+from mmtune.draft import Draft
 from mmtune.errors import ConfigError, DataError, ModelError, Note, Reason, UsageError
 from mmtune.items import BranchLike, FeatureStore, prepare_item
 from mmtune.llm.base import Before, Tokenizer
 from mmtune.prompt import Span, Template
-from mmtune.types import IGNORE, Example, Kind, MediaRef, Sample, Slot
+from mmtune.types import Example, Kind, MediaRef, Sample, Slot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,36 +44,6 @@ Stop = int | tuple[int, ...]
 
 MOST_TOKENS = 1 << 24
 """Most tokens that stand for one item."""
-
-
-@dataclass
-class _Draft:
-    """An example while it is written."""
-
-    tokens: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    """What each token counts in the loss."""
-    slots: list[Slot] = field(default_factory=list)
-    media: dict[str, list[Tensor]] = field(default_factory=dict)
-    after: Before = "start"
-
-    def write(self, ids: list[int], weight: float = 0.0) -> None:
-        self.tokens += ids
-        self.weights += [weight] * len(ids)
-
-    def cut(self, length: int) -> bool:
-        """Keep the first `length` tokens; false, and nothing is changed, where that goes through a slot.
-
-        Media whose tokens are all behind go with them; media without tokens stay.
-        """
-        if any(slot.start < length < slot.start + slot.length for slot in self.slots):
-            return False
-        kept = [slot for slot in self.slots if not slot.length or slot.start < length]
-        self.slots = [replace(slot, start=min(slot.start, length)) for slot in kept]
-        left = Counter(slot.branch for slot in kept)  # items of a branch stand in reading order, so the last ones go
-        self.media = {branch: items[: left[branch]] for branch, items in self.media.items() if left[branch]}
-        del self.tokens[length:], self.weights[length:]
-        return True
 
 
 class _Items:
@@ -159,6 +132,8 @@ class Processor:
             UsageError: too long, where the rule is error.
         """
         items, rule, left_out = _Items(), too_long or self.too_long, 0
+        if sample.alternatives and not answer and rule != "error":
+            rule = "drop"
         full = draft = self._draft(sample, answer, rng, items)
         while self.length is not None and len(draft.tokens) > self.length:
             if rule == "cut" and not answer and draft.cut(self.length):
@@ -172,27 +147,25 @@ class Processor:
                 raise DataError(Reason.too_long, seen, expected)
             sample, left_out = shorter, left_out + 1
             draft = self._draft(sample, answer, rng, items)
-        if not answer and not any(draft.weights):
+        if not answer and not draft.learns:
+            where = " in one of its conversations" if sample.alternatives else ""
             raise DataError(
                 Reason.empty_target,
-                f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn",
+                f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn{where}",
                 "an assistant's turn with text and a weight above 0",
             )
-        example = self._example(sample, draft, answer)
+        example = draft.example(sample, learn=not answer)
         return replace(example, notes=tuple(sorted(items.notes.elements()))), sample, left_out
 
-    def _example(self, sample: Sample, draft: _Draft, answer: bool) -> Example:
-        tokens = torch.tensor(draft.tokens, dtype=torch.int64)
-        labels, weights = torch.full_like(tokens, IGNORE), None
-        if not answer:
-            counts = torch.tensor(draft.weights, dtype=torch.float32)
-            labels[:-1] = torch.where(counts[1:] > 0, tokens[1:], IGNORE)
-            if not {0.0, 1.0}.issuperset(draft.weights):
-                weights = torch.cat([counts[1:], counts.new_zeros(1)])
-        return Example(sample.id, tokens, labels, tuple(draft.slots), draft.media, sample.stream, weights)
+    def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> Draft:
+        """The conversations of a sample one behind the other; of one that is to be answered, the first."""
+        draft = self._conversation(sample, answer, rng, items)
+        for turns in () if answer else sample.alternatives:
+            draft.join(self._conversation(replace(sample, turns=turns), answer, rng, items))
+        return draft
 
-    def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> _Draft:
-        draft = _Draft()
+    def _conversation(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> Draft:
+        draft = Draft()
         for span in self.template.spans(sample, answer, marks=self.uses_placeholders):
             if span.type == "media":
                 self._add_media(draft, span.ref, rng, items)
@@ -213,7 +186,7 @@ class Processor:
             return self.tokenizer.encode(self._timestamps(span), after)
         return self.tokenizer.encode(span.text, after)
 
-    def _add_media(self, draft: _Draft, ref: MediaRef, rng: np.random.Generator | None, items: _Items) -> None:
+    def _add_media(self, draft: Draft, ref: MediaRef, rng: np.random.Generator | None, items: _Items) -> None:
         branch, item = self.item(ref, rng, items)
         to = self.branches[branch]
         num_tokens = to.connector.num_tokens(item, to.encoder) if self.uses_placeholders else 0

@@ -236,18 +236,30 @@ class Sample:
     id: str
     turns: tuple[Turn, ...]
     stream: str = ""
+    alternatives: tuple[tuple[Turn, ...], ...] = ()
+    """Conversations that `turns` is compared with, each whole: that with the rejected answer of a pair. A medium of
+    several of them is one MediaRef, and is prepared and encoded once."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.turns, tuple) or not self.turns:
-            raise ShapeError(f"sample {self.id!r} has turns {self.turns!r}", "a tuple with at least one Turn")
-        for turn in self.turns:
-            if not isinstance(turn, Turn):
-                raise ShapeError(f"a turn of sample {self.id!r} is a {type(turn).__name__}", "Turn")
+        for turns in self.conversations:
+            if not isinstance(turns, tuple) or not turns:
+                raise ShapeError(f"sample {self.id!r} has turns {turns!r}", "a tuple with at least one Turn")
+            for turn in turns:
+                if not isinstance(turn, Turn):
+                    raise ShapeError(f"a turn of sample {self.id!r} is a {type(turn).__name__}", "Turn")
+
+    @property
+    def conversations(self) -> tuple[tuple[Turn, ...], ...]:
+        """The turns, and those of each alternative."""
+        return (self.turns, *self.alternatives)
 
     @property
     def media(self) -> tuple[MediaRef, ...]:
-        """All media of the conversation in reading order."""
-        return tuple(ref for turn in self.turns for ref in turn.media)
+        """All media of the conversation in reading order, then those that only alternatives have."""
+        media = [ref for turn in self.turns for ref in turn.media]
+        seen = {id(ref) for ref in media}
+        others = {id(ref): ref for turns in self.alternatives for turn in turns for ref in turn.media}
+        return (*media, *(ref for key, ref in others.items() if key not in seen))
 
 
 @dataclass(frozen=True)
@@ -260,7 +272,7 @@ class Slot:
     length: int
     """Number of tokens, K; zero when the fusion uses no placeholders in the text."""
     item: int
-    """Index into `Example.media[branch]`."""
+    """Index into `Example.media[branch]`; slots of several sequences may have one item."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.length < 0 or self.item < 0:
@@ -269,7 +281,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample, tokenized: lengths, slots, labels and media are settled and nothing later changes them."""
+    """One sample, tokenized: lengths, slots, labels and media are settled and nothing later changes them.
+
+    It is what is packed, skipped and counted. Its sequences stand one after another in the T tokens.
+    """
 
     id: str
     tokens: Tensor
@@ -284,6 +299,8 @@ class Example:
     """float32 [T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
     notes: tuple[Note, ...] = ()
     """What was unusual about its media."""
+    sequences: tuple[int, ...] = ()
+    """Tokens of each conversation of the sample, where there are several: segments of their own."""
 
     def __post_init__(self) -> None:
         _check(f"tokens of {self.id}", self.tokens, 1, "int64", "[T]")
@@ -293,6 +310,8 @@ class Example:
             _check(f"weights of {self.id}", self.weights, 1, "float32", "[T]")
             _same(f"tokens and weights of {self.id}", self.tokens.shape, self.weights.shape, "length T")
         length, end = self.tokens.shape[0], 0
+        if self.sequences and (min(self.sequences) < 1 or sum(self.sequences) != length):
+            raise ShapeError(f"{self.id}: sequences of {self.sequences} in {length} tokens", "lengths that add up to T")
         for slot in sorted(self.slots, key=lambda slot: (slot.start, slot.length)):
             if slot.start + slot.length > length:
                 raise ShapeError(f"{self.id}: {slot} in {length} tokens", "every slot inside the example")
@@ -309,7 +328,10 @@ class Example:
 
 @dataclass
 class Batch:
-    """Packed rows of examples. Padding has segment 0; the samples of a row have segments 1..S."""
+    """Packed rows of examples. Padding has segment 0; the sequences of a row have segments 1..S.
+
+    A sample is one segment, or as many one after another as it has conversations, see `samples`.
+    """
 
     tokens: Tensor
     """int64 [B,T]"""
@@ -324,11 +346,17 @@ class Batch:
     frame_mask: dict[str, Tensor] = field(default_factory=dict)
     """Branch to bool [M,F]: which frames are real."""
     slots: dict[str, Tensor] = field(default_factory=dict)
-    """Branch to int64 [M,4] = row, segment, start, length; one line per item."""
+    """Branch to int64 [M,4] = row, segment, start, length; one line per item, or as `items` says."""
     stream: str = ""
     ids: tuple[str, ...] = ()
+    """Names of the samples."""
     weights: Tensor | None = None
     """float32 [B,T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
+    samples: Tensor | None = None
+    """int64 [n,3] = row, first segment, number of segments, one line for each of `ids`; none where each segment is a
+    sample."""
+    items: dict[str, Tensor] = field(default_factory=dict)
+    """Branch to int64 [slots]: the item of each slot, where sequences of a sample share items."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("tokens", "int64"), ("labels", "int64"), ("positions", "int64"), ("segments", "int32")):
@@ -347,7 +375,14 @@ class Batch:
             _check(f"frames of {branch}", frames, 2, "bool", "[M,F]")
             _same(f"media and frames of {branch}", media.shape[:2], frames.shape, "[M,F]")
             _check(f"slots of {branch}", slots, 2, "int64", "[M,4]")
-            _same(f"slots of {branch}", slots.shape, (media.shape[0], 4), "[M,4]")
+            items = self.items.get(branch)
+            if items is not None:
+                _check(f"items of {branch}", items, 1, "int64", "[slots]")
+            lines = media.shape[0] if items is None else items.shape[0]
+            _same(f"slots of {branch}", slots.shape, (lines, 4), "[M,4]")
+        if self.samples is not None:
+            _check("samples of the batch", self.samples, 2, "int64", "[n,3]")
+            _same("samples and ids of the batch", self.samples.shape, (len(self.ids), 3), "[n,3]")
 
     def to(self, device: str | torch.device, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -357,7 +392,8 @@ class Batch:
                 return {key: move(item) for key, item in value.items()}
             return value if value is None else value.to(device, non_blocking=non_blocking)
 
-        names = ("tokens", "labels", "positions", "segments", "media", "frame_mask", "slots", "weights")
+        whole = ("tokens", "labels", "positions", "segments", "weights", "samples")
+        names = (*whole, "media", "frame_mask", "slots", "items")
         return replace(self, **{name: move(getattr(self, name)) for name in names})
 
 

@@ -27,6 +27,7 @@ def pack(example: Example) -> tuple[dict[str, Any], list[np.ndarray]]:
         "id": example.id,
         "stream": example.stream,
         "notes": [str(note) for note in example.notes],
+        "sequences": example.sequences,
         "weighted": example.weights is not None,
         "slots": [[slot.branch, slot.start, slot.length, slot.item] for slot in example.slots],
         "media": {branch: len(items) for branch, items in example.media.items()},
@@ -70,4 +71,5 @@ def unpack(head: dict[str, Any], data: bytearray, start: int) -> Example:
     weights = next(rest) if head["weighted"] else None
     slots = tuple(Slot(*slot) for slot in head["slots"])
     notes = tuple(map(Note, head["notes"]))
-    return Example(head["id"], tensors[0], tensors[1], slots, media, head["stream"], weights, notes)
+    more = (head["stream"], weights, notes, tuple(head["sequences"]))
+    return Example(head["id"], tensors[0], tensors[1], slots, media, *more)

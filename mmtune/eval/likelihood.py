@@ -23,7 +23,7 @@ def answered(processor: Processor, sample: Sample, answer: str) -> Example | Non
     """A conversation with its answer, of which the answer alone is labelled; none where that is too long."""
     before = tuple(replace(turn, weight=0.0) for turn in sample.turns)
     try:
-        return processor.example(replace(sample, turns=(*before, Turn("assistant", (answer,)))))
+        return processor.example(replace(sample, turns=(*before, Turn("assistant", (answer,))), alternatives=()))
     except DataError:
         return None
 

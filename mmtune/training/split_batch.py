@@ -25,19 +25,20 @@ def split_batch(batch: Batch, pieces: int) -> list[Batch]:
 
 
 def singles(batch: Batch) -> list[Batch]:
-    """Every sample of a batch in a batch of its own, in the order of `ids`."""
+    """Every sample of a batch, all its segments together, in a batch of its own, in the order of `ids`."""
     found = []
-    for row, several in enumerate(_counts(batch)):
-        for segment in range(1, several + 1):
-            positions = (batch.segments[row] == segment).nonzero()[:, 0]
-            first = int(positions[0])
-            part = _chosen(batch, lambda slots, r=row, s=segment: (slots[:, 0] == r) & (slots[:, 1] == s))
-            slots = {}
-            for name, kept in part.slots.items():
-                slots[name] = torch.stack([kept[:, 0] * 0, kept[:, 1] * 0 + 1, kept[:, 2] - first, kept[:, 3]], 1)
-            own = {name: tensor[row, positions][None] for name, tensor in _by_token(batch).items()}
-            own["segments"] = torch.ones_like(own["segments"])
-            found.append(replace(part, **own, slots=slots, ids=(batch.ids[len(found)],)))
+    for id, (row, first, count) in zip(batch.ids, _samples(batch).tolist(), strict=True):
+        inside = (batch.segments[row] >= first) & (batch.segments[row] < first + count)
+        positions = inside.nonzero()[:, 0]
+        moved = torch.tensor([row, first - 1, int(positions[0]), 0])
+
+        def own(slots: Tensor, row: int = row, first: int = first, count: int = count) -> Tensor:
+            return (slots[:, 0] == row) & (slots[:, 1] >= first) & (slots[:, 1] < first + count)
+
+        part = _chosen(batch, own, moved)
+        tensors = {name: tensor[row, positions][None] for name, tensor in _by_token(batch).items()}
+        tensors["segments"] = tensors["segments"] - (first - 1)
+        found.append(replace(part, **tensors, samples=torch.tensor([[0, 1, count]]), ids=(id,)))
     return found
 
 
@@ -48,11 +49,12 @@ def padding(batch: Batch) -> Batch:
 
 
 def _rows(batch: Batch, first: int, last: int) -> Batch:
-    counts = _counts(batch)
-    part = _chosen(batch, lambda slots: (slots[:, 0] >= first) & (slots[:, 0] < last))
-    moved = {name: slots - torch.tensor([first, 0, 0, 0], device=slots.device) for name, slots in part.slots.items()}
+    samples, moved = _samples(batch), torch.tensor([first, 0, 0, 0])
+    mine = (samples[:, 0] >= first) & (samples[:, 0] < last)
+    part = _chosen(batch, lambda slots: (slots[:, 0] >= first) & (slots[:, 0] < last), moved)
     own = {name: tensor[first:last] for name, tensor in _by_token(batch).items()}
-    return replace(part, **own, slots=moved, ids=batch.ids[sum(counts[:first]) : sum(counts[:last])])
+    ids = tuple(id for id, here in zip(batch.ids, mine.tolist(), strict=True) if here)
+    return replace(part, **own, samples=samples[mine] - samples.new_tensor([first, 0, 0]), ids=ids)
 
 
 def _by_token(batch: Batch) -> dict[str, Tensor]:
@@ -61,18 +63,31 @@ def _by_token(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _counts(batch: Batch) -> list[int]:
-    """Samples in each row."""
-    return batch.segments.amax(1).tolist()
+def _samples(batch: Batch) -> Tensor:
+    """int64 [n,3] = row, first segment, number of segments of each sample."""
+    if batch.samples is not None:
+        return batch.samples
+    several = batch.segments.amax(1).tolist()
+    listed = [(row, segment, 1) for row, count in enumerate(several) for segment in range(1, count + 1)]
+    return torch.tensor(listed, dtype=torch.int64, device=batch.tokens.device).reshape(-1, 3)
 
 
-def _chosen(batch: Batch, choose: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with those media items only whose slots are chosen; branches without any have no entry."""
-    keep: dict[str, Tensor] = {name: choose(slots) for name, slots in batch.slots.items()}
-    kept = {name: chosen for name, chosen in keep.items() if bool(chosen.any())}
-    return replace(
-        batch,
-        media={name: batch.media[name][chosen] for name, chosen in kept.items()},
-        frame_mask={name: batch.frame_mask[name][chosen] for name, chosen in kept.items()},
-        slots={name: batch.slots[name][chosen] for name, chosen in kept.items()},
-    )
+def _chosen(batch: Batch, choose: Callable[[Tensor], Tensor], moved: Tensor) -> Batch:
+    """The batch with those slots only that are chosen, and their media; branches without any have no entry.
+
+    Args:
+        moved: taken away from each slot, [4].
+    """
+    media, frame_mask, slots, items = {}, {}, {}, {}
+    for name, all_slots in batch.slots.items():
+        chosen = choose(all_slots)
+        if not bool(chosen.any()):
+            continue
+        slots[name] = all_slots[chosen] - moved.to(all_slots.device)
+        kept, own = chosen, None
+        if name in batch.items:
+            kept, own = batch.items[name][chosen].unique(return_inverse=True)
+        media[name], frame_mask[name] = batch.media[name][kept], batch.frame_mask[name][kept]
+        if own is not None and len(own) > len(kept):
+            items[name] = own
+    return replace(batch, media=media, frame_mask=frame_mask, slots=slots, items=items)
