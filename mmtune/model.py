@@ -6,7 +6,7 @@ does not fit. Parameter names are `branches.NAME.encoder.*`, `branches.NAME.conn
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from mmtune.errors import ConfigError, ModelError
 from mmtune.fusion.base import Fusion
 from mmtune.items import encode_item
 from mmtune.llm.base import LLM
-from mmtune.types import IGNORE, Batch, Embeds, Features, Kind, Media
+from mmtune.types import Batch, Embeds, Features, Kind, Media
 
 if TYPE_CHECKING:
     from mmtune.recipe import ModelSection
 
 LOGITS = 1 << 24
-"""Most logits held at once in the loss, in numbers; 64 MiB in float32."""
+"""Most logits held at once, in numbers; 64 MiB in float32."""
 
 WORDS = 4096
 """Word embeddings that are looked at for their scale."""
@@ -163,37 +163,33 @@ class MultimodalModel(nn.Module):
         """hidden [B,T,D], after the last norm of the language model."""
         return self.fuse(batch, self.connect(self.encode(batch)))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, float]:
-        """Sum of the cross entropy over labelled tokens (float32, nats) times their weights, and the sum of weights.
+    def over_logits(self, function: Callable[..., Tensor], hidden: Tensor, *given: Tensor) -> list[Tensor]:
+        """`function(logits, *given)` for every piece of the rows, in order; nothing for no row.
 
-        Where a batch has no weights, each token counts 1. The head runs on labelled tokens only. Divide by the sum of
-        weights over all micro-steps and processes, once.
+        No more than `LOGITS` numbers of logits are held at once: where that takes several pieces, each is computed
+        again in the backward pass.
+
+        Args:
+            function: float32 [m,V], and as many rows of everything `given` -> a tensor.
+            hidden: [n,D], after the last norm of the language model.
+            given: [n,...] each.
         """
-        hidden = self(batch)
-        wanted = batch.labels != IGNORE
-        if batch.weights is None:
-            return self._nats(hidden[wanted], batch.labels[wanted]), int(wanted.sum())
-        weights = batch.weights[wanted]
-        return self._nats(hidden[wanted], batch.labels[wanted], weights), float(weights.cpu().double().sum())
 
-    def _nats(self, hidden: Tensor, *labels: Tensor) -> Tensor:
-        """hidden [n,D], labels [n] and perhaps their weights [n] -> scalar.
+        def piece(hidden: Tensor, *given: Tensor) -> Tensor:
+            return function(self.llm.head(hidden).float(), *given)
 
-        Many labels go in pieces, computed again in the backward pass.
-        """
         if not len(hidden):
-            return hidden.sum().float() * 0
+            return []
         size = max(1, LOGITS // self.llm.tokenizer.vocabulary)
         if len(hidden) <= size:
-            return self._piece(hidden, *labels)
-        pieces = zip(*(tensor.split(size) for tensor in (hidden, *labels)), strict=True)
-        return torch.stack([checkpoint(self._piece, *piece, use_reentrant=False) for piece in pieces]).sum()
+            return [piece(hidden, *given)]
+        pieces = zip(*(tensor.split(size) for tensor in (hidden, *given)), strict=True)
+        return [checkpoint(piece, *one, use_reentrant=False) for one in pieces]
 
-    def _piece(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        logits = self.llm.head(hidden).float()
-        if weights is None:
-            return F.cross_entropy(logits, labels, reduction="sum")
-        return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    def token_log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """hidden [n,D], int64 labels [n] -> float32 [n]: the log-probability (nats) of each label, in pieces."""
+        pieces = self.over_logits(_log_probs, hidden, labels)
+        return torch.cat(pieces) if pieces else hidden.sum(-1).float()
 
     def _branch(self, name: str) -> Branch:
         if name not in self.branches:
@@ -203,6 +199,10 @@ class MultimodalModel(nn.Module):
                 hint="make examples and model from the same recipe",
             )
         return self.branches[name]
+
+
+def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    return -F.cross_entropy(logits, labels, reduction="none")
 
 
 def _stored(name: str, branch: Branch, x: Tensor, frames: Tensor) -> Features:

@@ -208,7 +208,7 @@ ADDITIONS = {
                 return [f"{name}.gain" for name in names]
         '''),
     "objectives": Addition("Squared", '''
-        """The squared distance of hidden states from zero at labelled tokens: a sum and how many they are."""
+        """The squared distance of hidden states from zero at labelled tokens."""
         from mmtune.objectives.base import Objective, ObjectiveConfig
         from mmtune.types import IGNORE
 
@@ -216,9 +216,11 @@ ADDITIONS = {
         class Squared(Objective):
             Config = ObjectiveConfig
 
+            def counts(self, batch):
+                return {"squared": int((batch.labels != IGNORE).sum())}
+
             def loss(self, model, batch):
-                hidden = model(batch)[batch.labels != IGNORE]
-                return hidden.float().square().sum(), len(hidden)
+                return {"squared": model(batch)[batch.labels != IGNORE].float().square().sum()}
         '''),
     "experts": Addition("Size", '''
         """How many bytes a medium has."""

@@ -20,6 +20,7 @@ from mmtune.tuners.hf_peft import Config as PeftConfig
 from mmtune.types import IGNORE, Sample, Turn
 from tests import toys
 from tests.llm import tiny
+from tests.losses import cross_entropy
 from tests.toys import clip, picture
 
 
@@ -97,7 +98,7 @@ def test_only_connectors_are_open_after_building(folder):
 def test_loss_is_the_plain_sum_over_labels(folder):
     model = make(folder)
     given = batch(model, *MIXED)
-    loss, count = model.loss(given)
+    loss, count = cross_entropy(model, given)
     logits = model.llm.head(model(given))
     plain = F.cross_entropy(logits.flatten(0, 1), given.labels.flatten(), ignore_index=IGNORE, reduction="sum")
     torch.testing.assert_close(loss, plain)
@@ -107,8 +108,8 @@ def test_loss_is_the_plain_sum_over_labels(folder):
 def test_loss_of_a_batch_is_the_sum_of_its_samples(folder):
     """Padding, and items of unequal length, change nothing."""
     model = make(folder)
-    together, count = model.loss(batch(model, *MIXED))
-    alone = [model.loss(batch(model, each)) for each in MIXED]
+    together, count = cross_entropy(model, batch(model, *MIXED))
+    alone = [cross_entropy(model, batch(model, each)) for each in MIXED]
     torch.testing.assert_close(together, sum(loss for loss, _ in alone), atol=1e-4, rtol=1e-5)
     assert count == sum(n for _, n in alone)
 
@@ -116,12 +117,12 @@ def test_loss_of_a_batch_is_the_sum_of_its_samples(folder):
 def test_loss_in_pieces_is_the_same_with_the_same_gradients(folder, monkeypatch):
     model = make(folder)
     given = batch(model, *MIXED)
-    whole, _ = model.loss(given)
+    whole, _ = cross_entropy(model, given)
     whole.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     monkeypatch.setattr(model_module, "LOGITS", 4 * model.llm.tokenizer.vocabulary)
-    pieces, _ = model.loss(given)
+    pieces, _ = cross_entropy(model, given)
     pieces.backward()
     torch.testing.assert_close(pieces, whole)
     assert expected
@@ -132,7 +133,7 @@ def test_loss_in_pieces_is_the_same_with_the_same_gradients(folder, monkeypatch)
 
 def test_gradients_reach_connectors_and_nothing_frozen(folder):
     model = make(folder)
-    model.loss(batch(model, *MIXED))[0].backward()
+    cross_entropy(model, batch(model, *MIXED))[0].backward()
     assert model.branches["sight"].connector.matrix.weight.grad.abs().max() > 0
     assert all(p.grad is None for name, p in model.named_parameters() if not p.requires_grad)
 
@@ -142,7 +143,7 @@ def test_a_frozen_encoder_keeps_no_graph_and_an_opened_one_does(folder):
     given = batch(model, *MIXED)
     assert not model.encode(given)["sight"].tokens.requires_grad
     model.branches["sight"].encoder.mix.requires_grad_(True)
-    model.loss(given)[0].backward()
+    cross_entropy(model, given)[0].backward()
     assert model.branches["sight"].encoder.mix.weight.grad.abs().max() > 0
 
 
@@ -150,13 +151,13 @@ def test_a_branch_without_items_takes_part_with_zero(folder):
     model = make(folder)
     model.branches["sound"].encoder.mix.requires_grad_(True)
     given = batch(model, sample("how", answer="two"))
-    loss, _ = model.loss(given)
+    loss, _ = cross_entropy(model, given)
     loss.backward()
     for name, p in model.named_parameters():
         if p.requires_grad:
             assert p.grad is not None and not p.grad.any(), name
     with torch.no_grad():
-        assert torch.equal(model.loss(given)[0], loss.detach())
+        assert torch.equal(cross_entropy(model, given)[0], loss.detach())
 
 
 def test_a_frozen_branch_without_items_is_not_run(folder):
@@ -248,7 +249,7 @@ def test_tuned_names_hold_after_a_second_tuner_and_all_stay_open(folder):
 
 def test_a_model_without_branches_reads_text(folder):
     model = build(section(folder, branches={}))
-    loss, count = model.loss(batch(model, sample("how", answer="two")))
+    loss, count = cross_entropy(model, batch(model, sample("how", answer="two")))
     assert loss.isfinite() and count > 0 and isinstance(model, MultimodalModel)
 
 
@@ -256,7 +257,7 @@ def test_no_labels_give_zero_that_can_be_differentiated(folder):
     model = make(folder)
     given = batch(model, *MIXED)
     given.labels.fill_(IGNORE)
-    loss, count = model.loss(given)
+    loss, count = cross_entropy(model, given)
     loss.backward()
     assert count == 0 and loss.item() == 0
 

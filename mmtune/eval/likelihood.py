@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-
 from mmtune.collate import collate
 from mmtune.errors import DataError
-from mmtune.model import LOGITS
 from mmtune.types import IGNORE, Example, Sample, Turn
 
 if TYPE_CHECKING:
@@ -42,11 +38,8 @@ def answer_nats(model: MultimodalModel, examples: Sequence[Example | None], rows
         texts = [[examples[index]] for index in indexes]
         batch = collate(texts, model.llm.tokenizer.pad, multiple=1).to(model.device)  # type: ignore[arg-type]
         hidden, wanted = model(batch), batch.labels != IGNORE
-        size = max(1, LOGITS // model.llm.tokenizer.vocabulary)
-        pairs = zip(hidden[wanted].split(size), batch.labels[wanted].split(size), strict=True)
-        nats = [F.cross_entropy(model.llm.head(x).float(), labels, reduction="none") for x, labels in pairs]
+        nats = -model.token_log_probs(hidden[wanted], batch.labels[wanted])
         counts = wanted.sum(1).tolist()
-        each = torch.cat(nats).double().cpu().split(counts) if nats else [torch.zeros(0)] * len(indexes)
-        for index, part, count in zip(indexes, each, counts, strict=True):
+        for index, part, count in zip(indexes, nats.double().cpu().split(counts), counts, strict=True):
             found[index] = (float(part.sum()), count)
     return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmtune.objectives.base import Objective, ObjectiveConfig
-from mmtune.types import Batch
+from mmtune.objectives.base import Objective, ObjectiveConfig, label_count
+from mmtune.types import IGNORE, Batch
 
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
@@ -23,5 +25,18 @@ class CrossEntropy(Objective):
     Config = Config
     weighted = True
 
-    def loss(self, model: MultimodalModel, batch: Batch) -> tuple[Tensor, float]:
-        return model.loss(batch)
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"cross_entropy": label_count(batch)}
+
+    def loss(self, model: MultimodalModel, batch: Batch) -> dict[str, Tensor]:
+        hidden, wanted = model(batch), batch.labels != IGNORE
+        given = [batch.labels[wanted], *([] if batch.weights is None else [batch.weights[wanted]])]
+        pieces = model.over_logits(token_sums, hidden[wanted], *given)
+        return {"cross_entropy": torch.stack(pieces).sum() if pieces else hidden.sum().float() * 0}
+
+
+def token_sums(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """float32 [n,V], int64 [n], float32 [n] or none -> the sum of the cross entropy (nats), each times its weight."""
+    if weights is None:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()

@@ -1,4 +1,4 @@
-"""Checks of objectives: a sum and its weight, the same however a batch is cut, nothing for padding."""
+"""Checks of objectives: sums and counts by term, the same however a batch is cut, nothing for padding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mmtune.collate import collate
 from mmtune.model import MultimodalModel
 from mmtune.objectives.base import Objective, ObjectiveConfig
 from mmtune.testing import _pocket
+from mmtune.training.terms import total
 from mmtune.types import IGNORE, Batch, Example
 
 LENGTHS = (9, 5, 12, 7)
@@ -41,65 +42,114 @@ def text_model() -> MultimodalModel:
     return model
 
 
-def asked(objective: Objective, model: MultimodalModel, batch: Batch) -> tuple[Tensor, float, Tensor]:
-    """Loss, weight, and the gradient of all parameters in one row."""
-    model.zero_grad()
-    loss, weight = objective.loss(model, batch)
-    loss.backward()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return (
-        loss.detach(),
-        weight,
-        torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]),
-    )
-
-
-def a_sum_and_its_weight(objective: Objective) -> None:
-    """float32 scalar with gradient, and a finite weight that is not negative."""
-    model = text_model()
+def begun(objective: Objective, model: MultimodalModel) -> Objective:
+    """An objective as the loop has it before the first step, with all that trains in one group."""
     objective.check(model)
-    loss, weight = objective.loss(model, collate([[one] for one in examples()], model.llm.tokenizer.pad))
-    assert loss.shape == () and loss.dtype == torch.float32, f"a loss of {loss.dtype} {list(loss.shape)}"
-    assert torch.isfinite(loss) and loss.requires_grad, f"a loss of {loss.item()}, gradient {loss.requires_grad}"
-    assert math.isfinite(weight) and weight > 0, f"a weight of {weight}"
+    objective.begin(model, {"all": [(n, p) for n, p in model.named_parameters() if p.requires_grad]}, {})
+    return objective
+
+
+Asked = tuple[dict[str, Tensor], dict[str, float], Tensor]
+
+
+def asked(objective: Objective, model: MultimodalModel, batch: Batch, counts: dict[str, float] | None = None) -> Asked:
+    """Sums, counts, and the gradient of all parameters in one row.
+
+    Args:
+        counts: of all that the batch is a part of; its own where none are given.
+    """
+    model.zero_grad()
+    own = objective.counts(batch)
+    sums = objective.loss(model, batch)
+    total(sums, counts or own).backward()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    return {term: value.detach() for term, value in sums.items()}, own, gradient
+
+
+def every_term_is_a_sum_and_a_count(objective: Objective) -> None:
+    """float32 scalars, finite; the first with gradient and counted above zero; the same terms in both."""
+    model = text_model()
+    begun(objective, model)
+    batch = collate([[one] for one in examples()], model.llm.tokenizer.pad)
+    counts = objective.counts(batch)
+    sums = objective.loss(model, batch)
+    assert sums.keys() == counts.keys() and counts, f"a loss of {', '.join(sums)}, counts of {', '.join(counts)}"
+    for term, value in sums.items():
+        assert value.shape == () and value.dtype == torch.float32, f"{term}: {value.dtype} {list(value.shape)}"
+        assert torch.isfinite(value), f"{term}: {value.item()}"
+        assert math.isfinite(counts[term]) and counts[term] >= 0, f"{term} counts {counts[term]}"
+    first = next(iter(counts))
+    assert sums[first].requires_grad and counts[first] > 0, f"{first}, the primary term, has no gradient or counts 0"
+    assert objective.counts(batch) == counts, "counts that differ when they are asked for again"
 
 
 def cuts_of_a_batch_add_up(objective: Objective) -> None:
-    """One row each, packed in one row, or one batch each: the same sum, weight and gradient."""
+    """One row each, packed in one row, or one batch each: the same sums, counts and gradient."""
     model, given = text_model(), examples(objective.weighted)
+    begun(objective, model)
     pad = model.llm.tokenizer.pad
     whole = asked(objective, model, collate([[one] for one in given], pad))
-    alone = [asked(objective, model, collate([[one]], pad)) for one in given]
+    alone = [asked(objective, model, collate([[one]], pad), whole[1]) for one in given]
     cuts = {
         "packed in one row": asked(objective, model, collate([given], pad)),
-        "each in a batch of its own": tuple(sum(part) for part in zip(*alone, strict=True)),
+        "each in a batch of its own": (
+            *({term: sum(one[part][term] for one in alone) for term in whole[0]} for part in (0, 1)),
+            sum(one[2] for one in alone),
+        ),
     }
     for name, cut in cuts.items():
-        for what, one, other in zip(("loss", "weight", "gradient"), whole, cut, strict=True):
+        pairs = [(f"the gradient of {objective.config.name}", whole[2], cut[2])]
+        pairs += [(f"the sum of {term}", whole[0][term], cut[0][term]) for term in whole[0]]
+        pairs += [(f"the count of {term}", whole[1][term], cut[1][term]) for term in whole[0]]
+        for what, one, other in pairs:
             one, other = torch.as_tensor(one).double(), torch.as_tensor(other).double()
             close = torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
-            assert close, f"{what} of a batch differs from that of its examples {name}"
+            assert close, f"{what} differs where its examples are {name}"
 
 
 def padding_alone_counts_nothing(objective: Objective) -> None:
-    """A rank without a row still runs the model, and adds zero to loss, weight and gradient."""
+    """A rank without a row still runs the model, and adds zero to every sum, count and gradient."""
     model = text_model()
-    loss, weight, gradient = asked(objective, model, collate([], model.llm.tokenizer.pad))
-    assert loss == 0 and weight == 0, f"loss {loss.item()} and weight {weight} for padding"
+    begun(objective, model)
+    batch = collate([[one] for one in examples()], model.llm.tokenizer.pad)
+    sums, counts, gradient = asked(objective, model, collate([], model.llm.tokenizer.pad), objective.counts(batch))
+    assert counts.keys() == objective.counts(batch).keys(), f"padding has the terms {', '.join(counts)}"
+    for term, value in sums.items():
+        assert value == 0 and counts[term] == 0, f"{term}: a sum of {value.item()} and {counts[term]} for padding"
     assert not gradient.any(), "a gradient of padding"
 
 
 def weights_count(objective: Objective) -> None:
-    """One that is `weighted` gives twice the sum and twice the weight for twice the weights."""
+    """One that is `weighted` gives twice the sum and twice the count of its primary term for twice the weights."""
     if not objective.weighted:
         return
     model, pad = text_model(), 0
+    begun(objective, model)
     once = collate([[one] for one in examples(True)], pad)
     twice = collate([[one] for one in examples(True)], pad)
     twice.weights *= 2
-    (loss, weight, _), (more, double, _) = asked(objective, model, once), asked(objective, model, twice)
-    assert math.isclose(double, 2 * weight, rel_tol=1e-6), f"weight {weight}, and {double} for twice the weights"
-    torch.testing.assert_close(more, 2 * loss, rtol=1e-4, atol=1e-4)
+    (sums, counts, _), (more, double, _) = asked(objective, model, once), asked(objective, model, twice)
+    first = next(iter(counts))
+    said = f"a count of {counts[first]}, and of {double[first]} for twice the weights"
+    assert math.isclose(double[first], 2 * counts[first], rel_tol=1e-6), said
+    torch.testing.assert_close(more[first], 2 * sums[first], rtol=1e-4, atol=1e-4)
 
 
-CHECKS = (a_sum_and_its_weight, cuts_of_a_batch_add_up, padding_alone_counts_nothing, weights_count)
+def state_goes_round(objective: Objective) -> None:
+    """What `state` gives is taken back by another of the same settings, and is what that one gives."""
+    first, second = (begun(type(objective)(objective.config), text_model()) for _ in range(2))
+    saved = {name: tensor.clone() for name, tensor in first.state().items()}
+    second.load(saved)
+    again = second.state()
+    assert again.keys() == saved.keys(), f"{sorted(saved)} comes back as {sorted(again)}"
+    assert all(torch.equal(saved[name], again[name]) for name in saved), "a state comes back with other numbers"
+
+
+CHECKS = (
+    every_term_is_a_sum_and_a_count,
+    cuts_of_a_batch_add_up,
+    padding_alone_counts_nothing,
+    weights_count,
+    state_goes_round,
+)

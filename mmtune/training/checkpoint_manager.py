@@ -26,6 +26,7 @@ from mmtune.recipe import Recipe
 from mmtune.training import resume as states
 from mmtune.training.async_writer import AsyncWriter
 from mmtune.training.distributed import Runtime
+from mmtune.training.train_plan import OBJECTIVE
 
 HARMLESS = {
     "run": (
@@ -43,7 +44,7 @@ KINDS = ("recipe", "data", "tokenizer", "base", "prompts", "code", "ledger")
 
 
 class Holder(Protocol):
-    """What has a state beside the weights: an optimizer, or a step callback of a tuner."""
+    """What has a state beside the weights: an optimizer, a step callback of a tuner, an objective."""
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -259,14 +260,18 @@ class CheckpointManager:
         everything = {name: tensor for held in files.values() for name, tensor in held.items()}
         store.copy_into({"state": everything}, {"state": state.weights})
         holders = self._holders()
-        if set(holders) != set(state.optimizers):
+        differing = sorted(set(holders) ^ set(state.optimizers))
+        if not all(name.startswith(OBJECTIVE) for name in differing):
             raise CheckpointError(
                 seen=f"optimizer states of {', '.join(sorted(state.optimizers)) or 'nothing'}",
                 expected=f"those of {', '.join(sorted(holders)) or 'nothing'}, which this recipe trains",
                 hint="keep the names of the groups, or begin a new run with these weights: run.init_from=FOLDER",
             )
-        for name, held in state.optimizers.items():
-            holders[name].load(held)
+        for name in differing:  # of a changed objective, which was allowed
+            said = "begins as in a new run" if name in holders else "is not used: its objective keeps none"
+            self._say(f"the state of {name} {said}")
+        for name in holders.keys() & state.optimizers.keys():
+            holders[name].load(state.optimizers[name])
         self.loader.restore(state.info["positions"])
         self.loader.ledger.restore(state.info["ledger"])
 

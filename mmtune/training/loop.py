@@ -30,21 +30,19 @@ from mmtune.items import set_features
 from mmtune.recipe import Recipe, require_training, with_code
 from mmtune.training import nonfinite, run_folder, trackers
 from mmtune.training import resume as states
-from mmtune.training.checkpoint_manager import CheckpointManager, TrainerState, allowed
+from mmtune.training.checkpoint_manager import CheckpointManager, Holder, TrainerState, allowed
 from mmtune.training.distributed import Runtime
 from mmtune.training.epochs import steps_of
 from mmtune.training.estimate import Estimate, estimate
 from mmtune.training.gradient_check import GradientCheck
 from mmtune.training.lock import lock
 from mmtune.training.log import Metrics, Progress, Style
-from mmtune.training.optim import GroupOptimizer
 from mmtune.training.signals import Stop
 from mmtune.training.split_batch import split_batch
 from mmtune.training.step import Outcome, OutOfMemory, take_step
 from mmtune.training.trackers import Tracker
 from mmtune.training.train_plan import TrainPlan
 from mmtune.training.validation_loop import ValidationLoop
-from mmtune.tuners.base import StepCallback
 from mmtune.types import Batch
 
 BAD_STEPS = 3
@@ -161,6 +159,7 @@ class _Run:
         self.optimizers = self.train_plan.optimizers
         for objective in self.train_plan.objectives.values():
             objective.check(self.model)
+            objective.begin(self.model, self.groups, {})
         self.gradient_check, self.pieces = GradientCheck(self.train_plan, self._has_media), 1
         self.step_callbacks = list(self.model.llm.step_callbacks.values())
         self.train_plan.begin(self.step_callbacks, self.steps)
@@ -204,7 +203,8 @@ class _Run:
     def rehearse(self) -> Result:
         """One step on real data, and nothing kept."""
         for _, outcome, stream in self._steps(Stop(), until=1):
-            said = f"one step of {stream}: loss {outcome.loss:.4f}, {outcome.tokens} tokens"
+            unit = " and ".join({self.train_plan.objectives[name].unit: 0 for name in outcome.losses})
+            said = f"one step of {stream}: loss {outcome.loss:.4f} per {unit}, {outcome.tokens} tokens"
             self.gradient_check.end()
             self.validation.dry_run()
             self.progress.line(f"{said}. {self._written()}")
@@ -302,7 +302,7 @@ class _Run:
             seconds = time.perf_counter() - started
             values = {
                 "stream": stream,
-                **{f"loss/{name}": loss for name, loss in outcome.losses.items()},
+                **outcome.loss_values(),
                 "samples": outcome.samples,
                 "tokens": outcome.tokens,
                 "supervised_tokens": outcome.supervised,
@@ -354,7 +354,7 @@ class _Run:
         """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
         run, train_plan = self.recipe.run, self.train_plan
         callbacks = train_plan.callbacks_for(self.step_callbacks, self.loader.held)
-        rest = (self.runtime, callbacks, train_plan.objectives, train_plan.shares, check_grads)
+        rest = (self.runtime, train_plan.objectives, callbacks, train_plan.shares, check_grads)
         while True:
             parts = [part for batch in batches for part in split_batch(batch, self.pieces)]
             try:
@@ -417,9 +417,10 @@ class _Run:
             self.checkpoints.save(self._trainer_state(), last, best, state)
             self.runtime.barrier()  # the first rank may have had to wait for the save before
 
-    def _holders(self) -> dict[str, GroupOptimizer | StepCallback]:
-        """What has a state beside the weights: optimizers by group, step callbacks of tuners as @NAME."""
-        return {**self.optimizers, **{f"@{name}": one for name, one in self.model.llm.step_callbacks.items()}}
+    def _holders(self) -> dict[str, Holder]:
+        """What has a state beside the weights: optimizers by group, step callbacks of tuners as @NAME, objectives."""
+        callbacks = {f"@{name}": one for name, one in self.model.llm.step_callbacks.items()}
+        return {**self.optimizers, **callbacks, **self.train_plan.objectives_with_state()}
 
     def _restore(self, allow: Collection[str]) -> None:
         found = self.checkpoints.restore(allow)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mmtune.training import terms
 from mmtune.training.split_batch import padding, singles
 from mmtune.types import Batch
 
@@ -22,7 +23,7 @@ class Trial:
 
     id: str
     loss: float
-    """Mean over its supervised tokens."""
+    """Mean over what its objective counts: supervised tokens, or pairs."""
     norms: dict[str, float]
     """Gradient norm of each group that its stream trains."""
 
@@ -33,21 +34,24 @@ class Trial:
 
 def run_alone(model: MultimodalModel, batch: Batch, train_plan: TrainPlan, runtime: Runtime) -> Trial:
     """Forward and backward of a batch of one sample; gradients are dropped."""
+    objective = train_plan.objectives[batch.stream]
+    counts = terms.counts_of(objective, batch)
+    weight = terms.primary(counts) or 1
     batch = batch.to(runtime.device)
     with runtime.autocast():
-        loss, weight = train_plan.objectives[batch.stream].loss(model, batch)
+        loss = terms.total(objective.loss(model, batch), counts)
     try:
         if loss.requires_grad:
             loss.backward()
         norms = {}
         for name in train_plan.groups_by_stream[batch.stream]:
-            train_plan.optimizers[name].accumulate(weight or 1)
+            train_plan.optimizers[name].accumulate(weight)
             train_plan.optimizers[name].restore_grads()
             norms[name] = float(train_plan.optimizers[name].norm())
     finally:
         for optimizer in train_plan.optimizers.values():
             optimizer.zero_grad()
-    return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / (weight or 1), norms)
+    return Trial(batch.ids[0] if batch.ids else "", float(loss.detach()) / weight, norms)
 
 
 def nonfinite_samples(

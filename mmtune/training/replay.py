@@ -50,6 +50,9 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
         wanted = store.trained_tensors(at.model, at.groups)
         everything = {name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}
         store.copy_into({"state": everything}, {"state": state.weights})
+        for name, objective in at.train_plan.objectives_with_state().items():
+            if name in state.optimizers:
+                objective.load(state.optimizers[name])
     step = 0 if state is None else state.step
     found = _places(at.loader, {id for _, id in known} | set(ids))
     if missing := sorted(set(ids) - {id for _, id in found}):

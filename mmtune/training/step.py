@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import Parameter
 
-from mmtune.errors import ConfigError
 from mmtune.objectives.base import Objective
+from mmtune.training import terms
 from mmtune.training.optim import GroupOptimizer
 from mmtune.types import IGNORE, Batch
 
@@ -42,6 +42,8 @@ class Outcome:
     """False when something was not finite and no weight moved."""
     losses: dict[str, float] = field(default_factory=dict)
     """Mean over supervised tokens, by stream."""
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stream to the mean of each term of its loss, for the streams whose loss has several."""
     zero_grad_params: dict[str, list[str]] = field(default_factory=dict)
     """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
     unused_groups: frozenset[str] = frozenset()
@@ -49,6 +51,11 @@ class Outcome:
     was asked for."""
     weight: float = 0.0
     """What the supervised tokens count together: their number, where no turn has a weight of its own."""
+
+    def loss_values(self) -> dict[str, float]:
+        """The losses as they are logged: loss/STREAM, and loss/STREAM/TERM of a loss of several terms."""
+        values = {f"loss/{stream}": loss for stream, loss in self.losses.items()}
+        return values | {f"loss/{s}/{term}": mean for s, means in self.terms.items() for term, mean in means.items()}
 
 
 class OutOfMemory(Exception):
@@ -63,11 +70,19 @@ class OutOfMemory(Exception):
 class _Tally:
     """Sums over the micro-steps of one stream, on all ranks."""
 
-    loss: float
-    weight: float
+    sums: dict[str, float]
+    counts: dict[str, float]
     supervised: int
     tokens: int
     samples: int
+
+    @property
+    def loss(self) -> float:
+        return terms.total(self.sums, self.counts)
+
+    @property
+    def weight(self) -> float:
+        return terms.primary(self.counts)
 
     @property
     def finite(self) -> bool:
@@ -81,8 +96,8 @@ def take_step(
     groups_by_stream: Mapping[str, Sequence[str]],
     lr_multipliers: Mapping[str, float],
     runtime: Runtime,
+    objectives: Mapping[str, Objective],
     step_callbacks: Sequence[StepCallback] = (),
-    objectives: Mapping[str, Objective] | None = None,
     shares: Mapping[str, float] | None = None,
     check_grads: bool = False,
 ) -> Outcome:
@@ -97,8 +112,8 @@ def take_step(
         batches: the micro-steps of this rank; those of a stream stand together, streams in the same order on all ranks.
         groups_by_stream: stream to the groups that it trains, for the streams of this step at least.
         lr_multipliers: group to what its learning rate is multiplied by.
+        objectives: stream to what is asked of the model.
         step_callbacks: of tuners whose parameters these streams train.
-        objectives: stream to what is asked of the model; `model.loss` where there is none.
         shares: stream to its weight in groups that it has in common with others; 1 where there is none.
         check_grads: say which parameters got no gradient; costs a look at every tensor.
 
@@ -106,7 +121,7 @@ def take_step(
         OutOfMemory: on every rank, when any of them had no room.
         ConfigError: records with weights, and an objective that does not read them.
     """
-    objectives, shares = objectives or {}, shares or {}
+    shares = shares or {}
     tallies: dict[str, _Tally] = {}
     streams = list(dict.fromkeys(batch.stream for batch in batches))
     trained_groups = list(dict.fromkeys(name for stream in streams for name in groups_by_stream[stream]))
@@ -114,7 +129,7 @@ def take_step(
     try:
         for stream in streams:
             mine = [batch for batch in batches if batch.stream == stream]
-            tally = tallies[stream] = _backward(model, mine, objectives.get(stream), runtime)
+            tally = tallies[stream] = _backward(model, mine, objectives[stream], runtime)
             if not tally.finite:
                 break
             # before the sum, which gives every parameter a gradient
@@ -160,33 +175,26 @@ def take_step(
         norms=norms,
         updated=finite,
         losses={name: tally.loss / tally.weight if tally.weight else math.nan for name, tally in tallies.items()},
+        terms={name: means for name, tally in tallies.items() if (means := terms.means(tally.sums, tally.counts))},
         zero_grad_params=zero_grad_params,
         unused_groups=unused_groups,
         weight=weight,
     )
 
 
-def _backward(
-    model: MultimodalModel, batches: Sequence[Batch], objective: Objective | None, runtime: Runtime
-) -> _Tally:
+def _backward(model: MultimodalModel, batches: Sequence[Batch], objective: Objective, runtime: Runtime) -> _Tally:
     """Forward and backward of one stream's micro-steps; gradients are summed up where they fall."""
-    loss_of = model.loss if objective is None else lambda batch: objective.loss(model, batch)
-    total, weight, supervised, tokens, samples, full = 0.0, 0.0, 0, 0, 0, ""
+    counts = _count(objective, batches, runtime)  # of all, before any: a term is scaled by them on its way back
+    sums, supervised, tokens, samples, full = dict.fromkeys(counts, 0.0), 0, 0, 0, ""
     for batch in batches:
         learned = int((batch.labels != IGNORE).sum())
-        if batch.weights is not None and objective is not None and not objective.weighted:
-            raise ConfigError(
-                f"stream {batch.stream} has records with weights ({', '.join(batch.ids[:4])}), and its objective "
-                f"{objective.config.name} knows none",
-                "an objective that reads batch.weights and says so: weighted = True",
-                "objective: cross_entropy, or ignore: [weight, loss, loss_scale] in the format of the stream",
-            )
         try:
             batch = batch.to(runtime.device)
             with runtime.autocast():
-                loss, counts = loss_of(batch)
-            total += float(loss.detach())
-            weight += float(counts)
+                found = objective.loss(model, batch)
+                loss = terms.total(found, counts)
+            for term, value in found.items():
+                sums[term] += float(value.detach())
             if loss.requires_grad:
                 loss.backward()  # also of a loss that is not finite: other ranks may wait for this one's modules
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -198,12 +206,19 @@ def _backward(
         tokens += int((batch.segments > 0).sum())
         samples += len(batch.ids)
     out = [float(bool(full) and rank == runtime.rank) for rank in range(runtime.world)]
-    sums = [total, weight, supervised, tokens, samples, *out]
-    total, weight, supervised, tokens, samples, *out = runtime.all_reduce(sums)
-    if any(out):
+    supervised, tokens, samples, *rest = runtime.all_reduce([supervised, tokens, samples, *sums.values(), *out])
+    if any(out := rest[len(sums) :]):
         rows, length = max(tuple(batch.tokens.shape) for batch in batches)
         raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
-    return _Tally(total, weight, int(supervised), int(tokens), int(samples))
+    sums = dict(zip(sums, rest[: len(sums)], strict=True))
+    return _Tally(sums, counts, int(supervised), int(tokens), int(samples))
+
+
+def _count(objective: Objective, batches: Sequence[Batch], runtime: Runtime) -> dict[str, float]:
+    """What the micro-steps of all ranks count, by term."""
+    each = [terms.counts_of(objective, batch) for batch in batches]
+    found = runtime.all_reduce([sum(float(counts[term]) for counts in each) for term in each[0]])
+    return dict(zip(each[0], found, strict=True))
 
 
 def ran_out(error: BaseException) -> bool:

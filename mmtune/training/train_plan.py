@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from mmtune import registry
 from mmtune.data.streams import Schedule
+from mmtune.objectives.base import Objective
 from mmtune.params import Named, SchedulerType
 from mmtune.recipe import Recipe
 from mmtune.training.optim import GroupOptimizer, lr_multiplier
 
 if TYPE_CHECKING:
-    from mmtune.objectives.base import Objective
     from mmtune.tuners.base import StepCallback
+
+OBJECTIVE = "@objective."
+"""What the name of an objective's state begins with; the stream's name follows."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,14 @@ class TrainPlan:
             for name, one in self.lr_schedules.items()
             if not one.steps or one.warmup > one.steps
         ]
+
+    def objectives_with_state(self) -> dict[str, Objective]:
+        """Objectives that have something to save, by the name their file gets."""
+        return {
+            f"{OBJECTIVE}{stream}": objective
+            for stream, objective in self.objectives.items()
+            if type(objective).state is not Objective.state
+        }
 
     def callbacks_for(self, step_callbacks: Sequence[StepCallback], streams: Iterable[str]) -> list[StepCallback]:
         """Step callbacks all of whose parameters a step of these streams trains."""

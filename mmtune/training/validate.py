@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mmtune import random_state, registry
 from mmtune.collate import collate
@@ -28,6 +29,7 @@ from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.prefetch import prepared
 from mmtune.errors import DataError, Reason
 from mmtune.eval.run import evaluate
+from mmtune.training import terms
 from mmtune.training.resume import seed_step
 from mmtune.types import Batch, Example
 
@@ -44,10 +46,17 @@ if TYPE_CHECKING:
 class _Tally:
     """Sums over the held-out samples of one stream."""
 
-    loss: float = 0.0
-    weight: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    """By term of the objective."""
+    counts: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        """Take in the terms of a batch."""
+        for term, count in counts.items():
+            self.sums[term] = self.sums.get(term, 0.0) + float(sums[term])
+            self.counts[term] = self.counts.get(term, 0.0) + float(count)
 
 
 class Validator:
@@ -103,8 +112,8 @@ class Validator:
             limit: most samples and records, where that is less than the recipe has.
 
         Returns:
-            `loss` over all held-out data, `NAME/loss` and `NAME/samples` of each stream, `TASK/MEASURE` of the task;
-            none when it was given up, on every rank.
+            `loss` over all held-out data, `NAME/loss` and `NAME/samples` of each stream, `NAME/loss/TERM` where the
+            loss has several terms, `TASK/MEASURE` of the task; none when it was given up, on every rank.
 
         Raises:
             DataError: a held-out stream of which not one sample can be used.
@@ -122,6 +131,7 @@ class Validator:
                 values["loss"] = _mean([*tallies.values()])
             for name, tally in tallies.items():
                 values |= {f"{name}/loss": _mean([tally]), f"{name}/samples": tally.samples}
+                values |= {f"{name}/loss/{term}": mean for term, mean in terms.means(tally.sums, tally.counts).items()}
             if self.task is not None:
                 values |= self._ask(self.task, most)
         for name, tally in tallies.items():
@@ -145,6 +155,7 @@ class Validator:
     def _loss(self, stream: Stream, most: int, stopped: Callable[[], bool]) -> _Tally | None:
         """The sums of a stream over all ranks, or none when the run was told to stop."""
         runtime, name, tally = self._runtime, stream.name, _Tally()
+        objective = self._objectives[name]
         feed = self._batches(stream, most, tally.skipped)
         while True:
             batch = next(feed, None)
@@ -157,14 +168,16 @@ class Validator:
                 break
             batch = batch or collate([], self._model.llm.tokenizer.pad, name)
             runtime.enter_stage(f"validation: {name}", batch.ids)
+            counts = terms.counts_of(objective, batch)
             batch = batch.to(runtime.device)
             with runtime.autocast():
-                loss, weight = self._objectives[name].loss(self._model, batch)
-            tally.loss += float(loss)
-            tally.weight += float(weight)
+                tally.add(objective.loss(self._model, batch), counts)
             tally.samples += len(batch.ids)
-        tally.loss, tally.weight, samples = runtime.all_reduce([tally.loss, tally.weight, tally.samples])
-        tally.samples = int(samples)
+        names = list(tally.counts)
+        found = runtime.all_reduce([*tally.sums.values(), *tally.counts.values(), tally.samples])
+        tally.sums = dict(zip(names, found, strict=False))
+        tally.counts = dict(zip(names, found[len(names) :], strict=False))
+        tally.samples = int(found[-1])
         tally.skipped = _shared(runtime, tally.skipped)
         if not tally.samples:
             raise _unusable(name, tally.skipped)
@@ -219,8 +232,8 @@ def _unusable(name: str, skipped: Sequence[Mapping[str, Any]]) -> DataError:
 
 
 def _mean(tallies: Sequence[_Tally]) -> float:
-    weight = sum(tally.weight for tally in tallies)
-    return sum(tally.loss for tally in tallies) / weight if weight else math.nan
+    weight = sum(terms.primary(tally.counts) for tally in tallies)
+    return sum(terms.total(tally.sums, tally.counts) for tally in tallies) / weight if weight else math.nan
 
 
 def _shared(runtime: Runtime, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

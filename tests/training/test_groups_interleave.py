@@ -172,8 +172,7 @@ class Settings(ObjectiveConfig):
 class Halved(CrossEntropy):
     Config = Settings
     def loss(self, model, batch):
-        total, count = super().loss(model, batch)
-        return total * self.config.times, count
+        return {term: total * self.config.times for term, total in super().loss(model, batch).items()}
 """
 
 

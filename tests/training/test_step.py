@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from mmtune.objectives.base import label_count
 from mmtune.training.distributed import Runtime
 from mmtune.training.optim import GroupOptimizer
 from mmtune.training.step import OutOfMemory, take_step
 from mmtune.types import Batch
+from tests.losses import Streams
 
 WIDTH = 5
 ROWS = 8
@@ -57,7 +59,7 @@ class Toy(nn.Module):
             loss = Full.apply(loss)
         elif self.poison not in (None, "cut"):
             loss = loss + self.poison
-        return loss, int(wanted.sum())
+        return loss
 
 
 def rows(first, last, stream="s"):
@@ -83,7 +85,8 @@ def setup():
 
 def step(model, batches, optimizers, groups, runtime, **more):
     """A step of the stream s, which trains these groups."""
-    return take_step(model, batches, optimizers, {"s": groups}, dict.fromkeys(optimizers, 1.0), runtime, **more)
+    multipliers = dict.fromkeys(optimizers, 1.0)
+    return take_step(model, batches, optimizers, {"s": groups}, multipliers, runtime, Streams(), **more)
 
 
 def values(module):
@@ -128,8 +131,8 @@ def test_the_mean_of_means_would_be_something_else():
     """What this file guards against: a loss that is first averaged in each micro-step."""
     model, _, _ = setup()
     with torch.no_grad():
-        means = [float(loss / count) for loss, count in (model.loss(rows(*cut)) for cut in CUTS["8x1"])]
-        whole, count = model.loss(rows(0, 8))
+        means = [float(model.loss(rows(*cut)) / label_count(rows(*cut))) for cut in CUTS["8x1"]]
+        whole, count = model.loss(rows(0, 8)), label_count(rows(0, 8))
         assert abs(sum(means) / len(means) - float(whole / count)) > 1e-3
 
 
@@ -303,6 +306,7 @@ def mixed(groups_by_stream, batches, shares=None, steps=1):
             groups_by_stream,
             dict.fromkeys(optimizers, 1.0),
             runtime,
+            Streams(),
             shares=shares,
             check_grads=True,
         )
@@ -335,8 +339,7 @@ def test_a_mixed_step_may_be_cut_up_too():
 
 def gradient(batch):
     model = Toy()
-    loss, count = model.loss(batch)
-    (loss / count).backward()
+    (model.loss(batch) / label_count(batch)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -358,9 +361,8 @@ def test_a_stream_that_is_not_finite_stops_the_others_of_its_step(poison):
     model, optimizers, runtime = setup()
     real = model.loss
     bad = {"first": "s", "second": "t"}[poison]
-    model.loss = lambda batch: (real(batch)[0] * (float("nan") if batch.stream == bad else 1), real(batch)[1])
-    outcome = take_step(
-        model, [rows(0, 4, "s"), rows(4, 8, "t")], optimizers, {"s": ["a"], "t": ["b"]}, {"a": 1.0, "b": 1.0}, runtime
-    )
+    model.loss = lambda batch: real(batch) * (float("nan") if batch.stream == bad else 1)
+    batches, groups_by_stream = [rows(0, 4, "s"), rows(4, 8, "t")], {"s": ["a"], "t": ["b"]}
+    outcome = take_step(model, batches, optimizers, groups_by_stream, {"a": 1.0, "b": 1.0}, runtime, Streams())
     assert not outcome.updated and equal(values(model), values(Toy()))
     assert not any(optimizer.state() or optimizer._held for optimizer in optimizers.values())

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from mmtune import config
 from mmtune.errors import ModelError
-from mmtune.model import MultimodalModel
+from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
 from mmtune.training import loop
 from mmtune.training.split_batch import padding, singles, split_batch
 from mmtune.types import IGNORE, Batch
+from tests.losses import cross_entropy
 from tests.training import world
 
 
@@ -32,18 +33,19 @@ def recipe(tree, **run):
 
 def room_for(monkeypatch, rows, when="forward"):
     """Passes with more rows than this find no room. Returns the rows of every pass that was tried."""
-    real, tried = MultimodalModel.loss, []
+    real, tried = CrossEntropy.loss, []
 
-    def loss(self, batch):
+    def loss(self, model, batch):
         tried.append(batch.tokens.shape[0])
         if tried[-1] > rows and when == "forward":
             raise torch.OutOfMemoryError("no room")
-        found, count = real(self, batch)
+        found = real(self, model, batch)
         if tried[-1] > rows:
-            found.register_hook(lambda _: (_ for _ in ()).throw(RuntimeError("can't allocate memory: 9 bytes")))
-        return found, count
+            full = RuntimeError("can't allocate memory: 9 bytes")
+            found["cross_entropy"].register_hook(lambda _: (_ for _ in ()).throw(full))
+        return found
 
-    monkeypatch.setattr(MultimodalModel, "loss", loss)
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
     return tried
 
 
@@ -72,14 +74,14 @@ import resource, sys
 import torch
 from pathlib import Path
 from mmtune import config
-from mmtune.model import MultimodalModel
+from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
 from mmtune.training import loop
 
 tree, out = config.read(sys.argv[1], []), Path(sys.argv[2])
-real, full = MultimodalModel.loss, []
+real, full = CrossEntropy.loss, []
 
-def loss(self, batch):
+def loss(self, model, batch):
     if not full:  # from the first pass on: what the system gives is bounded
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         room = pages * resource.getpagesize() + (700 << 20)
@@ -90,9 +92,9 @@ def loss(self, batch):
     except RuntimeError as error:
         full.append(str(error))
         raise
-    return real(self, batch)
+    return real(self, model, batch)
 
-MultimodalModel.loss = loss
+CrossEntropy.loss = loss
 loop.train(config.validate(Recipe, tree), out, progress="lines")
 assert "allocate memory" in full[1], full
 """
@@ -178,7 +180,7 @@ def test_a_sample_alone_has_the_loss_it_has_in_company(tree, tmp_path):
     for _ in range(2):
         _, (packed,) = next(steps)
         with torch.no_grad():
-            together = float(run.model.loss(packed)[0])
-            alone = sum(float(run.model.loss(one)[0]) for one in singles(packed))
+            together = float(cross_entropy(run.model, packed)[0])
+            alone = sum(float(cross_entropy(run.model, one)[0]) for one in singles(packed))
         assert bool((packed.segments > 1).any()) and alone == pytest.approx(together, rel=1e-5)
     steps.close()

@@ -13,6 +13,7 @@ from mmtune.collate import collate
 from mmtune.data import _serialize
 from mmtune.errors import ShapeError
 from mmtune.model import build
+from mmtune.objectives.cross_entropy import Config, CrossEntropy
 from mmtune.training.distributed import Runtime
 from mmtune.training.nonfinite import run_alone
 from mmtune.training.optim import GroupOptimizer
@@ -20,11 +21,13 @@ from mmtune.training.split_batch import padding, singles, split_batch
 from mmtune.training.step import take_step
 from mmtune.types import IGNORE, Batch, Example, Sample, Turn
 from tests.llm import tiny
+from tests.losses import Streams, cross_entropy
 from tests.test_model import processor, section
 
 ANSWERS = ("a red circle", "two", "a blue square and a red one", "yes")
 WEIGHTS = ((0.5, 1), (0, 3), (1, 1), (0.125, 0))
 """What the two answers of each sample count."""
+ASKED = Streams(CrossEntropy(Config()))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def optimizers(model):
 
 def step(model, given):
     """One step, and the weights behind it."""
-    outcome = take_step(model, given, optimizers(model), {"s": ["norms"]}, {"norms": 1.0}, Runtime("cpu"))
+    outcome = take_step(model, given, optimizers(model), {"s": ["norms"]}, {"norms": 1.0}, Runtime("cpu"), ASKED)
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return outcome, trained
 
@@ -123,8 +126,8 @@ def test_samples_alone_have_their_weights(folder):
         assert torch.equal(one.labels[0], example.labels)
         wanted = (example.labels != IGNORE).float() if example.weights is None else example.weights
         assert torch.equal(one.weights[0], wanted)
-    losses, counts = zip(*(model.loss(one) for one in ones), strict=True)
-    together, count = model.loss(batches(found, [[0, 1], [2, 3]])[0])
+    losses, counts = zip(*(cross_entropy(model, one) for one in ones), strict=True)
+    together, count = cross_entropy(model, batches(found, [[0, 1], [2, 3]])[0])
     torch.testing.assert_close(sum(losses), together)
     assert sum(counts) == count
 
@@ -135,7 +138,7 @@ def test_a_sample_tried_alone_is_the_mean_by_weight(folder):
 
     model = make(folder)
     train_plan = SimpleNamespace(
-        objectives={"s": SimpleNamespace(loss=lambda model, batch: model.loss(batch))},
+        objectives=ASKED,
         groups_by_stream={"s": ["norms"]}, optimizers=optimizers(model),
     )  # fmt: skip
     light = run_alone(model, batches(examples(model, [(1e-3, 1e-3)]), [[0]])[0], train_plan, Runtime("cpu"))
@@ -152,7 +155,7 @@ def test_weights_of_one_cost_nothing(folder):
         assert all(example.weights is None for example in found)
         batch = batches(found, [[0, 1, 2, 3]])[0]
         assert batch.weights is None and padding(batch).weights is None
-        loss, count = model.loss(batch)
+        loss, count = cross_entropy(model, batch)
         logits = model.llm.head(model(batch))
         wanted = batch.labels != IGNORE
         assert torch.equal(loss, F.cross_entropy(logits[wanted], batch.labels[wanted], reduction="sum"))
@@ -185,9 +188,9 @@ def test_pieces_of_the_head_have_their_weights(folder, monkeypatch):
 
     model = make(folder)
     batch = batches(examples(model), [[0, 1, 2, 3]])[0]
-    whole, weight = model.loss(batch)
+    whole, weight = cross_entropy(model, batch)
     monkeypatch.setattr(module, "LOGITS", 3 * model.llm.tokenizer.vocabulary)
-    pieces, same = model.loss(batch)
+    pieces, same = cross_entropy(model, batch)
     torch.testing.assert_close(pieces, whole)
     assert weight == same
 
@@ -238,7 +241,7 @@ for rows in ([[0, 1], [2, 3]], [[0], [1, 2, 3]], [[0, 1, 2, 3], []]):
     model = make(sys.argv[1])
     mine = [found[place] for place in rows[runtime.rank]]
     batch = collate([mine] if mine else [], stream="s")
-    outcome = take_step(model, [batch], optimizers(model), {"s": ["norms"]}, {"norms": 1.0}, runtime)
+    outcome = take_step(model, [batch], optimizers(model), {"s": ["norms"]}, {"norms": 1.0}, runtime, ASKED)
     trained = [p.detach().double().sum().item() for p in model.parameters() if p.requires_grad]
     answers.append([outcome.loss, outcome.weight, outcome.supervised, trained])
 print(json.dumps(answers))
@@ -271,11 +274,14 @@ def test_a_step_without_any_weight_moves_nothing(folder):
 def test_an_objective_that_knows_no_weights_stops_the_run(folder):
     """Rather than to leave them out without a word; records without any are its business as ever."""
     from mmtune.errors import ConfigError
-    from mmtune.objectives.base import Objective, ObjectiveConfig
+    from mmtune.objectives.base import Objective, ObjectiveConfig, label_count
 
     class Plain(Objective):
+        def counts(self, batch):
+            return {"plain": label_count(replace(batch, weights=None))}
+
         def loss(self, model, batch):
-            return model.loss(replace(batch, weights=None))
+            return {"plain": cross_entropy(model, replace(batch, weights=None))[0]}
 
     model = make(folder)
     more = {"objectives": {"s": Plain(ObjectiveConfig(name="plain"))}}

@@ -19,7 +19,7 @@ import torch
 from mmtune import config
 from mmtune import model as models
 from mmtune.checkpoint import store
-from mmtune.model import MultimodalModel
+from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
 from mmtune.training import loop
 from tests.training import world
@@ -153,7 +153,7 @@ def signalled(steps: int, number: int) -> Callable[[], None]:
 def watch(out: Path) -> None:
     """Write down, beside the run folder, which samples the loss saw in which step."""
     log = os.open(f"{out}.order", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    real_seed, real_loss = loop.states.seed_step, MultimodalModel.loss
+    real_seed, real_loss = loop.states.seed_step, CrossEntropy.loss
     write, now = os.write, {"step": -1}
     write(log, b'[-1, "begins", []]\n')  # the step that comes next may be the one that was logged last
 
@@ -161,11 +161,11 @@ def watch(out: Path) -> None:
         now["step"] = step
         real_seed(seed, step, rank)
 
-    def loss(self: MultimodalModel, batch: Any, *rest: Any, **more: Any) -> Any:
+    def loss(self: CrossEntropy, model: Any, batch: Any) -> Any:
         write(log, (json.dumps([now["step"], batch.stream, list(batch.ids)]) + "\n").encode())
-        return real_loss(self, batch, *rest, **more)
+        return real_loss(self, model, batch)
 
-    loop.states.seed_step, MultimodalModel.loss = seed, loss
+    loop.states.seed_step, CrossEntropy.loss = seed, loss
     # the commit is written down and may change while the proofs run
     real_versions = store.versions
     store.versions = lambda: {**real_versions(), "git": "some"}

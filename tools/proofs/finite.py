@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mmtune.data import ledger as ledgers
-from mmtune.model import MultimodalModel
+from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.training import loop
 from mmtune.training.replay import replay
 
@@ -46,16 +46,16 @@ def _poison(kind: str, victim: str, stream: str = STREAM) -> Callable[[], None]:
     value = math.nan if "NaN" in kind else math.inf
 
     def patch() -> None:
-        real = MultimodalModel.loss
+        real = CrossEntropy.loss
 
-        def loss(self: MultimodalModel, batch: Any, *rest: Any, **more: Any) -> Any:
-            total, count = real(self, batch, *rest, **more)
+        def loss(self: CrossEntropy, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+            ((term, total),) = real(self, model, batch).items()
             if victim in batch.ids and batch.stream == stream:
                 print(f"poisoned on rank {_rank()}", flush=True)
                 total = total + value if "loss" in kind else _Spoil.apply(total, value)
-            return total, count
+            return {term: total}
 
-        MultimodalModel.loss = loss
+        CrossEntropy.loss = loss
 
     return patch
 

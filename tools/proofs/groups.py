@@ -228,7 +228,7 @@ def _old_way(verdict: Verdict) -> None:
             stream, batches = next(feed)
             before = _copies(run)
             one.zero_grad(set_to_none=False)
-            run.model.loss(batches[0])[0].backward()
+            run.train_plan.objectives[stream].loss(run.model, batches[0])["cross_entropy"].backward()
             other = next(group for group in run.groups if group not in run.train_plan.groups_by_stream[stream])
             for _, parameter in run.groups[other]:
                 if parameter.grad is not None:
@@ -340,12 +340,10 @@ def _exactly() -> None:
     def double(*args: Any, **options: Any) -> Any:
         return build(*args, **options).double()
 
-    def piece(
-        self: MultimodalModel, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | float = 1.0
-    ) -> torch.Tensor:
-        return (torch.nn.functional.cross_entropy(self.llm.head(hidden), labels, reduction="none") * weights).sum()
+    def over_logits(self: MultimodalModel, function: Any, hidden: torch.Tensor, *given: torch.Tensor) -> Any:
+        return [function(self.llm.head(hidden), *given)] if len(hidden) else []
 
-    loop.models.build, MultimodalModel._piece = double, piece
+    loop.models.build, MultimodalModel.over_logits = double, over_logits
     dtypes.settle = lambda model, precision: {}  # which would bring it to float32
 
 

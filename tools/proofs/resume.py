@@ -459,7 +459,7 @@ GUARDS = (
         "optimizers are taken up",
         _MANAGER,
         "CheckpointManager._take",
-        "            holders[name].load(held)\n",
+        "            holders[name].load(state.optimizers[name])\n",
         "            pass\n",
     ),
     Guard(

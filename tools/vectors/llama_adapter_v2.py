@@ -31,6 +31,9 @@ from mmtune.errors import DataError, Reason
 from mmtune.generate import Sampling, answer_batch, stream
 from mmtune.llm.base import Tokenizer
 from mmtune.model import MultimodalModel
+from mmtune.objectives.base import label_count
+from mmtune.objectives.cross_entropy import Config as CrossEntropyConfig
+from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.processor import Processor
 from mmtune.recipe import Recipe
 from mmtune.training.optim import GroupOptimizer, lr_multiplier
@@ -168,8 +171,8 @@ def watch(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Any:
 
 def mean_loss(model: MultimodalModel, batch: Batch) -> Tensor:
     """Mean over labelled tokens, [1]; zero where there are none."""
-    total, number = model.loss(batch)
-    return (total / max(1, number)).reshape(1)
+    (total,) = CrossEntropy(CrossEntropyConfig()).loss(model, batch).values()
+    return (total / max(1, label_count(batch))).reshape(1)
 
 
 def generation(vector: Vector, model: MultimodalModel) -> Iterator[Got]:

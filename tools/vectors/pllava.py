@@ -27,6 +27,9 @@ from mmtune.fusion.tokens import write
 from mmtune.generate import answer_batch
 from mmtune.media import _pllava
 from mmtune.model import MultimodalModel, build
+from mmtune.objectives.base import label_count
+from mmtune.objectives.cross_entropy import Config as CrossEntropyConfig
+from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
 from mmtune.types import IGNORE, Batch, Embeds, Example, Features, FeatureShape, MediaRef, Sample, Slot, Turn
 
@@ -205,8 +208,8 @@ def scaled(vector: Vector, model: MultimodalModel, name: str, image: int, items:
                 f"{name}/{case}/logits", spread(logits, [len(one) for one in made], want.shape[1], case == "left")
             )
         if f"{name}/{case}/loss" in outputs:
-            total, count = model.loss(batch)
-            yield Got(f"{name}/{case}/loss", (total / count).reshape(outputs[f"{name}/{case}/loss"].shape))
+            (total,) = CrossEntropy(CrossEntropyConfig()).loss(model, batch).values()
+            yield Got(f"{name}/{case}/loss", (total / label_count(batch)).reshape(outputs[f"{name}/{case}/loss"].shape))
         if f"{name}/{case}/gen_tokens" in outputs:
             yield Got(f"{name}/{case}/gen_tokens", answers(vector, model, made))
     ids, mask = vector.inputs["gen/input_ids"], vector.inputs["gen/attention_mask"]
