@@ -38,10 +38,10 @@ ConnectorEntry = entry("connectors")
 LLMEntry = entry("llm")
 FusionEntry = entry("fusion")
 TunerEntry = entry("tuners")
-ObjectiveEntry = Annotated[entry("objectives"), BeforeValidator(_short_entry)]
-ExpertEntry = Annotated[entry("experts"), BeforeValidator(_short_entry)]
-FormatEntry = Annotated[entry("data/formats"), BeforeValidator(_short_entry)]
-TaskEntry = Annotated[entry("eval/tasks"), BeforeValidator(_short_entry)]
+ObjectiveEntry, ExpertEntry, FormatEntry, OrderEntry, TaskEntry = (
+    Annotated[entry(room), BeforeValidator(_short_entry)]
+    for room in ("objectives", "experts", "data/formats", "data/orders", "eval/tasks")
+)
 
 # ------------------------------------------------------------------------------------------------------------- model
 
@@ -129,6 +129,8 @@ class StreamSection(Config):
     """How a record becomes a conversation; read from the cards when not given."""
     objective: ObjectiveEntry = Field(default={"name": "cross_entropy"})
     """What is asked of the model; a name, or a name with options."""
+    order: OrderEntry = Field(default={"name": "shuffle"})
+    """In which order samples come; a name, or a name with options."""
 
     @field_validator("data")
     @classmethod

@@ -32,6 +32,7 @@ ROOMS = (
     "tuners",
     "objectives",
     "data/formats",
+    "data/orders",
     "eval/tasks",
     "checkpoint/foreign",
     "experts",

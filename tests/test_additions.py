@@ -248,6 +248,26 @@ ADDITIONS = {
                 facts = json.loads(record.files["json"])
                 return Sample(record.id, (Turn("user", (facts["ask"],)), Turn("assistant", (facts["say"],))))
         ''', records=(record({"ask": "how many", "say": "two"}),)),
+    "data/orders": Addition("EasyFirst", '''
+        """Easy samples first, by a number in their records."""
+        from mmtune.data.orders.base import Order, OrderConfig
+
+
+        class Config(OrderConfig):
+            column: str = "difficulty"
+            """Path of the number in the .json of a record."""
+
+
+        class EasyFirst(Order):
+            Config, whole = Config, True
+
+            @property
+            def columns(self):
+                return (self.config.column,)
+
+            def keys(self, samples, seed, epoch):
+                return (samples.columns[self.config.column],)
+        '''),
     "eval/tasks": Addition("Length", '''
         """How near the length of an answer is; there is no accuracy."""
         import json
@@ -319,6 +339,7 @@ SPOILT = {
     "objectives": (".square().sum()", ".square().mean()"),
     "experts": ('"1"', '""'),
     "data/formats": ("Sample(record.id,", 'Sample("same",'),
+    "data/orders": ("return (samples.columns[self.config.column],)", "return (samples.hashes.cumsum(),)"),
     "eval/tasks": ('{"closeness"', '{answer or "closeness"'),
 }
 """What a check of the room must see."""

@@ -47,6 +47,7 @@ CALLED = {
     "checkpoint/foreign": r"foreign$|^found$|^reader$|importer\(kind\)$",
     "connectors": r"connector$",
     "data/formats": r"(reader|format)$|formats\[.+\]$",
+    "data/orders": r"order$",
     "encoders": r"encoder$|^module$",
     "eval/tasks": r"task$",
     "experts": r"expert$",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from mmtune import registry
 from mmtune.data.exchange import Peers
 from mmtune.data.ledger import Ledger
 from mmtune.data.loader import Loader, ProcessorLike, Source, Stream
+from mmtune.data.orders.base import TOKENS
 from mmtune.data.pack import BatchSpec
 from mmtune.data.streams import Interleave, Schedule
-from mmtune.recipe import Recipe
+from mmtune.recipe import Recipe, StreamSection
 
 
 def batch_spec_of(recipe: Recipe) -> BatchSpec:
@@ -39,10 +42,23 @@ def streams_of(
     streams = []
     for name, section in recipe.streams.items():
         source = _source(section.patterns(), section.format)
-        options = {"say": say, "write": write, "held_out": _fraction(recipe, name)}
+        order = registry.find("data/orders", section.order.name)(section.order)
+        options = {"say": say, "write": write, "held_out": _fraction(recipe, name), "row": recipe.run.length}
+        if TOKENS in order.columns:
+            options["made_by"] = _lengths(recipe, section, processors[name])
+        if order.columns:
+            options["workers"] = recipe.run.workers
         # encoders that draw nothing ask the generator for nothing
-        streams.append(Stream(name, [source], processors[name], section.share, augment=True, **options))
+        streams.append(Stream(name, [source], processors[name], section.share, augment=True, order=order, **options))
     return streams
+
+
+def _lengths(recipe: Recipe, section: StreamSection, processor: ProcessorLike) -> str:
+    """Digest of what the lengths of a stream's samples depend on beside its shards."""
+    parts = recipe.model_dump(mode="json", include={"model": {"branches", "fusion"}, "limits": True})
+    parts |= {"run": [recipe.run.length, recipe.run.too_long], "format": section.format.model_dump(mode="json")}
+    parts |= {"prompt": processor.template.model_dump(mode="json"), "tokenizer": processor.tokenizer.fingerprint()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def held_out_sections(recipe: Recipe) -> dict[str, str]:

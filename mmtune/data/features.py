@@ -22,8 +22,8 @@ from mmtune.config import dump
 from mmtune.data import _serialize
 from mmtune.data._feature_file import FeatureFile, Writer
 from mmtune.data.loader import Stream
-from mmtune.data.pool import Pool
-from mmtune.data.shards import SampleKey
+from mmtune.data.pool import mapped
+from mmtune.data.sample_order import SampleKey
 from mmtune.errors import DataError, MediaError, Reason, UsageError
 from mmtune.items import BranchLike, device_of, encode_item, encode_items, prepare_item
 from mmtune.types import Example, MediaRef
@@ -235,17 +235,14 @@ def _walk(cache: FeatureCache, streams: list[Stream], workers: int) -> Any:
         shape, arrays = _serialize.pack(example)
         return _serialize.dump({"gathered": head, **shape}, arrays)
 
-    pool = Pool(work, workers, lambda task: streams[task[0]].corpus.id(SampleKey(*task[1:])))
-    try:
-        asked = [pool.put(number, *key) for number, key in tasks[: workers * 8]]
-        for index, (number, _) in enumerate(tasks):
-            head, data, start = _serialize.load(pool.get(asked[index]))
-            if len(asked) < len(tasks):
-                further, key = tasks[len(asked)]
-                asked.append(pool.put(further, *key))
-            yield number, head["gathered"], _serialize.unpack(head, data, start)
-    finally:
-        pool.close()
+    found = mapped(work, ((number, *key) for number, key in tasks), workers, lambda task: _id(streams, task))
+    for (number, _), message in zip(tasks, found, strict=True):
+        head, data, start = _serialize.load(message)
+        yield number, head["gathered"], _serialize.unpack(head, data, start)
+
+
+def _id(streams: list[Stream], task: tuple[int, ...]) -> str:
+    return streams[task[0]].corpus.id(SampleKey(*task[1:]))
 
 
 def _key(ref: MediaRef) -> str:

@@ -22,21 +22,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmtune.collate import collate
-from mmtune.data import _serialize
+from mmtune.data import _serialize, columns
+from mmtune.data._hash import hash_text
 from mmtune.data.exchange import Notice, Peers, SharedPreparation
 from mmtune.data.formats.base import Format
 from mmtune.data.ledger import Ledger
+from mmtune.data.orders.base import TOKENS, Order
 from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.patterns import canonical_path, expand
-from mmtune.data.pool import Pool
+from mmtune.data.pool import AHEAD, Pool
 from mmtune.data.remote import Remote
-from mmtune.data.shards import Corpus, SampleKey, _hash
+from mmtune.data.sample_order import SampleKey
+from mmtune.data.shards import Corpus
 from mmtune.data.streams import Interleave, Schedule
 from mmtune.errors import ConfigError, DataError, MediaError, UsageError
 from mmtune.types import Batch, Example, Sample
 
-AHEAD = 8
-"""Samples that each worker is given ahead of what is taken."""
 SCANNED = 100_000
 """Most records that are read to see whether media come in a stream."""
 
@@ -62,10 +63,13 @@ class Stream:
         sources: where they come from. All are mixed in one order.
         share: part of the steps, in any unit common to all streams.
         augment: hand the processor a random generator, a function of (seed, epoch, sample).
+        order: in which samples come; at random when not given.
+        workers: processes that read what the order asks of samples.
+        made_by: digest of what the lengths of samples depend on beside the data.
         options: for `Corpus`.
 
     Raises:
-        ConfigError: a shard in two sources.
+        ConfigError: a shard in two sources, or an order by a column that no sample has.
         DataError: what `Corpus` raises.
     """
 
@@ -76,6 +80,9 @@ class Stream:
         processor: ProcessorLike,
         share: float = 1.0,
         augment: bool = False,
+        order: Order | None = None,
+        workers: int = 0,
+        made_by: str = "",
         **options: Any,
     ) -> None:
         self.name, self.processor, self.share, self.augment = name, processor, share, augment
@@ -90,9 +97,13 @@ class Stream:
                 )
             paths += found
             self.formats += [source.format] * len(found)
-        self.corpus = Corpus(paths, **options)
+        self.corpus = Corpus(paths, order=order, **options)
         if not len(self.corpus):
             raise _nothing(name, len(paths), **options)
+        if order is not None and order.columns:
+            measured = {TOKENS: columns.Measure(lambda key: len(processor.example(self.sample(key))), made_by)}
+            wanted = {one: measured.get(one) or columns.number_at(self.corpus, one) for one in order.columns}
+            columns.fill(self.corpus, wanted, workers, options.get("say"), options.get("write", True))
 
     def sample(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Sample:
         """The conversation of a sample. Raises DataError."""
@@ -180,7 +191,7 @@ class Loader:
             raise ConfigError(f"mixed steps with specs of {sorted(parts)} micro-steps", "one number for all streams")
         shares = {name: stream.share for name, stream in self.streams.items()}
         self.schedule = Schedule(shares, seed, interleave, max(parts, default=1), stages)
-        self._seeds = {name: _hash(f"{seed} {name}") for name in self.streams}
+        self._seeds = {name: hash_text(f"{seed} {name}") for name in self.streams}
         self._history: dict[int, dict[str, int]] = {0: dict.fromkeys(self.streams, 0)}
         self._pool: Pool | None = None
         self.ids: tuple[str, ...] = ()
@@ -324,7 +335,7 @@ class Loader:
         stream, seed = self.streams[name], self._seeds[name]
         try:
             sample = stream.sample(key, seed, epoch)
-            rng = np.random.default_rng([seed, epoch, _hash(sample.id)]) if stream.augment else None
+            rng = np.random.default_rng([seed, epoch, hash_text(sample.id)]) if stream.augment else None
             example = stream.processor.example(sample, rng=rng) if stream.augment else stream.processor.example(sample)
             self.specs[name].check(example.id, len(example))
         except (DataError, MediaError) as error:

@@ -13,8 +13,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -25,6 +27,8 @@ from mmtune.output import Output
 
 Task = tuple[Any, ...]
 
+AHEAD = 8
+"""Pieces of work that each worker is given ahead of what is taken."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that ask a run to end: of a terminal, of batch systems."""
 
@@ -153,6 +157,20 @@ class Pool:
         self._reader.join(2)
         for pipe in self._pipes:
             pipe.close()
+
+
+def mapped(work: Readable, tasks: Iterable[Task], workers: int, name: Callable[[Task], str] = str) -> Iterator[bytes]:
+    """The results of tasks in their order; without workers the work is done here. Errors are those of `Pool`."""
+    if not workers:
+        yield from (work(*task) for task in tasks)
+        return
+    rest = iter(tasks)
+    with closing(Pool(work, workers, name)) as pool:
+        asked = deque(pool.put(*task) for task in islice(rest, workers * AHEAD))
+        while asked:
+            found = pool.get(asked.popleft())
+            asked.extend(pool.put(*task) for task in islice(rest, 1))
+            yield found
 
 
 def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import islice
 
-from mmtune.data.loader import AHEAD, Loader, Skip, made
-from mmtune.data.pool import Pool
+from mmtune.data.loader import Loader, Skip, made
+from mmtune.data.pool import mapped
 from mmtune.types import Example
 
 
@@ -17,13 +15,9 @@ def prepared(loader: Loader, name: str, positions: Iterable[int]) -> Iterator[Ex
 
     Raises MmtuneError: a worker died.
     """
-    if not loader.workers:
+    if loader.workers:
+        tasks = ((name, position) for position in positions)
+        with closing(mapped(loader.work, tasks, loader.workers, loader.task)) as messages:
+            yield from map(made, messages)
+    else:
         yield from (loader.make(name, position) for position in positions)
-        return
-    rest = iter(positions)
-    with closing(Pool(loader.work, loader.workers, loader.task)) as pool:
-        asked = deque(pool.put(name, position) for position in islice(rest, loader.workers * AHEAD))
-        while asked:
-            found = made(pool.get(asked.popleft()))
-            asked.extend(pool.put(name, position) for position in islice(rest, 1))
-            yield found

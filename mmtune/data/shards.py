@@ -1,8 +1,7 @@
-"""Samples of shards by their number in the index, in an order that is a function of (seed, epoch, position).
+"""Samples of shards by their number in the index; which comes when, `mmtune.data.sample_order` says.
 
-Shards are put in an order for the epoch, then the samples of a few neighbouring shards are mixed with each other. Both
-are sorts by a hash, of the shard's name and of the sample's id, so a sample that is taken away changes the order of no
-other, and neither does the number of readers. Reading stays nearly sequential, and memory is that of one window.
+What an order knows of a sample is a hash of its id, so a sample that is taken away changes the number of no other, and
+numbers of its own (`columns`).
 """
 
 from __future__ import annotations
@@ -14,21 +13,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from mmtune import disk
 from mmtune.data import index as indexes
 from mmtune.data import remote
+from mmtune.data._hash import hash_text
 from mmtune.data.formats.base import Record
 from mmtune.data.index import Group, ShardIndex
+from mmtune.data.orders.base import Order, Samples
+from mmtune.data.orders.shuffle import Shuffle
 from mmtune.data.patterns import expand
 from mmtune.data.remote import Remote
+from mmtune.data.sample_order import SampleKey, SampleOrder
 from mmtune.errors import ConfigError, DataError, Reason
 
 WINDOW = 8
-"""Shards whose samples are mixed with each other."""
+"""Shards whose samples are put in order together."""
 OPEN = 64
 """Most shards held open."""
 TRIES = (0.0, 0.2, 1.0, 3.0)
@@ -37,26 +39,21 @@ REST = 60.0
 """Seconds after which a shard that could not be opened is tried again; its samples are refused at once until then."""
 
 
-class SampleKey(NamedTuple):
-    """A sample of a corpus: number of its shard and index in that shard."""
-
-    shard: int
-    index: int
-
-
 class Corpus:
     """All samples of some shards.
 
     Args:
         patterns: see `patterns.expand`.
         say: told what takes time or is odd (an index being made, a shard that is cut).
-        window: shards mixed with each other.
+        window: shards whose samples are put in order together.
         without: ids of samples to leave out, as if they were in no shard.
         strict: refuse damaged shards instead of using what is whole.
         verify: compare each member that is read with its digest.
         write: lay an index that is made now beside its shard, for the next time.
         held_out: part of the samples that are left out, by a hash of the shard's file name and the sample's name, so
             the same ones in whatever folder and company; or, with `only_held_out`, the part that is here alone.
+        order: which sample comes when; at random when not given.
+        row: most tokens of a row that samples are packed into, for the order.
 
     Raises:
         DataError: no shards, a shard that is not the one that was indexed, or damage where `strict`.
@@ -73,6 +70,8 @@ class Corpus:
         write: bool = True,
         held_out: float = 0.0,
         only_held_out: bool = False,
+        order: Order | None = None,
+        row: int | None = None,
     ) -> None:
         self.paths = expand(patterns)
         self.window = window
@@ -85,8 +84,6 @@ class Corpus:
         self._indexes: OrderedDict[int, tuple[ShardIndex, np.ndarray, np.ndarray]] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
         self._gone: dict[int, tuple[float, DataError]] = {}
-        self._windows: OrderedDict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._orders: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._cut: dict[int, int] = {}
         self._faults: list[tuple[str, str]] = []
         self._dotted: list[str] = []
@@ -102,6 +99,12 @@ class Corpus:
             for group in index.groups:
                 if group.reason:
                     self.refused[str(group.reason)] = self.refused.get(str(group.reason), 0) + 1
+        order = order or Shuffle(Shuffle.Config(name="shuffle"))
+        self.even = order.even
+        """Whether the first samples of an epoch are like all others."""
+        self._row, self._order = row, SampleOrder(order, self._labels, self._sizes, window, self._samples)
+        self.columns: dict[str, list[np.ndarray]] = {}
+        """Numbers that the order knows of samples: name to float64 [groups] of each shard, see `data/columns.py`."""
 
     def __len__(self) -> int:
         return int(self._sizes.sum())
@@ -117,7 +120,7 @@ class Corpus:
                 yield SampleKey(shard, int(ordinal))
 
     def fingerprint(self) -> str:
-        """sha256 over names and digests of the shards, over what is left out, and over damage, in hex."""
+        """sha256 over names and digests of the shards, over what is left out, damage and columns, in hex."""
         digest = hashlib.sha256()
         for label, text in self._faults:
             digest.update(f"fault {label} {text}\n".encode())
@@ -129,47 +132,35 @@ class Corpus:
             digest.update(f"without {name}\n".encode())
         if self._held_out:
             digest.update(f"held out {self._held_out} {self._only_held_out}\n".encode())
+        for name in sorted(self.columns):
+            digest.update(f"column {name}\n".encode())
+            for shard in range(len(self.paths)):
+                digest.update(self.column(name, shard).tobytes())
         return digest.hexdigest()
 
     # ------------------------------------------------------------------------------------------------------- order
 
     def order(self, seed: int, epoch: int, position: int) -> SampleKey:
         """The sample at `position` (0 to len - 1) of an epoch. Every epoch holds every sample once."""
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of {len(self)} samples")
-        shards, ends = self._epoch(seed, epoch)
-        block = int(np.searchsorted(ends, position, side="right"))
-        start = int(ends[block - 1]) if block else 0
-        numbers, indexes = self._mixed(seed, epoch, block, shards)
-        return SampleKey(int(numbers[position - start]), int(indexes[position - start]))
+        return self._order.at(seed, epoch, position)
 
-    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order of the shards [shards], and the position after each window [windows]."""
-        if (seed, epoch) not in self._orders:
-            keys = np.array([_hash(f"{seed} {epoch} {label}") for label in self._labels], dtype=np.uint64)
-            shards = np.argsort(keys, kind="stable")
-            starts = np.arange(0, len(shards), self.window)
-            ends = np.cumsum(np.add.reduceat(self._sizes[shards], starts))
-            if len(self._orders) > 4:
-                self._orders.clear()
-            self._orders[seed, epoch] = shards, ends
-        return self._orders[seed, epoch]
+    def _samples(self, number: int) -> tuple[np.ndarray, Samples]:
+        """The samples of a shard: their indexes in it [n], and what an order may know of them."""
+        _, chosen, hashes = self._load(number)
+        return chosen, Samples(hashes, {name: self.column(name, number) for name in self.columns}, self._row)
 
-    def _mixed(self, seed: int, epoch: int, block: int, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shards and places of the samples of one window, in their order."""
-        name = (seed, epoch, block)
-        if name not in self._windows:
-            members = shards[block * self.window : (block + 1) * self.window]
-            loaded = [self._load(int(number)) for number in members]
-            hashes = np.concatenate([hashed for _, _, hashed in loaded])
-            numbers = np.repeat(members, [len(indexes) for _, indexes, _ in loaded])
-            indexes = np.concatenate([indexes for _, indexes, _ in loaded])
-            ranks = np.argsort(_mix(hashes ^ np.uint64(_hash(f"{seed} {epoch}"))), kind="stable")
-            self._windows[name] = numbers[ranks], indexes[ranks]
-            while len(self._windows) > 3:
-                self._windows.popitem(last=False)
-        self._windows.move_to_end(name)
-        return self._windows[name]
+    def column(self, name: str, shard: int) -> np.ndarray:
+        """What the order knows of the samples of a shard by this name, float64 [n]."""
+        return self.columns[name][shard][self._load(shard)[1]]
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard."""
+        return self._load(shard)[0]
+
+    def table(self, shard: int) -> Path:
+        """Where the columns of a shard lie: beside its index."""
+        where = _beside(self.paths[shard])
+        return where.with_name(where.name.removesuffix(".index.json") + ".columns.json")
 
     # ----------------------------------------------------------------------------------------------------- reading
 
@@ -192,7 +183,8 @@ class Corpus:
         if end is not None and any(offset + size > end for offset, size, _ in group.members.values()):
             seen = f"{name} lies beyond byte {end}, where its shard now ends"
             raise DataError(Reason.truncated_shard, seen, "the shard as indexed")
-        return Record(name, _Files(self, key.shard, name, group.members), group.key, _hash(f"{seed} {epoch} {name}"))
+        draw = hash_text(f"{seed} {epoch} {name}")
+        return Record(name, _Files(self, key.shard, name, group.members), group.key, draw)
 
     def label(self, key: SampleKey) -> str:
         """Name of a sample's shard."""
@@ -324,7 +316,7 @@ class Corpus:
         both = zip(names, index.groups, strict=True)
         here = (name not in self._without and self._wanted(index, group) for name, group in both)
         chosen_indexes = np.array([ordinal for ordinal, chosen in enumerate(here) if chosen], dtype=np.int64)
-        hashes = np.array([_hash(names[ordinal]) for ordinal in chosen_indexes], dtype=np.uint64)
+        hashes = np.array([hash_text(names[ordinal]) for ordinal in chosen_indexes], dtype=np.uint64)
         self._indexes[number] = index, chosen_indexes, hashes
         if self._on_disk:
             while len(self._indexes) > 3 * self.window:
@@ -363,7 +355,7 @@ def _id(label: str, group: Group) -> str:
 
 def drawn(sample: str) -> float:
     """A number in 0..1 by the name of a sample, as shard/sample; those below `held_out` are held out."""
-    return _hash(f"held out {sample}") / 2**64
+    return hash_text(f"held out {sample}") / 2**64
 
 
 def _beside(path: Path | Remote) -> Path:
@@ -383,17 +375,6 @@ def _labels(paths: Sequence[Path | Remote]) -> list[str]:
             )
         depth += 1
     return ["/".join(part[-depth:]).removesuffix(".tar") for part in parts]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64, one to one: the finalizer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _open(path: Path) -> int:

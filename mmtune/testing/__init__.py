@@ -17,7 +17,7 @@ from typing import Any
 
 from mmtune import config, registry
 from mmtune.errors import ConfigError
-from mmtune.testing import connectors, encoders, experts, formats, fusion, llm, objectives, tasks, tuners
+from mmtune.testing import connectors, encoders, experts, formats, fusion, llm, objectives, orders, tasks, tuners
 
 ROOMS: dict[str, Any] = {
     "encoders": encoders,
@@ -28,6 +28,7 @@ ROOMS: dict[str, Any] = {
     "objectives": objectives,
     "experts": experts,
     "data/formats": formats,
+    "data/orders": orders,
     "eval/tasks": tasks,
 }
 """Rooms that have checks, with the module of each."""

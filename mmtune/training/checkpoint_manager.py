@@ -26,6 +26,7 @@ from mmtune.recipe import Recipe
 from mmtune.training import resume as states
 from mmtune.training.async_writer import AsyncWriter
 from mmtune.training.distributed import Runtime
+from mmtune.training.older import with_new_fields
 from mmtune.training.train_plan import OBJECTIVE
 
 HARMLESS = {
@@ -191,11 +192,12 @@ class CheckpointManager:
             self._say(f"no saved state in {self.out}: starting with the first step")
             return TrainerState()
         before = state.info["facts"]
-        before["recipe"] = without_secrets(renamed.fields(before["recipe"]))
+        now, stored = self.facts(), without_secrets(renamed.fields(before["recipe"]))
+        before["recipe"] = with_new_fields(stored, now["recipe"], self.recipe)
         prompts = before.get("prompts")
         if isinstance(prompts, dict):
             before["prompts"] = {name: renamed.fields(template) for name, template in prompts.items()}
-        changed = states.differences(before, self.facts())
+        changed = states.differences(before, now)
         changed += [f"ledger: {fault}" for fault in self.loader.ledger.faults(state.info["ledger"])]
         refused = [line for line in changed if _kind(line) not in allow]
         self._together(_refusal(refused, changed) if refused else None)

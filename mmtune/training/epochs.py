@@ -1,8 +1,9 @@
 """How many steps a number of passes over the data is.
 
 How many samples a step holds is known only when they are packed, so it is measured: up to `MEASURED` samples of each
-stream, in the order in which the run begins with them, are prepared and packed as the run will. The same data, recipe
-and seed give the same number, on any number of ranks and workers.
+stream, in the order in which the run takes them, are prepared and packed as the run will. They are the first ones, or
+stretches from all over the epoch where its order begins with samples that are not like the others. The same data,
+recipe and seed give the same number, on any number of ranks and workers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mmtune.training.distributed import Runtime
 
 MEASURED = 256
 """Most samples of a stream that are prepared to measure how many a step holds."""
+STRETCHES = 8
+"""Places of an epoch from which they are taken, where its beginning is not like the rest."""
 
 
 def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str], None]) -> int:
@@ -48,7 +51,8 @@ def steps_of(loader: Loader, epochs: float, runtime: Runtime, say: Callable[[str
 def _held(loader: Loader, name: str) -> float:
     """Samples that a step of this stream alone takes, those that cannot be used included."""
     size = min(MEASURED, len(loader.streams[name].corpus))
-    lengths = [None if isinstance(one, Skip) else len(one) for one in prepared(loader, name, range(size))]
+    samples = prepared(loader, name, _places(loader, name, size))
+    lengths = [None if isinstance(one, Skip) else len(one) for one in samples]
     if all(length is None for length in lengths):
         raise DataError(
             Reason.empty_target,
@@ -57,6 +61,15 @@ def _held(loader: Loader, name: str) -> float:
             "mmtune data check PATTERN --recipe RECIPE says what is wrong",
         )
     return _packed(lengths, loader.specs[name])
+
+
+def _places(loader: Loader, name: str, size: int) -> Sequence[int]:
+    """Positions of the samples that are measured."""
+    corpus = loader.streams[name].corpus
+    if corpus.even or size == len(corpus):
+        return range(size)
+    starts = (number * (len(corpus) - size // STRETCHES) // (STRETCHES - 1) for number in range(STRETCHES))
+    return [start + place for start in starts for place in range(size // STRETCHES)]
 
 
 def _packed(lengths: Sequence[int | None], spec: BatchSpec) -> float:

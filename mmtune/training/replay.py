@@ -13,7 +13,7 @@ from mmtune.checkpoint import store
 from mmtune.collate import collate
 from mmtune.data import ledger
 from mmtune.data.loader import Loader, Skip
-from mmtune.data.shards import SampleKey
+from mmtune.data.sample_order import SampleKey
 from mmtune.errors import Reason, UsageError
 from mmtune.training import loop, nonfinite
 from mmtune.training import resume as states

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import random
 
@@ -45,6 +46,16 @@ def test_order_depends_on_seed_and_epoch_and_is_asked_in_any_order(folder):
     ]
 
 
+@pytest.mark.parametrize(
+    ("window", "digest"), [(1, "e87f021dbccaf53d"), (3, "0e177e27f73ef386"), (8, "4cf2cb98b593c832")]
+)
+def test_the_order_is_that_of_runs_that_exist(folder, window, digest):
+    """Written down when there was one order: a run that is taken up must not see a sample twice."""
+    corpus = Corpus(folder, window=window)
+    ids = [name for seed in (0, 5, 2**63) for epoch in (0, 2) for name in order(corpus, seed, epoch)]
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == digest
+
+
 def test_windows_keep_reading_local(folder):
     corpus = Corpus(folder, window=2)
     labels = [corpus.label(corpus.order(0, 0, position)) for position in range(35)]
@@ -75,7 +86,7 @@ def test_small_memory(tmp_path):
     tars.shards(tmp_path, 20, 2)
     corpus = Corpus(tmp_path, window=2)
     order(corpus, 0, 0)
-    assert len(corpus._indexes) <= 6 and len(corpus._windows) <= 3
+    assert len(corpus._indexes) <= 6 and len(corpus._order._windows) <= 3
 
 
 def test_a_cut_shard_names_what_it_lost(tmp_path):

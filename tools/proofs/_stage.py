@@ -1,4 +1,4 @@
-"""The tiny run that the proofs train, kill and take up again: two streams, two groups, dropout, a bad sample."""
+"""The tiny run that the proofs train, kill and take up again: two streams in two orders, two groups, a bad sample."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ STEPS = 8
 LORA = {"name": "hf_peft", "method": "lora", "r": 2, "lora_alpha": 4, "lora_dropout": 0.2, "target_modules": ["q_proj"]}
 CHANGES: dict[str, Any] = {
     "model": {"tuners": [LORA]},
+    "streams": {"words": {"order": "length_grouped"}},
     "groups": {"speech": {"match": ["@hf_peft"], "lr": 1e-2, "streams": ["words"]}},
     # a rate that does not fall, so that every step moves something
     "schedule": {"steps": STEPS, "kind": "constant"},

@@ -30,10 +30,13 @@ def _answer(key: str) -> dict[str, Any]:
 def _loader(seed: int, rank: int, world: int, workers: int) -> Loader:
     llava = registry.find("data/formats", "llava")
     source = llava(llava.Config())
-    streams = [
-        Stream(name, [Source((room() / "order" / name,), source)], tars.Letters(), share, window=2)
-        for name, share in (("talk", 2), ("tell", 1))
-    ]
+    streams = []
+    for name, share, order in (("talk", 2, "shuffle"), ("tell", 1, "length_grouped")):
+        cls = registry.find("data/orders", order)
+        # each layout reads the lengths itself
+        options = {"order": cls(cls.Config(name=order)), "workers": workers, "write": False, "window": 2, "row": 24}
+        where = Source((room() / "order" / name,), source)
+        streams.append(Stream(name, [where], tars.Letters(), share, **options))
     return Loader(streams, PLAN, seed, workers, rank=rank, world=world)
 
 
@@ -129,6 +132,9 @@ GUARDS = (
     ),
     Guard("the epoch is part of the place", "mmtune.data.loader", "Loader.restore", 'p["epoch"] * counts[n] + ', ""),
     Guard("the place is taken up", "mmtune.data.loader", "Loader.restore", 'min(p["position"], counts[n])', "0"),
+    Guard(
+        "lengths are those of their samples", "mmtune.data.pool", "mapped", "asked.popleft()", "asked.pop()"
+    ),
     Guard(
         "results come in their order", "mmtune.data.loader", "_Feed.peek", "self._asked.popleft()", "self._asked.pop()"
     ),

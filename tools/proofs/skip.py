@@ -88,8 +88,8 @@ GUARDS = (
         "the order asks for the name, not the place",
         "mmtune.data.shards",
         "Corpus._keep",
-        "[_hash(names[ordinal]) for ordinal in chosen_indexes]",
-        "[_hash(str(ordinal)) for ordinal in chosen_indexes]",
+        "[hash_text(names[ordinal]) for ordinal in chosen_indexes]",
+        "[hash_text(str(ordinal)) for ordinal in chosen_indexes]",
     ),
     Guard(
         "the next sample takes its place",

@@ -1,0 +1,11 @@
+"""Every order keeps the contract; a newcomer is tested by being there."""
+
+import pytest
+
+from mmtune import registry, testing
+
+
+@pytest.mark.parametrize("check", testing.checks("data/orders"), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", registry.names("data/orders"))
+def test_contract(name, check):
+    check(testing.make("data/orders", name))
