@@ -53,7 +53,7 @@ def data_convert(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="auto, llava, alpaca, caption, question, video_chatgpt, videochat2, cauldron, webvid",
+            help="auto, preference, llava, alpaca, caption, question, video_chatgpt, videochat2, cauldron, webvid",
         ),
     ] = "auto",
     rename: Annotated[

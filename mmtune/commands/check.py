@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -151,12 +152,13 @@ def labelled(example: Example, tokenizer: Tokenizer) -> str:
     """Tokens of an example as text: media tokens as marks, control tokens as `<id>`, learned stretches marked.
 
     A token is learned if the place before it has it as its label. A stretch that counts other than 1 in the loss says
-    so: `>>0.5:`.
+    so: `>>0.5:`. Where there are several conversations, each begins a line.
     """
     slots = {slot.start: slot for slot in example.slots if slot.length}
     tokens = example.tokens.tolist()
     weights = (example.labels != IGNORE).float() if example.weights is None else example.weights
     counts = [0.0, *weights.tolist()]  # of each token, by the place before it
+    starts = set(itertools.accumulate(example.sequences))  # of further conversations, each on a line of its own
     words: list[str] = []
     stretch: list[int] = []
     learning, index = 0.0, 0
@@ -171,6 +173,9 @@ def labelled(example: Example, tokenizer: Tokenizer) -> str:
             words.append("<<" if learning else "")
             learning = counts[index]
             words.append("" if not learning else ">>" if learning == 1 else f">>{learning:g}:")
+        if index in starts:
+            write()
+            words.append("\n")
         slot: Slot | None = slots.get(index)
         if slot is not None:
             write()

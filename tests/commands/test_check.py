@@ -54,6 +54,11 @@ def test_what_counts_otherwise_says_so() -> None:
     assert check.labelled(replace(example, weights=weights), Letters()) == "hi >>0.5:ok<< >>2:h<<>>m<<"
 
 
+def test_conversations_that_are_compared_stand_on_lines_of_their_own() -> None:
+    example = replace(_example("^q$yes$^q$no$", "   ++++   +++"), sequences=(7, 6))
+    assert check.labelled(example, Letters()) == "<0>q<1>>>yes<1><<\n<0>q<1>>>no<1><<"
+
+
 class Reader:
     def read(self, record: str):
         if record == "bad":

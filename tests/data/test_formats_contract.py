@@ -16,6 +16,7 @@ def record(facts, **members):
 
 TALK = [{"from": "human", "value": "<image> what is this"}, {"from": "gpt", "value": "a dog"}]
 PARTS = [{"type": "image"}, {"type": "text", "text": "what is this"}]
+TURNS = [{"role": "user", "content": PARTS}]
 RECORDS = {
     "llava": [
         record({"image": "0007.jpg", "conversations": TALK}, jpg=b"a picture"),
@@ -25,6 +26,10 @@ RECORDS = {
     "caption": [
         record({"caption": "a dog", "status": "success"}, jpg=b"a picture"),
         Record("shard/0008", {"txt": b"a cat", "mp4": b"a film"}, "0008"),
+    ],
+    "preference": [
+        record({"image": "0007.jpg", "question": "what", "chosen": "a dog", "rejected": "a cat"}, jpg=b"a picture"),
+        record({"messages": [*TURNS, {"role": "assistant", "content": "a"}], "rejected_response": "b"}, jpg=b"p"),
     ],
 }
 """Records that a format reads."""

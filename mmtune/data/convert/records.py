@@ -46,7 +46,7 @@ class Builder:
     def members(self, row: Row, key: str) -> dict[str, bytes]:
         """Suffix to content, media first. Raises DataError and MediaError: the record cannot be used."""
         if self.options.ignore:
-            row = _without(row, self.options.ignore)
+            row = without(row, self.options.ignore)
         if self.options.rename:
             row = schemas.renamed(row, self.options.rename)
         if not self.schema.knows(row):
@@ -205,11 +205,11 @@ def _json(facts: Row) -> bytes:
         return json.dumps(facts).encode()
 
 
-def _without(value: Any, names: tuple[str, ...]) -> Any:
+def without(value: Any, names: tuple[str, ...]) -> Any:
     """A value without some fields, at any depth."""
     if isinstance(value, dict):
-        return {key: _without(one, names) for key, one in value.items() if key not in names}
-    return [_without(one, names) for one in value] if isinstance(value, list) else value
+        return {key: without(one, names) for key, one in value.items() if key not in names}
+    return [without(one, names) for one in value] if isinstance(value, list) else value
 
 
 def _positive(value: Any) -> bool:

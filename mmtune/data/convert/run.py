@@ -15,6 +15,7 @@ from typing import Any
 from mmtune.data.convert import locations, rows, schemas, sources, state
 from mmtune.data.convert.base import Options, Piece, Raw, Refusal, Row
 from mmtune.data.convert.mirror import Mirror
+from mmtune.data.convert.records import without
 from mmtune.data.convert.write import Job, ShardNote, build
 from mmtune.data.pool import Pool
 from mmtune.errors import DataError, MmtuneError, Reason, UsageError
@@ -152,7 +153,7 @@ def _readable(raws: Iterable[Raw], options: Options, faults: list[UsageError]) -
         try:
             if raw.row is None:
                 raise raw.fault or DataError(Reason.bad_json, "nothing could be read", "a record")
-            yield schemas.renamed(raw.row, options.rename)
+            yield schemas.renamed(without(raw.row, options.ignore), options.rename)
         except DataError as fault:
             faults.append(UsageError(f"{raw.where}: {fault.seen}", fault.expected, fault.hint))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmtune.data.convert import turns
+from mmtune.data.convert import pairs, turns
 from mmtune.data.convert.base import Row, bad_json
 from mmtune.data.formats.llava import FIELDS
 from mmtune.errors import DataError, Reason, UsageError
@@ -258,6 +258,10 @@ def _has(*keys: str) -> Callable[[Row], bool]:
 SCHEMAS = {
     schema.name: schema
     for schema in (
+        Schema(
+            "preference", "a question and two answers, of which one is preferred: chosen, rejected and the like",
+            pairs.knows, pairs.pair, "preference",
+        ),
         Schema(
             "llava", "conversations of LLaVA and ShareGPT, chat messages, also with calls of functions",
             lambda row: any(turns.are_turns(row.get(key)) for key in TURNS), turns.conversation,

@@ -61,6 +61,13 @@ def _listed(value: Any) -> Any:
     return value
 
 
+def unpacked(value: Any) -> Any:
+    """Turns that a table holds as JSON in a text, or as a list for each field, as a list; all else as it is."""
+    listed = _listed(value)
+    are = isinstance(listed, list) and listed and all(isinstance(turn, dict) for turn in listed)
+    return listed if are and all("role" in turn or "from" in turn for turn in listed) else value
+
+
 def _turn(number: int, turn: Row) -> list[Row]:
     """A turn as one or two turns of the format: an answer that also calls a function is two."""
     role = turn.get("from", turn.get("role"))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmtune.data._json import absent
+from mmtune.data.formats._pairs import ANSWERS
 from mmtune.data.formats.base import FormatConfig
 from mmtune.errors import DataError, Reason
 from mmtune.types import WEIGHTS_SAID, Role, is_weight
@@ -20,7 +21,7 @@ SWITCHES = ("loss", "loss_mask", "learn", "train", "training", "trainable", "is_
             "calculate_loss", "compute_loss")  # fmt: skip
 """The same for a turn, where true and false stand for 1 and 0; of a record only these two are clear."""
 
-_PAIR = "a preference between answers, and a conversation is learned as it stands"
+_PAIR = "a preference between answers, which `format: preference` reads"
 _TOOLS = "calls of tools, for which no template has words (`mmtune data convert` writes them into the text)"
 _REGION = "a part of a picture, and pictures are shown whole"
 _TURNS = "which turns are learned, and that is said with each turn (train: false)"
@@ -29,9 +30,7 @@ _FRAMES = "frames by their number, and clips are given in seconds (start, end)"
 _SAMPLING = "how an item is sampled, which the encoder's settings in the recipe say for all items"
 
 RECORD: dict[str, str] = {
-    **dict.fromkeys(
-        ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "kto_tag", "label"), _PAIR
-    ),
+    **dict.fromkeys((*(name for names in ANSWERS for name in names), "rejected_images", "kto_tag", "label"), _PAIR),
     **dict.fromkeys(("weights", "loss_weights", "loss_masks"), "weights in a list, which are given with each turn"),
     **dict.fromkeys(("mask_history", "train_on_inputs", "train_on_prompt", "train_on_input"), _TURNS),
     **dict.fromkeys(("tools", "functions"), _TOOLS),

@@ -22,8 +22,9 @@ answer are their places:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mmtune.data import _json
 from mmtune.data.formats import _clips, _fields, _placeholders, _read
@@ -70,6 +71,8 @@ class Llava(Format):
 
     Config = Config
     config: Config
+    refused: ClassVar[Mapping[str, str]] = _fields.RECORD
+    """Fields of a record that cannot be honoured, and what they would mean."""
 
     def sample(self, record: Record) -> Sample:
         """Raises DataError: missing_key, bad_json, bad_text, empty_target, placeholder_mismatch, wrong_media_type,
@@ -80,7 +83,7 @@ class Llava(Format):
         status = facts.get("status")
         if isinstance(status, str) and status != "success":
             raise DataError(Reason.download_failed, f"{record.id}: status {status!r}", "status success")
-        _fields.refuse(facts, _fields.RECORD, record.id)
+        _fields.refuse(facts, self.refused, record.id)
         return self.conversation(record, facts)
 
     def conversation(self, record: Record, facts: dict[str, Any]) -> Sample:
