@@ -157,7 +157,7 @@ def report(root: Path, setup: str, trace: bool) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the checkout")
-    parser.add_argument("--setup", default="_Run.__init__", help="the function that sets up a run, by its name")
+    parser.add_argument("--setup", default="build", help="the function that sets up a run, by its name")
     parser.add_argument("--no-trace", action="store_true", help="leave out the path of a sample, which takes seconds")
     chosen = parser.parse_args()
     for line in report(chosen.root.resolve(), chosen.setup, not chosen.no_trace):

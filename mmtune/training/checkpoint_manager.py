@@ -8,26 +8,20 @@ each may be allowed to differ. All ranks come to the same decision, or all stop.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from collections.abc import Collection
+from typing import Any
 
 from mmtune import config as configs
 from mmtune import disk, registry, renamed
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint import seal, store, tensors
-from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, MmtuneError, UsageError
-from mmtune.model import MultimodalModel
-from mmtune.recipe import Recipe
 from mmtune.training import resume as states
 from mmtune.training.async_writer import AsyncWriter
-from mmtune.training.distributed import Runtime
 from mmtune.training.older import with_new_fields
+from mmtune.training.setup import Say, Setup
 from mmtune.training.train_plan import OBJECTIVE
+from mmtune.training.trainer_state import TrainerState
 
 HARMLESS = {
     "run": (
@@ -44,30 +38,6 @@ KINDS = ("recipe", "data", "tokenizer", "base", "prompts", "code", "ledger")
 """What may be allowed to differ when a run is resumed."""
 
 
-class Holder(Protocol):
-    """What has a state beside the weights: an optimizer, a step callback of a tuner, an objective."""
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
-
-
-@dataclass
-class TrainerState:
-    """What a run counts, beside its weights."""
-
-    step: int = 0
-    """Steps done."""
-    bad: int = 0
-    """Steps without an update just before."""
-    recent: list[tuple[float, float]] = field(default_factory=list)
-    """Loss of the last steps, and what their supervised tokens count."""
-    pieces: int = 1
-    """In how many pieces a micro-step is taken since there was no room for it whole."""
-    validation: dict[str, Any] = field(default_factory=dict)
-    """What validations have found, see `ValidationLoop.state`."""
-
-
 def allowed(names: Collection[str]) -> frozenset[str]:
     """What was allowed to differ; `all` stands for everything. Raises UsageError for a name that means nothing."""
     if wrong := sorted(set(names) - {*KINDS, "all"}):
@@ -81,28 +51,13 @@ class CheckpointManager:
     """Saves a run and resumes it.
 
     Args:
-        steps: of the whole run.
-        base: what each frozen part is, see `store.base_of`.
-        holders: by the name their file gets.
         say: reports what is damaged, changed or late.
     """
 
-    def __init__(
-        self,
-        out: Path | None,
-        recipe: Recipe,
-        steps: int,
-        runtime: Runtime,
-        model: MultimodalModel,
-        groups: store.Groups,
-        loader: Loader,
-        base: Mapping[str, Mapping[str, Any]],
-        holders: Callable[[], Mapping[str, Holder]],
-        say: Callable[[str], None],
-    ) -> None:
-        self.out, self.recipe, self.steps, self.runtime, self.model = out, recipe, steps, runtime, model
-        self.groups, self.loader, self.base, self._holders, self._say = groups, loader, base, holders, say
-        self.writer = AsyncWriter(say, recipe.run.failed_save)
+    def __init__(self, setup: Setup, say: Say) -> None:
+        self.setup, self.out, self.recipe, self.runtime = setup, setup.out, setup.recipe, setup.runtime
+        self.model, self.groups, self.loader, self._say = setup.model, setup.groups, setup.loader, say
+        self.writer = AsyncWriter(say, setup.recipe.run.failed_save)
         self._versions: dict[str, str] = {}
 
     def facts(self) -> dict[str, Any]:
@@ -110,12 +65,12 @@ class CheckpointManager:
         recipe = self.recipe.model_dump(mode="json")
         for section, keys in HARMLESS.items():
             recipe[section] = {k: v for k, v in (recipe.get(section) or {}).items() if keys and k not in keys}
-        recipe["schedule"]["steps"] = self.steps  # settled, where the recipe counts in epochs
+        recipe["schedule"]["steps"] = self.setup.steps  # settled, where the recipe counts in epochs
         # once: what is imported stays as it is, whatever becomes of its file
         self._versions = self._versions or {**store.versions(), **registry.outside(recipe)}
         return {
             "recipe": without_secrets(recipe),
-            "base": {part: entry["sha256"] for part, entry in self.base.items()},
+            "base": {part: one["sha256"] for part, one in self.setup.base.items()},
             "tokenizer": self.model.llm.tokenizer.fingerprint(),
             "data": self.loader.fingerprint(),
             "prompts": {
@@ -139,7 +94,7 @@ class CheckpointManager:
         """
         main, trained = self.runtime.is_main, store.trained_tensors(self.model, self.groups)
         files = {file: tensors.snapshot(held, keep=main) for file, held in trained.items()}
-        moments = {name: tensors.snapshot(holder.state(), keep=main) for name, holder in self._holders().items()}
+        moments = {name: tensors.snapshot(holder.state(), keep=main) for name, holder in self.setup.holders().items()}
         if not main:
             return
         info = {
@@ -160,7 +115,7 @@ class CheckpointManager:
             # the state comes last: where there is one of the last step, everything else of the run is there too
             self.loader.ledger.flush()
             if best:
-                store.write_copy(self.out, self.out / "best", files, self.recipe, self.base, facts)
+                store.write_copy(self.out, self.out / "best", files, self.recipe, self.setup.base, facts)
             if state:
                 store.write_weights(self.out, files, self.recipe, facts)
                 states.save(self.out / "state", moment, self.recipe.run.keep)
@@ -168,20 +123,20 @@ class CheckpointManager:
         self.writer.start(trainer_state.step, write, last)
 
     def _card(self, trainer_state: TrainerState) -> dict[str, str]:
-        facts = {"steps": f"{trainer_state.step} of {self.steps}"}
-        if count := sum(n for _, n in trainer_state.recent):
-            mean = sum(loss * n for loss, n in trainer_state.recent) / count
-            facts["mean training loss of the last steps"] = f"{mean:.4f}"
+        facts = {"steps": f"{trainer_state.step} of {self.setup.steps}"}
+        if trainer_state.loss is not None:
+            facts["mean training loss of the last steps"] = f"{trainer_state.loss:.4f}"
         if (best := trainer_state.validation.get("best")) and best["step"]:
             facts["best state"] = f"step {best['step']}, {best['measure']} {best['value']:.6g}"
         return facts
 
     # ---------------------------------------------------------------------------------------------------- going on
 
-    def restore(self, allow: Collection[str] = ()) -> TrainerState:
+    def restore(self, trainer_state: TrainerState, allow: Collection[str] = ()) -> None:
         """Resume from the newest whole state; without any, the run begins with its first step. Every rank calls this.
 
         Args:
+            trainer_state: of a run that took no step yet; takes up what the saved one counted.
             allow: kinds of differences to accept, see `KINDS`.
 
         Raises:
@@ -190,7 +145,7 @@ class CheckpointManager:
         state = self._load()
         if state is None:
             self._say(f"no saved state in {self.out}: starting with the first step")
-            return TrainerState()
+            return
         before = state.info["facts"]
         now, stored = self.facts(), without_secrets(renamed.fields(before["recipe"]))
         before["recipe"] = with_new_fields(stored, now["recipe"], self.recipe)
@@ -206,12 +161,14 @@ class CheckpointManager:
         self._take(state)
         if self.runtime.is_main and (changed or self._lost()):
             # only now: a recipe that the state does not fit leaves the folder as it was
-            store.write_recipe(self.out, self.recipe, self.base)
+            store.write_recipe(self.out, self.recipe, self.setup.base)
         if self.runtime.is_main:
             states.put_aside(self.out / "state", state.step)
         self._say(f"going on after step {state.step}")
-        recent = [(loss, count) for loss, count in state.info["recent"]]
-        return TrainerState(state.step, state.info["bad"], recent, state.info["pieces"], state.info.get("judged", {}))
+        trainer_state.step, trainer_state.bad = state.step, state.info["bad"]
+        trainer_state.pieces = state.info["pieces"]
+        trainer_state.recent = [(loss, count) for loss, count in state.info["recent"]]
+        trainer_state.validation = state.info.get("judged", {})
 
     def _lost(self) -> bool:
         """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""
@@ -261,7 +218,7 @@ class CheckpointManager:
         files = store.trained_tensors(self.model, self.groups)
         everything = {name: tensor for held in files.values() for name, tensor in held.items()}
         store.copy_into({"state": everything}, {"state": state.weights})
-        holders = self._holders()
+        holders = self.setup.holders()
         differing = sorted(set(holders) ^ set(state.optimizers))
         if not all(name.startswith(OBJECTIVE) for name in differing):
             raise CheckpointError(

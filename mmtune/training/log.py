@@ -9,17 +9,43 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mmtune import disk
 from mmtune.output import Output
+from mmtune.training.step import Outcome
 from mmtune.training.trackers import Tracker
 
 _errors = Output("stderr")
 
 Style = Literal["auto", "bar", "lines", "off"]
+
+
+def step_row(
+    stream: str, outcome: Outcome, rates: Mapping[str, float], seconds: float, waited: float
+) -> dict[str, float | int | str]:
+    """A step as a row of metrics.
+
+    Args:
+        rates: learning rate of each group that the step trained.
+        seconds: of the whole step.
+        waited: seconds of it that went by before its data was there.
+    """
+    return {
+        "stream": stream,
+        **outcome.loss_values(),
+        "samples": outcome.samples,
+        "tokens": outcome.tokens,
+        "supervised_tokens": outcome.supervised,
+        "samples_per_second": outcome.samples / seconds,
+        "tokens_per_second": outcome.tokens / seconds,
+        "data_wait": waited / seconds,
+        "updated": int(outcome.updated),
+        **{f"lr/{name}": rate for name, rate in rates.items()},
+        **{f"norm/{name}": norm for name, norm in outcome.norms.items()},
+    }
 
 
 class Metrics:

@@ -15,10 +15,9 @@ from mmtune.data import ledger
 from mmtune.data.loader import Loader, Skip
 from mmtune.data.sample_order import SampleKey
 from mmtune.errors import Reason, UsageError
-from mmtune.training import loop, nonfinite
+from mmtune.training import nonfinite, setup
 from mmtune.training import resume as states
 from mmtune.training.distributed import Runtime
-from mmtune.training.log import Progress
 
 
 def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[int, list[nonfinite.Trial]]:
@@ -44,7 +43,7 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
             hint="give one with --id",
         )
     runtime = Runtime(device, recipe.run.precision)
-    at = loop.assemble(recipe, run, runtime, Progress("off"))
+    at = setup.build(recipe, run, runtime, resume=True)
     state = states.load(run / "state")
     if state is not None:
         wanted = store.trained_tensors(at.model, at.groups)

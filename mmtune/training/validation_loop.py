@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.checkpoint import seal, store
@@ -13,11 +12,8 @@ from mmtune.training.best_metric import BestMetric, best_metric_of
 from mmtune.training.validate import Validator, said, task_of
 
 if TYPE_CHECKING:
-    from mmtune.data.loader import Loader, Stream
-    from mmtune.model import MultimodalModel
-    from mmtune.objectives.base import Objective
-    from mmtune.recipe import Recipe
-    from mmtune.training.distributed import Runtime
+    from mmtune.data.loader import Stream
+    from mmtune.training.setup import Say, Setup
 
 DRY_RUN_SAMPLES = 8
 """Samples of each held-out stream that a rehearsal looks at."""
@@ -27,9 +23,6 @@ class ValidationLoop:
     """Validates a run every `eval.every` steps, and after the last one.
 
     Args:
-        out: the run folder, in which the best state is kept; none keeps nothing.
-        objectives: by stream.
-        steps: of the whole run.
         say: reports what was found.
 
     Raises:
@@ -37,19 +30,10 @@ class ValidationLoop:
         DataError: held-out data that cannot be read.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        out: Path | None,
-        model: MultimodalModel,
-        runtime: Runtime,
-        loader: Loader,
-        objectives: Mapping[str, Objective],
-        steps: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self._every, self._steps, self._out, self._say = recipe.eval.every, steps, out, say
-        self._runtime, self._ledger = runtime, loader.ledger
+    def __init__(self, setup: Setup, say: Say) -> None:
+        recipe, out, loader, objectives = setup.recipe, setup.out, setup.loader, setup.train_plan.objectives
+        self._every, self._steps, self._out, self._say = recipe.eval.every, setup.steps, out, say
+        self._runtime, self._ledger = setup.runtime, loader.ledger
         self.best: BestMetric | None = best_metric_of(recipe, task_of(recipe) if recipe.eval.data else None)
         self._last = 0
         """The step after which the run was validated last."""
@@ -58,8 +42,8 @@ class ValidationLoop:
             return
         processors = {name: stream.processor for name, stream in loader.streams.items()}
         streams = held_out_of(recipe, processors, say, write=out is not None)
-        asked = store.processor_for(recipe, model, run=out)
-        self._validator = Validator(recipe, model, runtime, streams, objectives, asked, loader.ledger)
+        asked = store.processor_for(recipe, setup.model, run=out)
+        self._validator = Validator(recipe, setup.model, setup.runtime, streams, objectives, asked, self._ledger)
         held = ", ".join(f"{stream.name} {len(stream.corpus):,}" for stream in streams) or "nothing"
         chosen = self.best.measure or "the first score of the task"
         say(f"held out  {held}; validated every {self._every:,} steps, the best state is chosen by {chosen}")

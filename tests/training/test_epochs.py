@@ -8,9 +8,8 @@ from mmtune import config, train
 from mmtune.checkpoint import store
 from mmtune.errors import DataError
 from mmtune.recipe import Recipe
-from mmtune.training import epochs, loop
+from mmtune.training import epochs, setup
 from mmtune.training.distributed import Runtime
-from mmtune.training.log import Progress
 from tests.training import world
 
 ONE = {"streams": {"words": None}, "groups": {"speech": None}}
@@ -26,7 +25,7 @@ def counted(folder, number, **changes):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_sees_the_data_as_often_as_it_is_told(tmp_path, capsys, workers):
     made = counted(tmp_path / "world", 3, run={"workers": workers})
-    at = loop.assemble(made, None, Runtime("cpu"), Progress("off"))
+    at = setup.build(made, None, Runtime("cpu"))
     feed = at.loader.steps()
     taken = sum(len(batch.ids) for _ in range(at.steps) for batch in next(feed)[1])
     at.loader.close()
@@ -55,7 +54,7 @@ def test_several_streams_by_share(tmp_path):
     tree = config.merge(world.tree(tmp_path), {"schedule": {"epochs": 2, "warmup": 0}})
     tree["schedule"].pop("steps")
     tree["streams"]["pictures"]["share"] = 3
-    at = loop.assemble(config.validate(Recipe, tree), None, Runtime("cpu"), Progress("off"))
+    at = setup.build(config.validate(Recipe, tree), None, Runtime("cpu"))
     feed = at.loader.steps()
     taken = [sum(len(batch.ids) for batch in next(feed)[1]) for _ in range(at.steps)]
     at.loader.close()
@@ -66,7 +65,7 @@ def test_several_streams_by_share(tmp_path):
 def test_what_is_estimated_is_called_so(tmp_path, monkeypatch):
     """Steps that were counted on part of the data are an estimate; those that were counted on all of it are none."""
     made = counted(tmp_path, 2)
-    at = loop.assemble(made, None, Runtime("cpu"), Progress("off"))
+    at = setup.build(made, None, Runtime("cpu"))
     said = []
     for most in (16, 8):
         monkeypatch.setattr(epochs, "MEASURED", most)

@@ -10,7 +10,7 @@ import torch
 from mmtune import config
 from mmtune.errors import ModelError
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, stepper
 from mmtune.training.gradient_check import PATIENCE, GradientCheck
 from mmtune.training.optim import GroupOptimizer
 from mmtune.training.step import Outcome
@@ -28,7 +28,7 @@ def recipe(tree, changes=None):
 
 def after(monkeypatch, change, only="words"):
     """Do something to the model after every step of a stream."""
-    real = loop.take_step
+    real = stepper.take_step
 
     def step(model, batches, *args):
         outcome = real(model, batches, *args)
@@ -37,7 +37,7 @@ def after(monkeypatch, change, only="words"):
                 change(model, args[0])
         return outcome
 
-    monkeypatch.setattr(loop, "take_step", step)
+    monkeypatch.setattr(stepper, "take_step", step)
 
 
 def test_a_group_of_another_stream_that_moves_is_named(tree, tmp_path, monkeypatch):

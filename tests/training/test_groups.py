@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mmtune import config, generate
 from mmtune.errors import ConfigError
-from mmtune.training import loop
+from mmtune.training import loop, stepper
 from tests.training import world
 
 
@@ -22,7 +22,7 @@ def recipe(tmp_path_factory):
 def moments(recipe, monkeypatch, before=None):
     """Names and copies of all tensors, and of all optimizer states, before and after each step; by stream."""
     seen = []
-    real = loop.take_step
+    real = stepper.take_step
 
     def watched(model, batches, optimizers, groups_by_stream, lr_multipliers, *rest):
         def copy():
@@ -37,7 +37,7 @@ def moments(recipe, monkeypatch, before=None):
         seen.append(("+".join(dict.fromkeys(batch.stream for batch in batches)), list(lr_multipliers), first, copy()))
         return outcome
 
-    monkeypatch.setattr(loop, "take_step", watched)
+    monkeypatch.setattr(stepper, "take_step", watched)
     return seen
 
 
@@ -109,14 +109,14 @@ def test_frozen_means_frozen(recipe, tmp_path):
 def test_a_frozen_weight_that_moves_is_found(recipe, tmp_path, monkeypatch):
     from mmtune.errors import CheckpointError
 
-    real = loop.take_step
+    real = stepper.take_step
 
     def nudge(model, *args):
         with torch.no_grad():
             model.llm.model.get_input_embeddings().weight[0, 0] += 1e-3
         return real(model, *args)
 
-    monkeypatch.setattr(loop, "take_step", nudge)
+    monkeypatch.setattr(stepper, "take_step", nudge)
     with pytest.raises(CheckpointError, match="llm changed while training"):
         loop.train(recipe, tmp_path / "run", progress="off")
     assert not (tmp_path / "run/weights").exists()

@@ -13,7 +13,7 @@ from mmtune import config, registry
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, setup, stepper
 from mmtune.training.optim import lr_multiplier
 from tests.training import world
 from tests.training.test_groups import moments
@@ -81,12 +81,8 @@ def test_who_moves_when_and_how_fast(tree, tmp_path, monkeypatch, turns):
 
 
 def test_a_group_may_be_clipped_by_itself(tree, tmp_path):
-    train_plan = loop.assemble(
-        recipe(tree, {"groups": {"speech": {"max_grad_norm": 0.25}}}),
-        tmp_path,
-        loop.Runtime("cpu"),
-        loop.Progress("off"),
-    ).train_plan
+    made = recipe(tree, {"groups": {"speech": {"max_grad_norm": 0.25}}})
+    train_plan = setup.build(made, tmp_path, loop.Runtime("cpu")).train_plan
     assert (train_plan.optimizers["sight"].max_grad_norm, train_plan.optimizers["speech"].max_grad_norm) == (1.0, 0.25)
 
 
@@ -94,7 +90,7 @@ def test_a_group_may_be_clipped_by_itself(tree, tmp_path):
 def test_stopped_and_taken_up_again_it_is_the_same_run(tree, tmp_path, monkeypatch, turns):
     made = recipe(tree, {"schedule": TURNS[turns][0], "run": {"save_every": 2}})
     loop.train(made, tmp_path / "straight", progress="off")
-    real, calls = loop.take_step, []
+    real, calls = stepper.take_step, []
 
     def dies(*args):
         calls.append(1)
@@ -102,7 +98,7 @@ def test_stopped_and_taken_up_again_it_is_the_same_run(tree, tmp_path, monkeypat
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(loop, "take_step", dies)
+    monkeypatch.setattr(stepper, "take_step", dies)
     for resume in (False, True):
         with pytest.raises(KeyboardInterrupt):
             loop.train(made, tmp_path / "cut", resume=resume, progress="off")

@@ -14,10 +14,11 @@ from PIL import Image
 
 from mmtune import config, train
 from mmtune.data import ledger
+from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, DataError, ModelError, UsageError
 from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, setup, stepper
 from mmtune.training import resume as states
 from tests.training import world
 
@@ -124,7 +125,7 @@ def test_an_allowed_recipe_that_does_not_fit_leaves_the_run_as_it_was(recipe, tm
 
 def test_what_is_allowed_already_stands_in_the_line_to_type(recipe, tmp_path, monkeypatch):
     train(changed(recipe, "schedule.steps=2"), tmp_path / "run", progress="off")
-    monkeypatch.setattr(loop.Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})
+    monkeypatch.setattr(Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})
     with pytest.raises(CheckpointError, match="--allow recipe --allow data") as caught:
         train(recipe, tmp_path / "run", resume=True, progress="off", allow=["recipe"])
     assert "recipe.schedule" not in str(caught.value)
@@ -168,7 +169,7 @@ def test_a_last_save_that_fails_is_no_finished_run(recipe, tmp_path, monkeypatch
 
 def test_resume_with_other_data(recipe, tmp_path, monkeypatch):
     train(changed(recipe, "schedule.steps=2"), tmp_path / "run", progress="off")
-    monkeypatch.setattr(loop.Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})
+    monkeypatch.setattr(Loader, "fingerprint", lambda self: {"pictures": "x", "words": "y"})
     with pytest.raises(CheckpointError, match=r"data\.pictures"):
         train(changed(recipe, "schedule.steps=2"), tmp_path / "run", resume=True, progress="off")
 
@@ -183,7 +184,7 @@ def test_stop_after_minutes(recipe, tmp_path, capsys):
 
 def poisoned(monkeypatch, steps):
     """The loss of these steps is not a number; the samples they held are given back."""
-    real, number, held = loop.take_step, iter(range(1000)), []
+    real, number, held = stepper.take_step, iter(range(1000)), []
 
     def step(model, batches, *args):
         if next(number) not in steps:
@@ -196,9 +197,9 @@ def poisoned(monkeypatch, steps):
             return real(model, batches, *args)
         finally:
             monkeypatch.undo()
-            monkeypatch.setattr(loop, "take_step", step)
+            monkeypatch.setattr(stepper, "take_step", step)
 
-    monkeypatch.setattr(loop, "take_step", step)
+    monkeypatch.setattr(stepper, "take_step", step)
     return held
 
 
@@ -262,7 +263,7 @@ def test_out_of_memory_says_what_to_do(recipe, tmp_path, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(loop, "take_step", full)
+    monkeypatch.setattr(stepper, "take_step", full)
     with pytest.raises(ModelError, match=r"halve run\.batch_tokens"):
         train(recipe, tmp_path / "run", progress="off")
 
@@ -298,7 +299,7 @@ def test_random_crops_are_drawn_anew_in_each_epoch_and_alike_everywhere(tmp_path
 
     def crops(epoch, workers=0):
         made = changed(cropping, f"run.workers={workers}")
-        run = loop.assemble(made, tmp_path, loop.Runtime("cpu"), loop.Progress("off"))
+        run = setup.build(made, tmp_path, loop.Runtime("cpu"))
         stream = run.loader.streams["pictures"]
         return [run.loader.prepare("pictures", key, epoch).media["sight"][0] for key in stream.corpus.samples()]
 
@@ -399,7 +400,7 @@ import sys
 from pathlib import Path
 from mmtune import config
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, setup, stepper
 from mmtune.training import resume as states
 result = loop.train(config.load(Recipe, sys.argv[1]), Path(sys.argv[2]), progress="lines")
 print(result)

@@ -33,11 +33,11 @@ import torch
 torch.set_num_threads(1)
 from mmtune import config
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, stepper
 from mmtune.training.signals import Stop
 recipe, out, stop, kill, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 recipe = config.load(Recipe, recipe, [f"run.workers={workers}"])
-real = loop.take_step
+real = stepper.take_step
 done = 0
 def counted(*args):
     global done
@@ -50,7 +50,7 @@ def counted(*args):
         import os, signal
         os.kill(os.getpid(), signal.SIGTERM)
     return outcome
-loop.take_step = counted
+stepper.take_step = counted
 sys.exit(loop.train(recipe, out, resume=out.exists(), progress="off").code)
 """
 
@@ -119,7 +119,7 @@ def test_stopped_and_gone_on(straight, tmp_path, stop, workers):
 def test_a_signal_to_the_whole_group_while_samples_are_waited_for(straight, tmp_path, number):
     """As batch systems send it: data workers hear it too, and the run needs one more sample to end its step."""
     recipe, out = straight
-    code = CHILD.replace("loop.take_step = counted\n", WAITING)
+    code = CHILD.replace("stepper.take_step = counted\n", WAITING)
     args = [sys.executable, "-c", code, str(recipe), str(tmp_path / "run"), "0", "0", "2"]
     done = subprocess.run(args, capture_output=True, text=True, timeout=90, check=False, start_new_session=True,
                           env={**os.environ, "GROUP_SIGNAL": str(int(number))})  # fmt: skip

@@ -15,7 +15,7 @@ from mmtune import config
 from mmtune.errors import ModelError
 from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, setup
 from mmtune.training.split_batch import padding, singles, split_batch
 from mmtune.types import IGNORE, Batch
 from tests.losses import cross_entropy
@@ -175,7 +175,7 @@ def test_samples_alone():
 
 
 def test_a_sample_alone_has_the_loss_it_has_in_company(tree, tmp_path):
-    run = loop.assemble(recipe(tree), tmp_path, loop.Runtime("cpu"), loop.Progress("off"))
+    run = setup.build(recipe(tree), tmp_path, loop.Runtime("cpu"))
     steps = run.loader.steps()
     for _ in range(2):
         _, (packed,) = next(steps)

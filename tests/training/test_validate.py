@@ -21,8 +21,9 @@ from mmtune.data.loader import Skip
 from mmtune.data.shards import Corpus
 from mmtune.errors import ConfigError, DataError
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, setup
 from mmtune.training.validate import Validator
+from mmtune.training.validation_loop import ValidationLoop
 from tests.losses import cross_entropy
 from tests.training import world
 from tests.training.test_resume import CHANGES
@@ -93,10 +94,10 @@ def test_a_run_is_the_same_with_and_without(tree, straight, tmp_path, workers):
 def test_the_loss_is_the_mean_over_all_held_out_tokens(tree, straight):
     """By hand, one sample at a time, with the weights at the end."""
     model, _, told = store.load_run(straight)
-    at = loop.assemble(told, None, loop.Runtime("cpu"), loop.Progress("off"))
-    (stream,) = at.validation.streams
+    validation = ValidationLoop(setup.build(told, None, loop.Runtime("cpu")), print)
+    (stream,) = validation.streams
     total, weight, used = 0.0, 0.0, 0
-    found = [at.validation._validator._loader.make("val", place) for place in range(len(stream.corpus))]
+    found = [validation._validator._loader.make("val", place) for place in range(len(stream.corpus))]
     for one in found:
         if not isinstance(one, Skip):
             with torch.no_grad():
@@ -203,9 +204,9 @@ def test_a_fraction_is_split_off_by_name(tree, tmp_path):
     there = {one for one in ids[1] if one.startswith(("part-0000/", "part-0002/"))}
     assert {again.id(key) for key in again.samples()} == there
     made = recipe(tree, eval={"streams": {"val": None}, "fraction": 0.3, "task": None})
-    at = loop.assemble(made, None, loop.Runtime("cpu"), loop.Progress("off"))
+    at = setup.build(made, None, loop.Runtime("cpu"))
     both = {name: set(map(stream.corpus.id, stream.corpus.samples())) for name, stream in at.loader.streams.items()}
-    for stream in at.validation.streams:
+    for stream in ValidationLoop(at, print).streams:
         held = set(map(stream.corpus.id, stream.corpus.samples()))
         assert held and not held & both[stream.name] and len(held) + len(both[stream.name]) == 16
 

@@ -110,7 +110,7 @@ def test_too_few_steps_are_refused(tmp_path):
 
 def test_a_run_calls_it_in_its_own_steps_and_resumes(tmp_path, monkeypatch):
     """Two streams, of which one trains it: half of 8 steps. Stopped and resumed, the weights are the same."""
-    from mmtune.training import loop
+    from mmtune.training import loop, stepper
 
     tuner = {"name": "hf_peft", **OPTIONS, "tinit": 1, "tfinal": 1}
     changes = {
@@ -122,7 +122,7 @@ def test_a_run_calls_it_in_its_own_steps_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(Budget, "updated", lambda self: (told.append(self.step), updated(self)))
     loop.train(recipe, tmp_path / "straight", progress="off")
     assert told == [0, 1, 2, 3], "asked in the four steps of its stream"
-    real, steps = loop.take_step, []
+    real, steps = stepper.take_step, []
 
     def dies(*args, **more):
         steps.append(1)
@@ -131,7 +131,7 @@ def test_a_run_calls_it_in_its_own_steps_and_resumes(tmp_path, monkeypatch):
         return real(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", dies)
+        patch.setattr(stepper, "take_step", dies)
         with pytest.raises(KeyboardInterrupt):
             loop.train(recipe, tmp_path / "broken", progress="off")
     loop.train(recipe, tmp_path / "broken", resume=True, progress="off")

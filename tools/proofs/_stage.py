@@ -22,6 +22,7 @@ from mmtune.checkpoint import store
 from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.recipe import Recipe
 from mmtune.training import loop
+from mmtune.training import resume as states
 from tests.training import world
 
 from . import _fork
@@ -137,7 +138,7 @@ def signalled(steps: int, number: int) -> Callable[[], None]:
     """A patch that sends this process a signal in the course of a step."""
 
     def patch() -> None:
-        real, done = loop.states.seed_step, 0
+        real, done = states.seed_step, 0
 
         def seed(*args: int) -> None:
             nonlocal done
@@ -146,7 +147,7 @@ def signalled(steps: int, number: int) -> Callable[[], None]:
                 os.kill(os.getpid(), number)
             real(*args)
 
-        loop.states.seed_step = seed
+        states.seed_step = seed
 
     return patch
 
@@ -154,7 +155,7 @@ def signalled(steps: int, number: int) -> Callable[[], None]:
 def watch(out: Path) -> None:
     """Write down, beside the run folder, which samples the loss saw in which step."""
     log = os.open(f"{out}.order", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    real_seed, real_loss = loop.states.seed_step, CrossEntropy.loss
+    real_seed, real_loss = states.seed_step, CrossEntropy.loss
     write, now = os.write, {"step": -1}
     write(log, b'[-1, "begins", []]\n')  # the step that comes next may be the one that was logged last
 
@@ -166,7 +167,7 @@ def watch(out: Path) -> None:
         write(log, (json.dumps([now["step"], batch.stream, list(batch.ids)]) + "\n").encode())
         return real_loss(self, model, batch)
 
-    loop.states.seed_step, CrossEntropy.loss = seed, loss
+    states.seed_step, CrossEntropy.loss = seed, loss
     # the commit is written down and may change while the proofs run
     real_versions = store.versions
     store.versions = lambda: {**real_versions(), "git": "some"}

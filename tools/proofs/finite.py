@@ -17,7 +17,7 @@ import torch
 
 from mmtune.data import ledger as ledgers
 from mmtune.objectives.cross_entropy import CrossEntropy
-from mmtune.training import loop
+from mmtune.training import stepper
 from mmtune.training.replay import replay
 
 from . import _fork
@@ -66,7 +66,7 @@ def _rank() -> int:
 
 def _observe() -> None:
     """A patch: say for each step whether it moved anything, by digests of weights and optimizers."""
-    real = loop.take_step
+    real = stepper.take_step
 
     def digest(model: Any, optimizers: Any) -> str:
         total = hashlib.sha256()
@@ -84,7 +84,7 @@ def _observe() -> None:
         print("observed " + json.dumps([before, after, outcome.updated]), flush=True)
         return outcome
 
-    loop.take_step = step
+    stepper.take_step = step
 
 
 @functools.cache
@@ -179,7 +179,7 @@ def order_of(out: Any) -> list[list[Any]]:
     return [[stream, ids] for step, stream, ids in rows if step == STEP]
 
 
-_STEP, _LOOP = "mmtune.training.step", "mmtune.training.loop"
+_STEP, _STEPPER = "mmtune.training.step", "mmtune.training.stepper"
 
 GUARDS = (
     Guard("the loss is finite", _STEP, "_Tally.finite", "math.isfinite(self.loss) and ", ""),
@@ -190,5 +190,5 @@ GUARDS = (
         "finite = all(math.isfinite(norm) for norm in norms.values())",
         "pass",
     ),
-    Guard("the samples are named", _LOOP, "_Run._refused", "self.loader.ledger.skip(", "(lambda *a, **k: None)("),
+    Guard("the samples are named", _STEPPER, "Stepper._skip", "loader.ledger.skip(", "(lambda *a, **k: None)("),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.checkpoint import store
-from mmtune.training import loop
+from mmtune.training import loop, stepper
 from mmtune.training import resume as states
 
 from . import _fork
@@ -43,11 +43,11 @@ def _sums(seen: dict[str, Any]) -> Callable[[], None]:
     """A patch that takes digests of everything frozen when a run begins and when it ends, apart from the run's own."""
 
     def patch() -> None:
-        real = loop._Run.go
+        real = loop.Trainer.train
 
-        def go(self: loop._Run, *args: Any) -> Any:
-            trained = {id(p) for named in self.groups.values() for _, p in named}
-            state = self.model.state_dict(keep_vars=True)
+        def go(self: loop.Trainer, *args: Any) -> Any:
+            trained = {id(p) for named in self.setup.groups.values() for _, p in named}
+            state = self.setup.model.state_dict(keep_vars=True)
             frozen = {n: t for n, t in state.items() if id(t) not in trained}
             seen["frozen"] = len(frozen)
             seen["before"] = {n: store.digest({n: t}) for n, t in frozen.items()}
@@ -58,7 +58,7 @@ def _sums(seen: dict[str, Any]) -> Callable[[], None]:
                 seen["after"] = {n: store.digest({n: t}) for n, t in frozen.items()}
                 seen["trained"] = moving != store.digest({n: t for n, t in state.items() if id(t) in trained})
 
-        loop._Run.go = go
+        loop.Trainer.train = go
 
     return patch
 
@@ -105,13 +105,13 @@ def _moved(verdict: Verdict, part: str, after: int, swapped: bool = False) -> No
     def patch() -> None:
         import torch
 
-        real, done = loop._Run._attempt, 0
+        real, done = stepper.Stepper.attempt, 0
 
-        def attempt(self: loop._Run, *args: Any, **more: Any) -> Any:
+        def attempt(self: stepper.Stepper, *args: Any, **more: Any) -> Any:
             nonlocal done
             done += 1
             if done == after:
-                bases, _ = store._split(self.model, self.groups)
+                bases, _ = store._split(self.setup.model, self.setup.groups)
                 with torch.no_grad():
                     held = next(t for t in bases[part].values() if t.is_floating_point() and t.ndim > 1).view(-1)
                     if swapped:
@@ -121,7 +121,7 @@ def _moved(verdict: Verdict, part: str, after: int, swapped: bool = False) -> No
                 print("moved on purpose")
             return real(self, *args, **more)
 
-        loop._Run._attempt = attempt
+        stepper.Stepper.attempt = attempt
 
     ended = _fork.run(lambda: train(recipe, out, patch=patch))
     where = f"{part}, {'swapped' if swapped else 'moved'} in step {after}"
@@ -142,15 +142,15 @@ GUARDS = (
     Guard(
         "frozen parts are looked at before a save",
         _LOOP,
-        "_Run._save",
-        "        self._check_still()\n",
+        "Trainer._save",
+        "        self.frozen.quick()\n",
         "        pass\n",
     ),
     Guard(
         "digests of frozen parts at the end",
         _LOOP,
-        "_Run.go",
-        "            self._check_frozen()\n",
+        "Trainer._finish",
+        "            self.frozen.whole()\n",
         "            pass\n",
     ),
 )

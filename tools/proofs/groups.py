@@ -23,13 +23,15 @@ import torch
 from safetensors.torch import load_file
 
 from mmtune import config, dtypes
+from mmtune import model as models
 from mmtune.data import index
 from mmtune.errors import ConfigError, ModelError
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
-from mmtune.training import loop
+from mmtune.training import loop, setup, stepper
+from mmtune.training import resume as states
 from mmtune.training.distributed import Runtime
-from mmtune.training.log import Progress
+from mmtune.training.trainer_state import TrainerState
 from tests.encoders.tiny import sound_folder
 from tests.media import make
 from tests.training import world
@@ -157,7 +159,14 @@ def _recipe(*changes: dict[str, Any]) -> Recipe:
 
 def _run(recipe: Recipe) -> Any:
     """A run before its first step."""
-    return loop.assemble(recipe, fresh(), Runtime("cpu"), Progress("off"))
+    return setup.build(recipe, fresh(), Runtime("cpu"))
+
+
+def _attempt(run: Any, batches: list[Any], step: int) -> None:
+    """A step of these batches."""
+    states.seed_step(run.recipe.run.seed, step)
+    lr_multipliers = run.train_plan.lr_multipliers(step, run.loader.held)
+    stepper.Stepper(run, TrainerState(step), print).attempt(batches, lr_multipliers)
 
 
 def _copies(run: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -165,7 +174,7 @@ def _copies(run: Any) -> dict[str, dict[str, torch.Tensor]]:
     trained = {name for named in run.groups.values() for name, _ in named}
     found = {
         group: {name: tensor.detach().clone() for name, tensor in [*optimizer.named, *optimizer.state().items()]}
-        for group, optimizer in run.optimizers.items()
+        for group, optimizer in run.train_plan.optimizers.items()
     }
     state = run.model.state_dict()
     return {**found, "": {name: tensor.clone() for name, tensor in state.items() if name not in trained}}
@@ -190,8 +199,7 @@ def _disjoint(verdict: Verdict, fusion: str, turns: str) -> int:
         for step in range(STEPS):
             stream, batches = next(feed)
             before = _copies(run)
-            loop.states.seed_step(run.recipe.run.seed, step)
-            run._attempt(batches, run.train_plan.lr_multipliers(step, run.loader.held), check_grads=False)
+            _attempt(run, batches, step)
             after = _copies(run)
             moving = run.train_plan.trained_groups(run.loader.held)
             moved = {group: _moved(before[group], after[group]) for group in before}
@@ -257,8 +265,7 @@ def _routed(verdict: Verdict, short: bool) -> int:
                 if only:
                     run.loader.held = {only: run.loader.held[only]}
                     batches = [batch for batch in batches if batch.stream == only]
-                loop.states.seed_step(run.recipe.run.seed, 0)
-                run._attempt(batches, run.train_plan.lr_multipliers(0, run.loader.held), check_grads=False)
+                _attempt(run, batches, 0)
                 after = _copies(run)
                 if together is None:
                     together = after
@@ -335,7 +342,7 @@ def _trains(recipe: Recipe, out: Path) -> Callable[[], list[Any]]:
 
 def _exactly() -> None:
     """Everything in float64 from here on, so that sums in another order are the same sums."""
-    build = loop.models.build
+    build = models.build
 
     def double(*args: Any, **options: Any) -> Any:
         return build(*args, **options).double()
@@ -343,7 +350,7 @@ def _exactly() -> None:
     def over_logits(self: MultimodalModel, function: Any, hidden: torch.Tensor, *given: torch.Tensor) -> Any:
         return [function(self.llm.head(hidden), *given)] if len(hidden) else []
 
-    loop.models.build, MultimodalModel.over_logits = double, over_logits
+    models.build, MultimodalModel.over_logits = double, over_logits
     dtypes.settle = lambda model, precision: {}  # which would bring it to float32
 
 
@@ -466,7 +473,7 @@ def _refusal(work: Callable[[], Any], kind: type[Exception]) -> str | None:
 
 def _after_words(change: Callable[[Any, Any], None]) -> None:
     """Do something to model and optimizers after every step of words."""
-    real = loop.take_step
+    real = stepper.take_step
 
     def step(model: Any, batches: Any, optimizers: Any, *rest: Any) -> Any:
         outcome = real(model, batches, optimizers, *rest)
@@ -475,7 +482,7 @@ def _after_words(change: Callable[[Any, Any], None]) -> None:
                 change(model, optimizers)
         return outcome
 
-    loop.take_step = step
+    stepper.take_step = step
 
 
 def _nudge() -> None:

@@ -206,19 +206,19 @@ def _slow_disk(verdict: Verdict) -> None:
     def work() -> dict[str, object]:
         import threading
 
-        from mmtune.training import async_writer, loop
+        from mmtune.training import async_writer
 
         overlapped = 0
 
         def patch() -> None:
-            real = loop.states.seed_step
+            real = states.seed_step
 
             def seed(*args: int) -> None:
                 nonlocal overlapped
                 overlapped += any(thread.name.startswith("mmtune-save") for thread in threading.enumerate())
                 real(*args)
 
-            loop.states.seed_step = seed
+            states.seed_step = seed
 
         told = train(recipe, out, shim=Shim(out, slow=0.004), patch=patch)
         return {**told, "overlapped": overlapped, "module": async_writer.__name__}
@@ -244,12 +244,10 @@ def _two_runs(verdict: Verdict, wanted: dict[str, str]) -> None:
     recipe, out = recipe_file(), fresh("shared")
 
     def work() -> list[object]:
-        from mmtune.training import loop
-
         said: list[object] = []
 
         def patch() -> None:
-            real = loop.states.seed_step
+            real = states.seed_step
 
             def seed(*args: int) -> None:
                 if not said:
@@ -258,7 +256,7 @@ def _two_runs(verdict: Verdict, wanted: dict[str, str]) -> None:
                     print("a second run came", flush=True)
                 real(*args)
 
-            loop.states.seed_step = seed
+            states.seed_step = seed
 
         train(recipe, out, patch=patch)
         return said
@@ -498,7 +496,7 @@ GUARDS = (
         Guard(f"{kind} is compared", _MANAGER, "CheckpointManager.facts", old, new)
         for kind, old, new in (
             ("the recipe", '"recipe": without_secrets(recipe),', '"recipe": None,'),
-            ("the base", '"base": {part: entry["sha256"] for part, entry in self.base.items()},', '"base": None,'),
+            ("the base", '"base": {part: one["sha256"] for part, one in self.setup.base.items()},', '"base": None,'),
             ("the tokenizer", '"tokenizer": self.model.llm.tokenizer.fingerprint(),', '"tokenizer": None,'),
             ("the data", '"data": self.loader.fingerprint(),', '"data": None,'),
             ("the prompt", 'stream.processor.template.model_dump(mode="json")', "None"),

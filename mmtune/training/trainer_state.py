@@ -1,0 +1,35 @@
+"""What a run counts, beside its weights: what a saved state has, and what a resumed run goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+RECENT = 20
+"""Steps whose mean loss is told."""
+
+
+@dataclass
+class TrainerState:
+    """What a run counts, beside its weights."""
+
+    step: int = 0
+    """Steps done."""
+    bad: int = 0
+    """Steps without an update just before."""
+    recent: list[tuple[float, float]] = field(default_factory=list)
+    """Loss of the last steps, and what their supervised tokens count."""
+    pieces: int = 1
+    """In how many pieces a micro-step is taken since there was no room for it whole."""
+    validation: dict[str, Any] = field(default_factory=dict)
+    """What validations have found, see `ValidationLoop.state`."""
+
+    def add_loss(self, loss: float, weight: float) -> None:
+        """Note the loss of a step that moved weights, and what its supervised tokens count."""
+        self.recent = [*self.recent, (loss, weight)][-RECENT:]
+
+    @property
+    def loss(self) -> float | None:
+        """Mean over the supervised tokens of the last steps; none when there was no step."""
+        count = sum(n for _, n in self.recent)
+        return sum(loss * n for loss, n in self.recent) / count if count else None
