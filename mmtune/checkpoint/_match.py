@@ -1,4 +1,4 @@
-"""What sources gave against what a model wants: names and shapes, everything that is wrong in one error.
+"""Compares tensors of published files with those of a model: names and shapes, all mismatches in one error.
 
 Both sides may be on the meta device, so that a model of any size is compared before a byte of it is written.
 """
@@ -17,7 +17,7 @@ from mmtune.checkpoint.keymap import KeyMap
 from mmtune.errors import CheckpointError
 
 LISTED = 16
-"""Names told one by one that are strange, and as many that are missing."""
+"""Unexpected names that an error lists, and as many missing ones."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Match:
 
     @classmethod
     def trace(cls, imported: Imported) -> Match:
-        """All pieces through their tables; what is strange is kept for `compare`."""
+        """All pieces through their tables; unexpected names are kept for `compare`."""
         found = cls()
         for piece in imported.pieces:
             traced = piece.table.trace(piece.tensors)
@@ -78,7 +78,7 @@ class Match:
                 self.wrong.append(f"misshapen: {self.theirs(name)} is {theirs.dtype}, the model has {ours.dtype}")
         lists = [sorted(self.wrong), sorted(missing) or sorted(self.idle)]
         if count := sum(map(len, lists)):
-            # what is missing must not push what is strange out of sight, nor the other way round
+            # both kinds are shown: many missing names must not hide the unexpected ones, nor the other way round
             lines = [line for one in lists for line in _shortened(one)]
             raise CheckpointError(
                 "\n  ".join([f"{', '.join(self.origins) or 'the sources'}: {count} names do not fit", *lines]),

@@ -1,4 +1,4 @@
-"""What an importer describes, made: a whole run, or an encoder or a language model alone."""
+"""Builds what an importer describes: a whole run, or an encoder or a language model alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Made:
-    """A run in memory, with the base parts that its importer brought in on disk."""
+    """A run in memory, with the imported base parts on disk."""
 
     model: models.MultimodalModel
     recipe: Recipe
@@ -36,8 +36,7 @@ class Made:
 def make_run(
     imported: Imported, draft: Path, changes: Sequence[str], facts: Mapping[str, str], say: Say = lambda line: None
 ) -> None:
-    """Write the run that an importer describes into a folder that is there and empty. Raises as `convert.bring`
-    does."""
+    """Write the run that an importer describes into an existing empty folder. Raises as `convert.bring` does."""
     made = make_model(imported, draft, changes, facts, say)
     store.save_run(draft, made.model, made.recipe, made.facts)
 
@@ -117,21 +116,21 @@ def _as_stored(entry: Any, published: Mapping[str, Any]) -> Any:
 
 class _Holder(configs.Config):
     encoders: EncoderEntry | None = None
-    """The one that is brought in."""
+    """The imported encoder."""
     llm: LLMEntry | None = None
-    """The one that is brought in."""
+    """The imported language model."""
 
 
 def part_of(room: str, entry: Mapping[str, Any]) -> Any:
     """An encoder or a language model from its settings."""
-    with torch.device("cpu"):  # what a library makes while it is imported must not stay on the meta device
-        settings = getattr(configs.validate(_Holder, {room: entry}, "the part that is brought in"), room)
+    with torch.device("cpu"):  # tensors that a library makes while it is imported must not stay on the meta device
+        settings = getattr(configs.validate(_Holder, {room: entry}, "the imported part"), room)
         registry.find(room, settings.name)
     return models.part(room.removesuffix("s"), settings)
 
 
 def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
-    """Base parts for which a loader would draw random weights, because nothing is there to read."""
+    """Base parts for which a loader would draw random weights, because there are no files of weights."""
     covered = {part.holds for part in parts.values()}
     bare = [
         f"branches.{name}.encoder"
@@ -144,8 +143,8 @@ def _refuse_random(recipe: Recipe, parts: Mapping[str, Part]) -> None:
         bare.append(f"llm ({folder} has no *.safetensors)")
     if bare:
         raise CheckpointError(
-            "nothing to read for " + ", ".join(bare),
-            "weights for every part; nothing is left random",
+            "no weights for " + ", ".join(bare),
+            "weights for every part; no part stays random",
             "name the files of the missing part",
         )
 
@@ -189,9 +188,9 @@ def _check_prompts(recipe: Recipe, model: models.MultimodalModel) -> None:
             fitting.append(prompt)
     (prompt, error), *_ = wrong.values()
     raise ConfigError(
-        f"{' and '.join(wrong)}: the prompt {prompt!r} is none that the tokenizer of the language model can serve: "
+        f"{' and '.join(wrong)}: the tokenizer of the language model cannot serve the prompt {prompt!r}: "
         f"{error.seen}",
-        f"a prompt that it can: {', '.join(fitting) or 'none of those that are shipped'}",
+        f"a prompt that it can serve: {', '.join(fitting) or 'none of the shipped ones'}",
         f"--option prompt={fitting[0] if fitting else 'PATH'} where the kind has this option, or "
         + " ".join(f"--set {key}={fitting[0] if fitting else 'PATH'}" for key in wrong),
     ) from error
@@ -200,7 +199,7 @@ def _check_prompts(recipe: Recipe, model: models.MultimodalModel) -> None:
 def _wanted(
     model: models.MultimodalModel, recipe: Recipe, imported: Imported
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every name that sources have to give, with a tensor on the meta device: trained ones, and `PART:NAME`; and the
+    """Every name that the files must have, with a tensor on the meta device: trained ones, and `PART:NAME`; and the
     second names of tied weights.
 
     Args:

@@ -1,8 +1,8 @@
 """Published checkpoints into run folders, and runs into published layouts: the one driver for all importers.
 
-Everything is strict. Names and shapes are compared on the meta device before a byte is written, and all that is wrong
-is told in one error, in the published spelling; then the run is built as any other is, by the loaders that will read
-it later. What is written appears under its final name when it is whole, or not at all.
+Everything is strict. Names and shapes are compared on the meta device before a byte is written, and one error lists
+all mismatches in the published spelling; then the run is built as any other is, by the loaders that will read it
+later. A folder appears under its final name when it is complete, or not at all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def assign(foreign: Foreign, paths: Sequence[str], scratch: Path) -> dict[str, S
     """The paths of the command line by role: NAME=PATH by name, the others in the order of the roles.
 
     Raises:
-        UsageError: a role without a path, twice, or unknown; a path where nothing lies.
+        UsageError: a role without a path, twice, or unknown; a path that does not exist.
     """
     known = {role.name: role for role in foreign.roles}
     given: dict[str, str] = {}
@@ -97,8 +97,8 @@ def import_checkpoint(
         say: gets a line about the type that the language model is opened in.
 
     Raises:
-        ConfigError, UsageError: what was asked for, a prompt that the tokenizer cannot serve among it. CheckpointError:
-            what the files hold.
+        ConfigError, UsageError: mistakes in the arguments, such as a prompt that the tokenizer cannot serve.
+        CheckpointError: mistakes in the files.
     """
     out = Path(out)
     foreign = importer(layout, options)
@@ -120,9 +120,9 @@ def import_checkpoint(
 
 @contextmanager
 def _named_errors(sources: Mapping[str, Source], draft: Path) -> Iterator[None]:
-    """Settings in published files go to several libraries, each of which fails in its own way where they make no sense:
-    sizes below zero, words for numbers, heads that do not divide a width. Raises CheckpointError instead, and names
-    the sources where an error names the draft, which nobody finds afterwards."""
+    """Settings in published files go to several libraries, and each fails in its own way on impossible ones: sizes
+    below zero, words for numbers, heads that do not divide a width. Raises CheckpointError instead, and names the
+    sources where an error names the draft, which is deleted by then."""
     origin = ", ".join(map(str, sources.values()))
     parts = re.compile(re.escape(str(draft)) + r"(?:/parts/(\w+))?")
     try:
@@ -145,7 +145,7 @@ def _named_errors(sources: Mapping[str, Source], draft: Path) -> Iterator[None]:
 
 @contextmanager
 def _atomic_folder(out: Path) -> Iterator[tuple[Path, Path]]:
-    """A draft folder beside `out` that becomes `out` at the end, and a scratch folder; neither outlives a failure."""
+    """A draft folder beside `out` that becomes `out` at the end, and a scratch folder; a failure deletes both."""
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already", "a new or empty folder", "give another --out")
     out = Path(os.path.abspath(out))
@@ -177,11 +177,11 @@ def export_checkpoint(
     """Write a run in a published layout into a new folder, read it back and compare; returns the folder.
 
     Args:
-        say: gets a line for what stays behind, and for how exact the export is.
+        say: gets a line for each part that the export leaves out, and one on how exact the export is.
 
     Raises:
-        ConfigError, UsageError: what was asked for. CheckpointError: a run that the layout has no place for, or that
-            becomes another model in it. Nothing is left behind then.
+        ConfigError, UsageError: mistakes in the arguments. CheckpointError: a run that the layout cannot hold, or that
+        would be another model in it. No file is left then.
     """
     _check_written(layout)  # before anything slow begins
     model, _, recipe = store.load_run(run, widen=True)
@@ -212,17 +212,17 @@ def _check_written(layout: str) -> None:
 
 
 def writes(layout: type[Foreign]) -> bool:
-    """Whether an importer has a way out."""
+    """Whether an importer can also export."""
     return layout.write is not Foreign.write
 
 
 def layouts_out() -> list[str]:
-    """Layouts that a run can be written in."""
+    """Layouts that a run can be exported to."""
     return [layout for layout in registry.names(ROOM) if writes(registry.find(ROOM, layout))]
 
 
 def _read_back(foreign: Foreign, back: ReadBack, scratch: Path) -> tuple[dict[str, Any], fidelity.Make]:
-    """What an export and its base say they are, as the tree of a recipe; and what makes it of them."""
+    """The recipe of an export with its base, as a tree, and the function that builds it."""
     tree = {**foreign.config.model_dump(mode="json", exclude={"dtype"}), **back.options}
     reader = type(foreign)(configs.validate(type(foreign).Config, tree, "the options of reading back"))
     draft = scratch / "back"

@@ -1,8 +1,8 @@
-"""Nothing counts as exported before it was read back: by our own importer of the kind, and by the library whose layout
-it is, and found to be the model that it was made of.
+"""An export counts only after it was read back, by our own importer of the layout and by the library that owns the
+layout, and gave the numbers of the run.
 
-What differs is refused with the settings that are not the same there, because a layout that has no word for a setting
-drops it without a word.
+An export that differs is refused, and the error names the settings that differ, because a layout drops silently what
+it has no field for.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from mmtune.errors import CheckpointError, MmtuneError
 from mmtune.types import Example, Kind, Media
 
 SHALLOW = 8
-"""Layers up to which the tolerance is that of the type; it grows with deeper models, as rounding does."""
+"""Layers up to which the tolerance is that of the dtype; it grows with deeper models, as rounding errors do."""
 TEXT = "USER: what is this? a red circle"
 
 Make = Callable[[], Any]
 """Makes a run (`Made`), or an encoder with its weights."""
 Read = Callable[[Foreign, ReadBack, Path], tuple[dict[str, Any], Make]]
-"""Reads what was written: what it says it is, as the tree of a recipe; and what makes it. From `carry`."""
+"""Reads an export: gives its recipe as a tree, and the function that builds it. From `convert`."""
 
 
 @dataclass
 class Comparison:
-    """What the run itself says, taken down before anything is written."""
+    """Answers of the run itself, computed before anything is written."""
 
     layout: str
     dtype: torch.dtype
-    """Of what is written."""
+    """Dtype of the export."""
     layers: int
     answers: list[tuple[Question, Answer]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What is not in the layout and does not change what the model is: to be told."""
+    """What the layout leaves out without changing the model: reported to the user."""
     worst: float = 0.0
     """Largest difference so far, as a part of the largest value."""
 
@@ -52,8 +52,8 @@ class Comparison:
         return dtypes.ROUNDING[self.dtype] * max(1.0, self.layers / SHALLOW)
 
     def report(self) -> list[str]:
-        """Lines for whoever exports."""
-        how = f"the same to {self.worst:.1g} of the largest value" if self.worst else "the same to the last digit"
+        """Lines for the person who exports."""
+        how = f"equal to {self.worst:.1g} of the largest value" if self.worst else "equal to the last digit"
         how = f"read back and compared with the run: {how}"
         return [*dict.fromkeys(self.notes), f"written in {dtypes.name_of(self.dtype)}; {how}"]
 
@@ -66,20 +66,20 @@ class Comparison:
         if not bool(ours.isfinite().all()):
             raise CheckpointError(
                 f"{self.layout}: {what} of the run itself are not finite",
-                "a run that works, to compare what is written with it",
+                "a run that works, to compare the export with it",
                 "look at its losses; train it again, or from an earlier state",
             )
         off, scale = float((ours.float() - theirs.float()).abs().max()), max(1.0, float(ours.float().abs().max()))
-        if not off <= scale * self.tolerance:  # also where theirs are no numbers
+        if not off <= scale * self.tolerance:  # also true where theirs are NaN
             raise self._other(f"{what} is off by {off:.2g} of {scale:.2g}", settings)
         self.worst = max(self.worst, off / scale)
 
     def _other(self, what: str, settings: str = "") -> CheckpointError:
         return CheckpointError(
-            f"{self.layout}: loaded back it is another model: {what}"
-            + (f"; not the same: {settings}" if settings else ""),
+            f"{self.layout}: read back, the export is another model: {what}"
+            + (f"; different settings: {settings}" if settings else ""),
             f"the model of the run, to {self.tolerance:.0e}",
-            "the layout has no word for what is named here; keep the run folder, or train without it",
+            "the layout has no field for these settings; keep the run folder, or train without them",
         )
 
     def pictures(self) -> Iterator[tuple[Media, Example, Tensor]]:
@@ -91,10 +91,10 @@ class Comparison:
 def check(comparison: Comparison, foreign: Foreign, run: Opened, folder: Path, scratch: Path, read: Read) -> None:
     """Read an export back and compare it with the run.
 
-    The run is asked first and its weights are let go, so that memory for one model is enough.
+    The run answers first and its weights are freed, so that memory for one model is enough.
 
     Raises:
-        CheckpointError: what was written cannot be read, or is another model.
+        CheckpointError: the export cannot be read, or is another model.
     """
     backs = foreign.read_back(run, folder, scratch)
     heard: dict[str, Heard] = {}
@@ -113,12 +113,12 @@ def check(comparison: Comparison, foreign: Foreign, run: Opened, folder: Path, s
         except MmtuneError as error:
             settings = _settings_unlike(run, back, tree)
             raise CheckpointError(
-                f"{comparison.layout}: what was written cannot be read back: {error.seen}"
-                + (f"; not the same: {settings}" if settings else ""),
+                f"{comparison.layout}: the export cannot be read back: {error.seen}"
+                + (f"; different settings: {settings}" if settings else ""),
                 error.expected,
-                "the layout has no word for what is named here; keep the run folder, or train without it"
+                "the layout has no field for these settings; keep the run folder, or train without them"
                 if settings
-                else error.hint or "keep the run folder; the layout has no place for this run",
+                else error.hint or "keep the run folder; the layout cannot hold this run",
             ) from error
         if isinstance(made, Made):
             _whole(comparison, run, back, made)
@@ -130,7 +130,7 @@ def check(comparison: Comparison, foreign: Foreign, run: Opened, folder: Path, s
 
 
 Heard = dict[Kind, tuple[Tensor, Tensor]]
-"""Kind of item to what an encoder is given of a probe, and its tokens."""
+"""Kind of item to the prepared probe and the encoder's tokens for it."""
 
 
 def _hear(encoder: Any) -> Heard:
@@ -138,18 +138,18 @@ def _hear(encoder: Any) -> Heard:
 
 
 def _encoder(comparison: Comparison, run: Opened, branch: str, made: Any, heard: Heard) -> None:
-    """An encoder that was read back alone."""
+    """Compare an encoder that was read back alone."""
     settings = _unlike(run.recipe.model.branches[branch].encoder, made.config)
     for kind, (item, tokens) in heard.items():
         if kind not in made.kinds:
             raise comparison._other(f"branch {branch} takes no {kind}", settings)
         again, seen = probe.features(made, probe.item(run.model.branches[branch].encoder, kind))
-        comparison.close(f"what the encoder of {branch} is given of a probe ({kind})", item, again, settings)
+        comparison.close(f"the input of the encoder of {branch} for a probe ({kind})", item, again, settings)
         comparison.close(f"the features of {branch} for a probe ({kind})", tokens, seen, settings)
 
 
 def _whole(comparison: Comparison, run: Opened, back: ReadBack, made: Made) -> None:
-    """A run that was read back whole."""
+    """Compare a run that was read back whole."""
     model, recipe = made.model, made.recipe
     _say_prompt(comparison, run, back, recipe)
     _same_words(comparison, run.model, model)
@@ -168,7 +168,7 @@ def _whole(comparison: Comparison, run: Opened, back: ReadBack, made: Made) -> N
             continue
         if question.kind not in model.branches[there].kinds:
             comparison.notes.append(
-                f"branch {question.branch}: {question.kind} is not part of the layout and stays behind"
+                f"branch {question.branch}: {question.kind} is not part of the layout and is left out"
             )
             continue
         what = f"branch {question.branch} ({question.kind})"
@@ -177,7 +177,7 @@ def _whole(comparison: Comparison, run: Opened, back: ReadBack, made: Made) -> N
             raise comparison._other(f"{what} takes {mine} in the run and {other} there", settings)
         again = probe.ask(model, question, there)
         if answer.item is not None and again.item is not None:
-            comparison.close(f"{what}: what the encoder is given of a probe", answer.item, again.item, settings)
+            comparison.close(f"{what}: the input of the encoder for a probe", answer.item, again.item, settings)
         if answer.seen is not None and again.seen is not None:
             comparison.close(f"{what}: the features of a probe", answer.seen, again.seen, settings)
         _compare(comparison, f"{what}: the logits for a probe", answer, again, settings)
@@ -188,7 +188,7 @@ def _compare(comparison: Comparison, what: str, ours: Answer, theirs: Answer, se
         raise comparison._other(
             f"{what}: {len(ours.example)} tokens in the run and {len(theirs.example)} there", settings
         )
-    words = min(ours.logits.shape[1], theirs.logits.shape[1])  # a mark for pictures may have been added
+    words = min(ours.logits.shape[1], theirs.logits.shape[1])  # the export may have a token more, for pictures
     comparison.close(what, ours.logits[:, :words], theirs.logits[:, :words], settings)
 
 
@@ -243,7 +243,7 @@ def _parts_unlike(ours: Any, theirs: Any) -> str:
 
 
 def _words_unlike(run: Opened, there: Any) -> str:
-    """What of the language model a layout may have dropped: tuners, and weights that trained without one."""
+    """Parts of the language model that a layout may have dropped: tuners, and weights that trained without one."""
     tuned = {name for names in run.model.tuned.values() for name in names}
     groups = store.groups_of(run.model, run.recipe)
     trained = [n for named in groups.values() for n, _ in named if n.startswith("llm.") and n not in tuned]

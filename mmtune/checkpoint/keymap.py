@@ -31,7 +31,7 @@ class Rule:
     theirs: str
     ours: str
     into: Turn | None = None
-    """Applied when a tensor comes in; its inverse must be given as `out`."""
+    """Applied to a tensor on import; `out` must be its inverse."""
     out: Turn | None = None
     optional: bool = False
     """Whether the rule may match nothing: published checkpoints of one kind differ in such tensors."""
@@ -72,7 +72,7 @@ class KeyMap:
     def __init__(self, rules: Sequence[Rule], ignore: Sequence[str] = ()) -> None:
         self.rules = tuple(rules)
         self.ignore = tuple(_compile(pattern) for pattern in ignore)
-        """Names on their side that carry nothing, such as stored position counts."""
+        """Names on their side that are ignored, such as stored position counts."""
 
     def into(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their names -> ours.
@@ -97,7 +97,7 @@ class KeyMap:
         return traced.tensors
 
     def trace(self, tensors: Mapping[str, Tensor], reverse: bool = False) -> Traced:
-        """As `into` (or `out`, with `reverse`), but mistakes are returned with what could be turned."""
+        """As `into` (or `out`, with `reverse`), but mistakes are returned beside the tensors that have a new name."""
         result = Traced()
         used: set[int] = set()
         for name, tensor in tensors.items():
@@ -130,13 +130,13 @@ class KeyMap:
 
 @dataclass
 class Traced:
-    """What a table made of some tensors, right or wrong."""
+    """The result of a table for some tensors, mistakes included."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """New name to tensor."""
     names: dict[str, str] = field(default_factory=dict)
     """New name to old."""
     strange: list[str] = field(default_factory=list)
-    """Names without a rule, with several, or of a shape that cannot be turned."""
+    """Names without a rule, with several, or of a shape that cannot be converted."""
     idle: list[str] = field(default_factory=list)
-    """Rules that had to match something and did not."""
+    """Required rules that matched no tensor."""

@@ -1,4 +1,4 @@
-"""What a model is asked so that two of them can be compared: one made-up item of each kind that it takes, and text.
+"""Questions by which two models are compared: one synthetic item of each kind that the model takes, and text.
 
 Pictures are neither square nor of the encoder's size, with all colours apart, so that resizing, cropping, order of
 channels and statistics all show. Answers are logits, in float32.
@@ -20,7 +20,7 @@ from mmtune.model import MultimodalModel
 from mmtune.types import IGNORE, Example, Kind, Media, Slot
 
 WORDS = 6
-"""Tokens of text before an item, and as many behind it."""
+"""Tokens of text before an item, and as many after it."""
 FRAMES = 3
 """Most frames of a video."""
 CLIPS = 1.5
@@ -30,27 +30,27 @@ POINTS = 300
 
 @dataclass
 class Question:
-    """One thing that a model is asked."""
+    """One question."""
 
     branch: str | None
     """None for text alone."""
     kind: Kind | None
     media: Media | None
     words: tuple[Tensor, Tensor]
-    """Ids before and behind the item."""
+    """Ids before and after the item."""
 
 
 @dataclass
 class Answer:
-    """What a model made of a question."""
+    """The answer of a model to a question."""
 
     item: Tensor | None
-    """What the encoder is given, or features where the comparing begins behind it."""
+    """The input of the encoder, or features where the comparison leaves the encoder out."""
     example: Example
     logits: Tensor
     """float32 [T,V]"""
     seen: Tensor | None = None
-    """Tokens of the encoder [F,N,E], where it was asked: gates that are still shut hide them from the logits."""
+    """Tokens of the encoder [F,N,E], where it ran: fusion gates that are still zero hide them from the logits."""
 
 
 def questions(model: MultimodalModel) -> list[Question]:
@@ -64,7 +64,7 @@ def questions(model: MultimodalModel) -> list[Question]:
 
 
 def item(encoder: Any, kind: Kind) -> Media:
-    """A made-up item, always the same for an encoder."""
+    """A synthetic item, always the same for an encoder."""
     generator = torch.Generator().manual_seed(1)
     if kind in ("image", "video"):
         pixels = getattr(encoder, "pixels", None) or getattr(getattr(encoder, "inner", None), "pixels", None)
@@ -94,11 +94,11 @@ def _words(model: MultimodalModel, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def ask(model: MultimodalModel, question: Question, branch: str | None, apart: bool = False) -> Answer:
-    """What a model says to a question.
+    """The answer of a model to a question.
 
     Args:
-        branch: the branch that is asked, which may have another name in another model.
-        apart: give the connector random features instead of asking the encoder.
+        branch: the branch that takes the item; its name may differ from model to model.
+        apart: give the connector random features instead of running the encoder.
     """
     before, behind = question.words
     slots: tuple[Slot, ...] = ()
@@ -125,7 +125,7 @@ def ask(model: MultimodalModel, question: Question, branch: str | None, apart: b
 
 
 def features(encoder: Any, media: Media) -> tuple[Tensor, Tensor]:
-    """(what an encoder is given, its tokens [F,N,E]) for an item."""
+    """(the input of an encoder, its tokens [F,N,E]) for an item."""
     given = encoder.prepare(media)
     return given, encode_item(encoder, given).float()
 
@@ -137,7 +137,7 @@ def _features(encoder: Any) -> Tensor:
 
 
 def settings(section: Any) -> Iterator[tuple[str, Any]]:
-    """The settings of a part as (dotted name, value), without those that only say where it lies or how fast it is."""
+    """The settings of a part as (dotted name, value), without paths and without settings of speed."""
     for key, value in section.items():
         if key in ELSEWHERE:
             continue

@@ -1,8 +1,8 @@
-"""Folders that are either whole or not there.
+"""Folders that are either complete or absent.
 
 A sealed folder is written beside its final place, flushed to the disk, closed by a manifest of SHA-256 digests as
-its last file, and only then renamed. Whoever reads it checks every digest first: safetensors finds a file cut short
-but not a flipped bit. The price is one more pass over the bytes, about a second per gigabyte.
+its last file, and only then renamed. Every reader checks the digests first: safetensors detects a truncated file but
+not a flipped bit. The price is one more pass over the bytes, about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _beside(folder: Path, what: str) -> Path:
 def write(folder: Path, fill: Callable[[Path], None]) -> None:
     """Make or replace a sealed folder.
 
-    `fill` writes the files into the empty folder it is given. When anything fails the draft is removed and what
-    lay at `folder` before still lies there; a process killed half way leaves the old one loadable by `find`.
+    `fill` writes the files into the empty folder it is given. When anything fails, the draft is removed and the
+    previous `folder` is unchanged; a process killed half way leaves the previous one, which `find` still finds.
     """
     draft, old = _beside(folder, "draft"), _beside(folder, "old")
     if not folder.parent.is_dir():
@@ -57,7 +57,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             flush(inner)
         flush(draft)
         if os.path.lexists(folder):
-            # a kill between the two renames leaves `old` the only whole one: it goes only when another is here
+            # a kill between the two renames leaves `old` as the only complete one: deleted only when another is here
             remove(old)
             os.rename(folder, old)
         os.rename(draft, folder)
@@ -75,9 +75,9 @@ def _manifest(digests: dict[str, dict[str, object]]) -> str:
 
 
 def recover(folder: Path) -> None:
-    """Clear away what a killed `write` left beside a folder; where only the older one is left, it comes back.
+    """Delete what a killed `write` left beside a folder; if only the previous folder is left, it is restored.
 
-    For whoever alone may write the folder.
+    Only for the process that holds the folder's lock.
     """
     whole = find(folder)
     if whole != folder:
@@ -88,7 +88,7 @@ def recover(folder: Path) -> None:
 
 
 def faults(folder: Path) -> list[str]:
-    """What is wrong with a sealed folder, in words; empty when every file has the bytes it was sealed with."""
+    """Mistakes of a sealed folder, in words; empty when every file has the bytes that were sealed."""
     seal = folder / MANIFEST
     if not folder.is_dir():
         return [f"{folder.name}: not there"]
@@ -100,7 +100,7 @@ def faults(folder: Path) -> list[str]:
         known = {name: (entry["sha256"], entry["bytes"]) for name, entry in listed.items()}
         if any(name.startswith("/") or ".." in name.split("/") for name in known):
             raise ValueError("names outside the folder")
-        # nothing signs the manifest itself, so every byte of it has to be one that `write` would write
+        # the manifest has no digest itself, so it has to be byte for byte what `write` would write
         if text != _manifest(listed):
             raise ValueError("not as it was written")
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def faults(folder: Path) -> list[str]:
             found.append(f"{name}: missing")
         elif path.stat().st_size != size or file_digest(path) != digest:
             found.append(f"{name}: its bytes are not those that were sealed")
-    # pipes and links to anything, too: whoever reads all files of a pattern would wait for them
+    # this finds pipes and links, too: a reader of all files of a pattern would wait for them
     inside = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     here = {path.relative_to(folder).as_posix() for path in inside} - {MANIFEST}
     found += [f"{name}: not in the manifest" for name in sorted(here - set(known))]
@@ -122,6 +122,6 @@ def faults(folder: Path) -> list[str]:
 
 
 def find(folder: Path) -> Path:
-    """The folder, or the older one beside it when a process was killed between the two renames of `write`."""
+    """The folder, or the previous one beside it when a process was killed between the two renames of `write`."""
     old = _beside(folder, "old")
     return old if old.is_dir() and not folder.exists() else folder

@@ -5,10 +5,10 @@
       base.yaml                    each frozen part: where it comes from and its checksum; package versions
       weights/<group>.safetensors  only what was trained, by full parameter name; sealed
       card.md                      what it is
-      state/                       only if the run is to go on
+      state/                       what a resumed run needs
 
 Frozen weights are not stored again. Their checksum is taken over the tensors as they are in memory, so it also
-catches a loader that reads the same file into other numbers; the price is one pass over the weights on loading.
+detects a loader that reads the same file into other numbers; the price is one pass over the weights on loading.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Groups = Mapping[str, list[tuple[str, Parameter]]]
 
 REST = "_rest"
-"""File for tensors that no group trains and no base holds: a connector that stays as drawn, running statistics."""
+"""File for tensors that no group trains and no base holds: a random connector that is frozen, running statistics."""
 
 _PACKAGES = ("torch", "transformers", "open_clip_torch", "timm", "peft", "safetensors", "accelerate")
 
@@ -51,7 +51,7 @@ def groups_of(model: nn.Module, recipe: Recipe) -> Groups:
 
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The components that may come from elsewhere, by their full name: every encoder, and the LLM."""
+    """The components that may have pretrained weights, by their full name: every encoder, and the LLM."""
     found = {f"branches.{name}.encoder": branch.encoder for name, branch in model.branches.items()}
     return {**found, "llm": model.llm}
 
@@ -60,13 +60,13 @@ def _split(model: nn.Module, groups: Groups) -> tuple[dict[str, dict[str, Tensor
     """All tensors of the model as ({part: frozen tensors from a base}, the rest); trained ones are in neither."""
     state = model.state_dict(keep_vars=True)
     trained = {id(parameter) for named in groups.values() for _, parameter in named}
-    # what tuners added is in no base, also where it does not train any more
+    # parameters that tuners added are in no base, even where they are frozen
     added = {name for names in model.tuned.values() for name in names}
     bases: dict[str, dict[str, Tensor]] = {}
     claimed: set[str] = set()
     for part, module in parts(model).items():
         names = [name for name in state if name.startswith(part + ".") and name not in added]
-        # running statistics of a part that trains move with it, so they are not the base's any more
+        # running statistics of a part that trains change with it, so they do not belong to the base
         moving = any(id(parameter) in trained for parameter in module.parameters())
         frozen = {
             name: state[name]
@@ -83,7 +83,7 @@ def digest(tensors: Mapping[str, Tensor], held: torch.dtype | None = None) -> st
     """SHA-256 over names, types, shapes and bytes, in the order of the names.
 
     Args:
-        held: type that floating tensors are turned to first: that in which a widened part was taken down.
+        held: dtype to which floating tensors are converted first: that of a widened part when its digest was made.
     """
     each = ((name, files_of.whole(tensors[name].detach()).cpu()) for name in sorted(tensors))
     if held is not None:
@@ -92,7 +92,7 @@ def digest(tensors: Mapping[str, Tensor], held: torch.dtype | None = None) -> st
 
 
 def marks_of(model: nn.Module, groups: Groups) -> dict[str, int]:
-    """A quick sum over each frozen part, to see that none has moved; see `tensors.mark`."""
+    """A quick checksum of each frozen part, to detect a change; see `tensors.mark`."""
     bases, _ = _split(model, groups)
     return {part: files_of.mark(tensors) for part, tensors in bases.items()}
 
@@ -103,7 +103,7 @@ def base_of(
     """What each frozen part is and where it comes from: the content of base.yaml under `parts`.
 
     Args:
-        held: part to the type in which its checksum is taken, where it is held in another one here.
+        held: part to the dtype in which its checksum is computed, where the part has another one in memory.
     """
     bases, _ = _split(model, groups)
     configured = {f"branches.{name}.encoder": branch.encoder for name, branch in recipe.model.branches.items()}
@@ -124,7 +124,7 @@ def base_of(
 
 
 def trained_tensors(model: nn.Module, groups: Groups) -> dict[str, dict[str, Tensor]]:
-    """What a run has to store, by file: one entry for each group, and `_rest` where there is something for it."""
+    """The tensors that a run stores, by file: one entry for each group, and `_rest` for others, if there are any."""
     files: dict[str, dict[str, Tensor]] = {group: dict(named) for group, named in groups.items()}
     _, rest = _split(model, groups)
     if rest:
@@ -133,7 +133,7 @@ def trained_tensors(model: nn.Module, groups: Groups) -> dict[str, dict[str, Ten
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a number may depend on."""
+    """Versions of everything that may change a result."""
     found = {"mmtune": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -162,12 +162,12 @@ def start_run(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
 
 
 def _portable(tree: Any, out: Path) -> Any:
-    """A tree of settings as it may be handed on: no path of this machine for what lies in the run, and no secrets."""
+    """A tree of settings that can be shared: paths inside the run are relative to it, and secrets are left out."""
     return without_secrets(paths.to_here(tree, out))
 
 
 def write_recipe(out: Path, recipe: Recipe, base: Mapping[str, Any]) -> None:
-    """Write base.yaml, then recipe.yaml, whose presence says that there is a run."""
+    """Write base.yaml, then recipe.yaml, which marks the folder as a run."""
     made = versions()
     head = f"# resolved by mmtune {made['mmtune']}; versions are in base.yaml\n"
     disk.write_file(out / "base.yaml", configs.dump({"versions": made, "parts": _portable(dict(base), out)}))
@@ -182,12 +182,12 @@ def write_copy(
     base: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a run folder of its own, inside another one, with these tensors: the same recipe at another moment.
+    """Write a separate run folder inside another one, with these tensors: the same recipe at another step.
 
     Args:
-        run: the folder of the run, whose copies of prompts are taken.
+        run: the folder of the run, whose copies of prompts are used.
 
-    Raises CheckpointError: the disk took no more.
+        Raises CheckpointError: the folder could not be written.
     """
     try:
         disk.folder(out)
@@ -221,7 +221,7 @@ def write_weights(
     """Replace weights/ and card.md by these tensors, by file.
 
     Raises:
-        CheckpointError: the disk took no more; the earlier weights are untouched.
+        CheckpointError: the weights could not be written; the earlier weights are untouched.
     """
 
     def fill(draft: Path) -> None:
@@ -241,7 +241,7 @@ def write_weights(
 
 
 def save_run(out: Path | str, model: MultimodalModel, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-    """Write a whole run folder for a model in memory, without a state to go on from.
+    """Write a complete run folder for a model in memory, without a state to resume from.
 
     Args:
         facts: lines for the card, such as the number of steps.
@@ -270,18 +270,18 @@ def load_run(
     allow_code: Iterable[str] = (),
     widen: bool = False,
 ) -> tuple[MultimodalModel, Processor, Recipe]:
-    """Read a run folder back: base parts from where they come from, then what was trained.
+    """Read a run folder back: base parts from their sources, then the trained weights.
 
     Args:
         path: the folder; `mmtune:NAME` is one inside the package.
         device: `auto` takes an accelerator where there is one.
-        allow_code: classes outside mmtune that the model may be made of, see `mmtune.registry.allow`.
-        widen: open the language model in float32 whatever the recipe says, so that no digit of what is stored is lost.
+        allow_code: classes outside mmtune that may be imported, see `mmtune.registry.allow`.
+        widen: open the language model in float32 whatever the recipe says, so that no digit of the weights is lost.
 
     Raises:
         ConfigError: a class outside mmtune that is not allowed.
         CheckpointError: no weights yet; a damaged file; names missing, unexpected or misshapen (listed together);
-            a base part that is not the one this run was trained on.
+        a base part that differs from the one that this run was trained on.
     """
     from mmtune import model as models
 
@@ -313,7 +313,7 @@ def processor_for(
 
     Args:
         prompt: name or path of a template; the one for chat when not given.
-        run: a run folder, whose own copy of a template given by path is taken first.
+        run: a run folder, whose copy of a template given by path is preferred.
     """
     from mmtune import prompt as prompts
     from mmtune.processor import Processor
@@ -340,14 +340,14 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
         raise CheckpointError(
             seen=f"{path} has no weights yet",
             expected="a run that has saved at least once",
-            hint=f"go on with: mmtune train --resume {path}",
+            hint=f"mmtune train --resume {path}",
         )
     damage = seal.faults(folder)
     if damage:
         raise CheckpointError(
             seen=f"{folder} is damaged: {'; '.join(damage)}",
             expected="the files that were sealed when the run was saved",
-            hint=f"train on from the last whole state (mmtune train --resume {path}), or copy the folder again",
+            hint=f"resume from the last complete state (mmtune train --resume {path}), or copy the folder again",
         )
     found = {file.stem: renamed.tensors(weights_file.read(file)) for file in sorted(folder.glob("*.safetensors"))}
     for name, tensors in found.items():
@@ -358,7 +358,7 @@ def load_weights(path: Path, model: MultimodalModel, groups: Groups) -> None:
 def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int, list[str]]:
     """Copy the trained weights of another run into a model, whatever groups either of them has.
 
-    What comes in float32 is held in float32 from now on.
+    Weights that were saved in float32 stay in float32.
 
     Returns:
         Number of tensors taken, and names of trainable parameters that the other run has no weights for.
@@ -379,7 +379,7 @@ def start_from(path: Path | str, model: nn.Module, groups: Groups) -> tuple[int,
     if frozen := sorted(found.keys() & {name for held in bases.values() for name in held}):
         raise CheckpointError(
             seen=f"{path} trained {', '.join(frozen[:4])}{', ...' if len(frozen) > 4 else ''}, which is frozen here",
-            expected="a base that is left as it came",
+            expected="a base that stays unchanged",
             hint="name these parameters in a group; one with a tiny learning rate will do",
         )
     state = model.state_dict(keep_vars=True)
@@ -404,7 +404,7 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
         wrong += [f"unexpected: {name} ({file})" for name in sorted(set(have) - set(want))]
         for name in sorted(set(want) & set(have)):
             ours, theirs = want[name], have[name]
-            # what was trained in float32 may be used in two bytes, as the recipe loads it; any other type is a mistake
+            # weights trained in float32 may be used in two bytes, if the recipe says so; other dtypes are a mistake
             pair = {ours.dtype, theirs.dtype}
             fits = len(pair) == 1 or pair == {torch.float32, torch.bfloat16}
             fits |= (theirs.dtype, ours.dtype) == (torch.float32, torch.float16)
@@ -433,7 +433,7 @@ def _read_base(path: Path) -> dict[str, dict[str, Any]]:
             entry["sha256"], entry["from"] = str(entry["sha256"]), str(entry["from"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            seen=f"{file} cannot be read: {error}", expected="where the frozen parts come from, with checksums"
+            seen=f"{file} cannot be read: {error}", expected="the sources of the frozen parts, with checksums"
         ) from error
     return stored
 
@@ -449,8 +449,8 @@ def _check_base(path: Path, here: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     if wrong:
         raise CheckpointError(
-            seen="frozen parts are not those this run was trained on:\n  " + "\n  ".join(wrong),
-            expected="the same base weights, to the bit",
+            seen="frozen parts differ from those that this run was trained on:\n  " + "\n  ".join(wrong),
+            expected="the same base weights, bit for bit",
             hint="get the weights named above in the version that base.yaml names",
         )
 

@@ -1,7 +1,7 @@
-"""Tensors to a safetensors file, piece by piece: no second copy in memory, and every write goes through `disk.put`.
+"""Writes tensors to a safetensors file one by one, without a second copy in memory, through `disk.put`.
 
-Layout: eight bytes with the length of the header (little endian), a JSON header of name to type, shape and place, then
-the values, as the format's own description says. Reading is left to the safetensors package.
+Layout: eight bytes with the length of the header (little endian), a JSON header of name to dtype, shape and offsets,
+then the values, as the description of the format says. The safetensors package reads such files.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _ALIGN = 8
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor as it is, or put together where it is cut over ranks; every rank has to call this."""
+    """A tensor as it is, or gathered where it is sharded over ranks; every rank has to call this."""
     put = getattr(tensor, "full_tensor", None)
     return put() if put else tensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor as another one is held: on its device, and this rank's part of it where that is cut over ranks."""
+    """A full tensor laid out as another one: on its device, and this rank's part where that is sharded over ranks."""
     mesh = getattr(other, "device_mesh", None)
     if mesh is None:
         return tensor.to(other.device)
@@ -43,12 +43,12 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def snapshot(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Copies in main memory, which nothing that trains can reach.
+    """Copies in main memory, independent of the tensors that train.
 
-    A tensor that is sharded over ranks is put together here, so every rank has to call this with the same names.
+    A tensor that is sharded over ranks is gathered, so every rank has to call this with the same names.
 
     Args:
-        keep: false on a rank that only lends its part: it copies nothing.
+        keep: false on a rank that only contributes its shard: it copies nothing.
     """
     copies = {}
     for name, tensor in tensors.items():
@@ -67,7 +67,7 @@ def write(
     """Write tensors to a file that `safetensors.torch.load_file` reads, one after the other.
 
     Args:
-        dtype: type that floating tensors are written in; none keeps each one's own.
+        dtype: dtype of floating tensors in the file; None keeps that of each tensor.
         metadata: texts for the header.
 
     Raises OSError.
@@ -103,9 +103,9 @@ def write(
 
 
 def mark(tensors: Mapping[str, Tensor]) -> int:
-    """A sum over the bits of tensors, made where they lie: quick, and another one after any single change.
+    """A sum over the bits of tensors, computed on their device: quick, and different after any single change.
 
-    It tells that something moved; that nothing did takes a digest.
+    A different sum proves a change; only a digest proves that there was none.
     """
     total = 0
     for tensor in tensors.values():

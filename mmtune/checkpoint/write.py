@@ -1,4 +1,4 @@
-"""Files of a base part, or of a published layout, into a folder that is there and empty."""
+"""Writes files of a base part, or of a published layout, into an existing empty folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmtune.checkpoint.foreign.base import Exported, Part, is_file_name
 from mmtune.errors import CheckpointError
 
 FORMAT = {"format": "pt"}
-"""What transformers wants to be told by a safetensors file."""
+"""Metadata that transformers expects in a safetensors file."""
 
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Trees as JSON, texts, and copies of files, by name. Raises CheckpointError for what is no plain file name."""
+    """Trees as JSON, texts, and copies of files, by name. Raises CheckpointError unless each is a plain file name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         _require_plain(name)
@@ -43,7 +43,7 @@ def write_export(exported: Exported, folder: Path, dtype: str = "float32") -> No
     Args:
         dtype: the one type of all floating tensors.
 
-    Raises CheckpointError for numbers that are not finite, or are not any more in that type.
+    Raises CheckpointError for numbers that are not finite, or that are not finite in that dtype.
     """
     files, kind = dict(exported.files), dtypes.TYPES[dtype]
     if isinstance(hf_config := files.get("config.json"), dict):
@@ -64,7 +64,7 @@ def _require_plain(name: str) -> None:
 
 
 def _plain(tree: Any, dtype: torch.dtype) -> Any:
-    """Tensors of their own on the CPU, so that neither views nor ties make a pickled file larger."""
+    """Independent tensors on the CPU, so that neither views nor ties make a pickled file larger."""
     if isinstance(tree, Mapping):
         return {key: _plain(value, dtype) for key, value in tree.items()}
     if not isinstance(tree, Tensor):
