@@ -156,7 +156,7 @@ def test_every_command_has_its_help() -> None:
 @pytest.mark.parametrize("columns", ["60", "140"])
 def test_paragraphs_of_the_help_are_as_wide_as_the_terminal(columns: str) -> None:
     text = CliRunner().invoke(cli.app, ["data", "convert", "--help"], env={"COLUMNS": columns}).output
-    lines = text[text.index("SOURCE is told") :].partition("╭")[0].strip().splitlines()
+    lines = text[text.index("SOURCE is recognised") :].partition("╭")[0].strip().splitlines()
     words = [line.split() for line in lines]
     for line, following in zip(lines, words[1:], strict=False):
         assert len(line.rstrip()) + len(following[0]) >= int(columns) - 4, f"cut before its end: {line}"

@@ -188,8 +188,7 @@ def _check_prompts(recipe: Recipe, model: models.MultimodalModel) -> None:
             fitting.append(prompt)
     (prompt, error), *_ = wrong.values()
     raise ConfigError(
-        f"{' and '.join(wrong)}: the tokenizer of the language model cannot serve the prompt {prompt!r}: "
-        f"{error.seen}",
+        f"{' and '.join(wrong)}: the tokenizer of the language model cannot serve the prompt {prompt!r}: {error.seen}",
         f"a prompt that it can serve: {', '.join(fitting) or 'none of the shipped ones'}",
         f"--option prompt={fitting[0] if fitting else 'PATH'} where the kind has this option, or "
         + " ".join(f"--set {key}={fitting[0] if fitting else 'PATH'}" for key in wrong),

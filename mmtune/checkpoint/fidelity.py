@@ -53,7 +53,7 @@ class Comparison:
 
     def report(self) -> list[str]:
         """Lines for the person who exports."""
-        how = f"equal to {self.worst:.1g} of the largest value" if self.worst else "equal to the last digit"
+        how = f"the same to {self.worst:.1g} of the largest value" if self.worst else "the same to the last digit"
         how = f"read back and compared with the run: {how}"
         return [*dict.fromkeys(self.notes), f"written in {dtypes.name_of(self.dtype)}; {how}"]
 

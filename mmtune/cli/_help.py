@@ -1,4 +1,4 @@
-"""How the help of a command reads: paragraphs as wide as the terminal, and what an option takes in plain words."""
+"""The help of a command: paragraphs as wide as the terminal, and the values of each option in plain words."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 TAKES = {"int": "N", "float": "NUMBER", "Path": "PATH", "str": "TEXT"}
-"""What stands behind an option of a type, where it has no word of its own."""
+"""Placeholder for the value of an option, by type, where the option sets no metavar."""
 
 
 def _plain(params: list[Any]) -> list[Any]:
-    """Without the names of Python's types: an option says what it takes, a flag and an argument nothing."""
+    """Replace the names of Python's types by placeholders; flags and arguments show none."""
     for param in params:
         if isinstance(param, TyperArgument):
             param.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
@@ -25,7 +25,7 @@ def _plain(params: list[Any]) -> list[Any]:
 
 
 class Command(TyperCommand):
-    """A command whose help has no line ends of its source."""
+    """A command whose help is wrapped again, without the line breaks of the docstring."""
 
     def __init__(self, *args: Any, help: str | None = None, **more: Any) -> None:
         super().__init__(*args, help=re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(help or "")), **more)
@@ -42,7 +42,7 @@ class Group(TyperGroup):
 
 
 class App(typer.Typer):
-    """An app of these."""
+    """An app with such commands."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(cls=Group, **more)

@@ -27,23 +27,23 @@ def chat(
     points: Annotated[list[str] | None, typer.Option(metavar="PATH", help="A point cloud; `-` reads a pipe.")] = None,
     attach: Annotated[
         list[str] | None,
-        typer.Option("-a", "--attach", metavar="PATH", help="Any of these, told by its content, in the order given."),
+        typer.Option("-a", "--attach", metavar="PATH", help="Any of these, recognised by content, in order."),
     ] = None,
-    go_on: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")] = False,
+    go_on: Annotated[bool, typer.Option("-c", "--continue", help="Continue the last conversation.")] = False,
     expert: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[:K=V]", help="Who else looks at the media, as ocr; see `mmtune list experts`."),
+        typer.Option(metavar="NAME[:K=V]", help="A program that reads the media too; see `mmtune list experts`."),
     ] = None,
     experts_of_run: Annotated[
         bool, typer.Option("--experts-of-run", help="With the experts that the recipe of the run names.")
     ] = False,
-    no_experts: Annotated[bool, typer.Option("--no-experts", help="Without them, and without a word on it.")] = False,
+    no_experts: Annotated[bool, typer.Option("--no-experts", help="Without them, and without a note.")] = False,
     system: Annotated[str | None, typer.Option("-s", "--system", help="Text of a system turn.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0: the likeliest token each time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes a drawn answer repeatable; 0 if not given.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON record: answer, tokens, times, media.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Numbers on stderr after the answer.")] = False,
     limit: MediaLimit = None,
@@ -54,7 +54,7 @@ def chat(
     Without RUN it takes the small model inside the package. Media stand before the question: images first, then
     videos, sounds, points, what -a names, and files named without an option.
 
-    A question may name a file too. What is piped in beside a question is quoted in front of it.
+    A question may name a file too. Text that is piped in beside a question is quoted before it.
     """
     if limit:
         raise UsageError(seen=f"--limit {limit[0]}", expected="NAME=VALUE", hint="--limit wall_seconds=300")
@@ -105,7 +105,8 @@ def evaluate(
     other_media: Annotated[bool, typer.Option("--other-media", help="Control: media of another sample.")] = False,
     all_controls: Annotated[bool, typer.Option("--all-controls", help="The plain run and every control.")] = False,
     expert: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:K=V]", help="Ask without and with what it finds, as ocr.")
+        list[str] | None,
+        typer.Option(metavar="NAME[:K=V]", help="Ask without and with its findings, as ocr."),
     ] = None,
     kind: Annotated[
         list[str] | None, typer.Option("--type", metavar="TYPE", help="Only questions of this type, as text.")

@@ -26,7 +26,7 @@ def import_(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder to write.")] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An oddity of the published weights, by its name.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the layout, see --list.")
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the recipe of the run.")
@@ -68,8 +68,8 @@ def export(
 ) -> None:
     """Write a run in a published layout, for the programs that read that.
 
-    A layout has a place for some parts only. Of recipes by `mmtune init`, videos with --method lora --connector pool
-    can leave as pllava, pictures with --connector mlp and the method connector, lora or full as llava_hf.
+    A layout can hold some parts only. Of recipes by `mmtune init`, videos with --method lora --connector pool
+    can be exported as pllava, pictures with --connector mlp and the method connector, lora or full as llava_hf.
     """
     from mmtune.commands import export as command
 
@@ -77,6 +77,6 @@ def export(
         raise UsageError(
             seen="mmtune export without " + " and ".join(["--layout"] * (layout is None) + ["--out"] * (out is None)),
             expected="mmtune export RUN --layout LAYOUT --out FOLDER, with one of " + ", ".join(command.layouts()),
-            hint="pllava for videos behind the connector pool, llava_hf for pictures behind mlp; mmtune export --help",
+            hint="pllava for videos with the connector pool, llava_hf for pictures with mlp; mmtune export --help",
         )
     command.run(run, layout, out, option or [])

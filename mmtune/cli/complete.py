@@ -1,4 +1,4 @@
-"""What the tab key offers: names read from folders. Nothing of a name is imported, so that a shell does not wait."""
+"""Shell completion: names read from folders, without importing them, so that the shell does not wait."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ recipes = builtins("recipes")
 
 
 def rooms(incomplete: str) -> list[str]:
-    """Rooms, shelves, and the sections of a recipe."""
+    """Rooms, folders of built-in files, and the sections of a recipe."""
     return _starting((*registry.ROOMS, *registry.BUILTINS, "sections"), incomplete)
 
 
@@ -42,7 +42,7 @@ def entries(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def methods(incomplete: str) -> list[str]:
-    """What `mmtune init --method` takes."""
+    """Values of `mmtune init --method`."""
     return _starting(("connector", "lora", "full", "adapter_v2"), incomplete)
 
 

@@ -40,12 +40,12 @@ def data_make(
 @data_app.command("convert")
 def data_convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file of records, a folder, or an address.")],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="For the shards; a folder of their own, or an address.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="For the shards: a separate folder, or an address.")],
     media: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FOLDER",
-            help="What names of media are relative to, and may not leave. Repeat. Else the folder of SOURCE.",
+            help="Folder with the media; names may not lead out of it. Repeat. Else the folder of SOURCE.",
         ),
     ] = None,
     form: Annotated[
@@ -71,15 +71,15 @@ def data_convert(
         float, typer.Option(min=0.001, max=1000, help="Frames/s of a video given as pictures, without `fps`.")
     ] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the shards are the same with any number.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a conversion that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a conversion that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the shards of an earlier one first.")] = False,
 ) -> None:
     """Make shards of records and their media.
 
-    SOURCE is told by its content: a JSON list, JSON lines, CSV or TSV with column names, parquet, a data set of
+    SOURCE is recognised by its content: a JSON list, JSON lines, CSV or TSV with column names, parquet, a data set of
     Hugging Face on disk, or a folder of media with .txt or .json beside them. Records may be conversations (LLaVA,
     ShareGPT, chat messages), questions and answers, or captions. Media are names, addresses file:// and data:, base64,
-    or bytes; a list of pictures under `video` is one video. What cannot be used is a line of FOLDER/convert.jsonl.
+    or bytes; a list of pictures under `video` is one video. FOLDER/convert.jsonl lists each record that cannot be used.
     """
     pairs = dict(word.partition("=")[::2] for word in rename or [])
     if not all(pairs) or not all(pairs.values()):
@@ -96,7 +96,7 @@ def data_convert(
 
 @data_app.command("index")
 def data_index(patterns: Annotated[list[str], typer.Argument(metavar="PATTERN", help="Shards.")]) -> None:
-    """Read shards once and write an index beside each, with digests and what was refused."""
+    """Read shards once and write an index beside each, with digests and refused records."""
     from mmtune.commands import data as command
 
     command.index(patterns)
@@ -116,7 +116,7 @@ def data_check(
     samples: Annotated[int, typer.Option(min=0, help="Samples to print in full, with labels.")] = 2,
     allow_code: AllowCode = None,
 ) -> None:
-    """Say what a recipe would make of some data: counts, skips by reason, lengths, and a few samples in full."""
+    """Show how a recipe would read some data: counts, skips by reason, lengths, and a few samples in full."""
     changes = [word for word in words if _looks_like_change(word)]
     patterns = [word for word in words if word not in changes]
     if not patterns:
@@ -129,6 +129,6 @@ def data_check(
 
 
 def _looks_like_change(word: str) -> bool:
-    """KEY=VALUE where a path may stand too: a dotted name before the sign. A file of such a name is written ./NAME."""
+    """KEY=VALUE where a path is allowed too: a dotted name before the sign. Write a file of such a name as ./NAME."""
     key, sign, _ = word.partition("=")
     return bool(sign) and all(part.isidentifier() or part.isdigit() for part in key.split("."))

@@ -1,4 +1,4 @@
-"""The process around a command: its streams, its exit code, and how mistakes are told."""
+"""The process around a command: its streams, its exit code, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except OSError as error:  # a full disk, a folder that may not be written: the machine's, not the program's
+    except OSError as error:  # a full disk, a read-only folder: a fault of the machine, not of the program
         if error.errno is None or os.environ.get("MMTUNE_DEBUG", "") not in ("", "0"):
             raise
         print(f"mmtune: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
@@ -49,7 +49,7 @@ def main() -> None:
         print("try: MMTUNE_DEBUG=1 shows where this happened", file=sys.stderr)
         code = 2
     except RuntimeError as error:
-        if "home directory" not in str(error):  # all that Python says of a path such as ~NAME/file
+        if "home directory" not in str(error):  # the only sign that Python gives for a path such as ~NAME/file
             raise
         print("mmtune: a path begins with ~NAME, and there is no user of that name here", file=sys.stderr)
         print("expected: a path\ntry: ./~NAME for a name that begins with a tilde", file=sys.stderr)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _tell(error: Any) -> None:
-    """A mistake in the command line, as every other mistake is told; a command without words is its help."""
+    """Report a mistake in the command line like every other mistake; a command without arguments shows its help."""
     context = getattr(error, "ctx", None)
     if context is None or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
@@ -73,29 +73,29 @@ def _tell(error: Any) -> None:
 
 
 def _open_streams() -> None:
-    """Stand in for a stream that is closed (`>&-`): Python has None there, and the next file opened has its number."""
+    """Replace a stream that is closed (`>&-`): Python has None there, and the next file opened gets its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             try:
-                os.fstat(number)  # taken since by something that must keep it
+                os.fstat(number)  # another open file has this number by now and must keep it
             except OSError:
                 os.dup2(nowhere, number, inheritable=True)
             setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
 
 
 def _settle_output() -> None:
-    """What a terminal has no letters for is written as an escape, and libraries draw no progress bars of their own."""
+    """Characters that a terminal cannot show are written as escapes, and libraries draw no progress bars."""
     for stream in (sys.stdout, sys.stderr):
         utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
         if hasattr(stream, "reconfigure") and (not utf8 or stream.errors == "strict"):
             stream.reconfigure(errors="backslashreplace")
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # transformers and datasets heed the first too
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # transformers and datasets read the first too
         os.environ.setdefault(name, "1")
 
 
 def _leave(code: int) -> None:
-    """End the process, at once where a thread is still importing or reading weights: nothing waits for its result."""
+    """End the process, at once where a thread is still importing or reading weights, whose result is not needed."""
     import threading
 
     for stream in (sys.stdout, sys.stderr):

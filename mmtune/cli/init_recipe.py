@@ -1,4 +1,4 @@
-"""`mmtune init`: from a few answers to a recipe. What the options do not say is asked, where a person is there."""
+"""`mmtune init`: from a few answers to a recipe. At a terminal it asks for missing options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def init(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="From `mmtune list connectors`; else what suits the parts. `mmtune export` has a place for pool "
+            help="From `mmtune list connectors`; else one that suits the parts. `mmtune export` can write pool "
             "(videos, --method lora) and mlp (pictures).",
             autocompletion=room("connectors"),
         ),
@@ -60,7 +60,7 @@ def init(
         str | None, typer.Option(metavar="KIND,...", help="Media of data that are not on this machine.")
     ] = None,
 ) -> None:
-    """Write a recipe for your own data: asks for what the options do not say, and looks at data and parts."""
+    """Write a recipe for your own data: asks for missing options, and checks data and parts."""
     words = {"data": data, "llm": llm, "encoder": encoder, "method": method, "out": out, "prompt": prompt}
     given = _asked(words) if _is_terminal() else _all_given(words)
 
@@ -95,8 +95,8 @@ def _all_given(words: dict) -> dict:
 
 
 def _asked(words: dict) -> dict:
-    """Ask for what is missing, with what is usual in brackets, which an empty answer takes; again where an answer
-    cannot be."""
+    """Ask for missing options, with the default in brackets, which an empty answer takes; ask again after an answer
+    that cannot be used."""
     from mmtune.commands import init as command
 
     given = dict(words)

@@ -65,11 +65,11 @@ AllowCode = Annotated[
         help="Let this class from outside mmtune run, package.module:Class, where the recipe names it. Repeat.",
     ),
 ]
-"""An option of every command that reads a recipe or a run; what it says holds for the process."""
+"""An option of every command that reads a recipe or a run; it applies to the whole process."""
 
 
 def _limit(texts: list[str] | None) -> list[str] | None:
-    """Limits of media are set for the process; what is no NAME=VALUE is left to the command."""
+    """Set limits of media for the process; the command checks values that are no NAME=VALUE."""
     from mmtune import media
 
     media.say([text for text in texts or [] if "=" in text])
@@ -97,7 +97,7 @@ Limit = Annotated[
 
 
 def records_of(limit: list[str] | None) -> int | None:
-    """How many records `--limit` asks for. Raises UsageError for what is no number."""
+    """The number of records in `--limit`. Raises UsageError for a value that is no number."""
     wrong = [text for text in limit or [] if not text.isdecimal() or not int(text)]
     if wrong or len(limit or []) > 1:
         seen = f"--limit {' --limit '.join(limit or [])}"
@@ -106,7 +106,7 @@ def records_of(limit: list[str] | None) -> int | None:
 
 
 def overrides_of(words: list[str] | None) -> list[str]:
-    """The words behind a recipe. Raises UsageError for one that is no KEY=VALUE."""
+    """The arguments after a recipe. Raises UsageError for one that is no KEY=VALUE."""
     wrong = [word for word in words or [] if "=" not in word]
     if wrong:
         raise UsageError(

@@ -15,7 +15,7 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last saved state in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build all, take one step, save nothing.")] = False,
     allow: Annotated[
         list[str] | None,
@@ -27,7 +27,7 @@ def train(
     allow_remote: AllowRemote = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Train a recipe. To go on with a run: mmtune train --resume FOLDER."""
+    """Train a recipe. To resume a run: mmtune train --resume FOLDER."""
     changes = overrides_of(overrides)
 
     from mmtune.commands import train as command

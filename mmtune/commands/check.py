@@ -1,4 +1,4 @@
-"""`mmtune data check`: what a recipe would make of some data, before anything is trained on it."""
+"""`mmtune data check`: how a recipe would read some data, before any training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BINS = 8
 
 @dataclass
 class Findings:
-    """What was seen in some records."""
+    """Findings over some records."""
 
     records: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -32,13 +32,13 @@ class Findings:
     first: dict[str, str] = field(default_factory=dict)
     """Reason to the first message under it."""
     hints: dict[str, str] = field(default_factory=dict)
-    """Reason to what can be done about the first, where something can."""
+    """Reason to the hint of the first, if it has one."""
     lengths: list[int] = field(default_factory=list)
     learned: list[int] = field(default_factory=list)
     media: Counter[str] = field(default_factory=Counter)
     """Items by branch."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was unusual about media that can be used."""
+    """Notes on unusual media that can be used, counted."""
     examples: list[Example] = field(default_factory=list)
     """The first few, to be shown in full."""
 
@@ -88,7 +88,7 @@ def run(
     corpus = Corpus(shards, say=lambda line: print(line, file=sys.stderr))
     spelled = chosen.format
     reader = registry.find("data/formats", spelled.name)(spelled)
-    # No weights: only prepared media, places and tokens are looked at.
+    # No weights: only prepared media, slots and tokens are needed.
     model = models.build(loaded.model, weights=False, device="meta")
     processor = store.processor_for(loaded, model, chosen.prompt)
     loads = (partial(corpus.record, key) for key in islice(corpus.samples(), limit))
@@ -100,7 +100,7 @@ def run(
 
 
 def look(loads: Iterable[Callable[[], Any]], reader: Any, processor: Any, samples: int) -> Findings:
-    """Every record through format and processor, as training would; each of `loads` reads one record."""
+    """Read every record by format and processor, as training would; each of `loads` reads one record."""
     found = Findings()
     for load in loads:
         found.records += 1
@@ -151,14 +151,14 @@ def histogram(values: Sequence[int], bins: int = BINS) -> list[str]:
 def labelled(example: Example, tokenizer: Tokenizer) -> str:
     """Tokens of an example as text: media tokens as marks, control tokens as `<id>`, learned stretches marked.
 
-    A token is learned if the place before it has it as its label. A stretch that counts other than 1 in the loss says
-    so: `>>0.5:`. Where there are several conversations, each begins a line.
+    A token is learned if it is the label of the token before it. A stretch with another weight than 1 in the loss
+    shows the weight: `>>0.5:`. Where there are several conversations, each begins a line.
     """
     slots = {slot.start: slot for slot in example.slots if slot.length}
     tokens = example.tokens.tolist()
     weights = (example.labels != IGNORE).float() if example.weights is None else example.weights
-    counts = [0.0, *weights.tolist()]  # of each token, by the place before it
-    starts = set(itertools.accumulate(example.sequences))  # of further conversations, each on a line of its own
+    counts = [0.0, *weights.tolist()]  # weight of each token, stored at the token before it
+    starts = set(itertools.accumulate(example.sequences))  # further conversations begin on a new line
     words: list[str] = []
     stretch: list[int] = []
     learning, index = 0.0, 0

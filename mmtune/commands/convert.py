@@ -1,4 +1,4 @@
-"""`mmtune data convert`: records and media of every usual kind to shards."""
+"""`mmtune data convert`: records and media in common layouts to shards."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from mmtune.data.convert.run import Report
 
 EVERY = 10.0
-"""Seconds between lines that say how far it is, where there is no terminal."""
+"""Seconds between lines of progress, where there is no terminal."""
 LARGE = 16_000_000
-"""Bytes of a file that is named before it is read."""
+"""Bytes from which a file is announced before it is read."""
 
 
 def run(source: str, out: str, options: Options, workers: int, resume: bool, overwrite: bool) -> None:
-    """Convert and say what came of it.
+    """Convert and print the result.
 
     Raises:
         UsageError: a source without records, a folder with other shards, or nothing written.
@@ -39,7 +39,7 @@ def run(source: str, out: str, options: Options, workers: int, resume: bool, ove
         with _progress(errors) as progress:
             report = convert(source, out, options, workers, resume, overwrite, errors.say, progress)
     except KeyboardInterrupt:
-        errors.say("the same command with --resume goes on from here")
+        errors.say("the same command with --resume continues from here")
         raise
     print("\n".join(summary(report, out)))
     errors.say(f"{time.monotonic() - start:.1f} s")
@@ -52,7 +52,7 @@ def _size(source: str) -> int:
 
 
 def summary(report: Report, out: str) -> list[str]:
-    """The end of a conversion for people."""
+    """The printed summary of a conversion."""
     folder = out.rstrip("/")
     total = report.written + report.refused
     size = f"{report.bytes / 1e9:.2f} GB" if report.bytes >= 1e8 else f"{report.bytes / 1e6:.2f} MB"
@@ -72,7 +72,7 @@ def summary(report: Report, out: str) -> list[str]:
 
 @contextmanager
 def _progress(errors: Output) -> Iterator[Callable[[Report], None]]:
-    """A line that changes on a terminal, and one now and then elsewhere."""
+    """A progress line that is updated on a terminal; elsewhere a new line now and then."""
     if sys.stderr is not None and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -35,7 +35,7 @@ def make(
 
 
 def index(patterns: list[str]) -> None:
-    """Index shards and say what was found.
+    """Index shards and print the findings.
 
     Raises:
         DataError: a pattern that matches nothing, or a shard that cannot be read.

@@ -1,4 +1,4 @@
-"""`mmtune env`: what is installed and what works, for a person who asks why something does not."""
+"""`mmtune env`: installed packages and devices, and which of them work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BORDERS = {
     "letters": ("rapidocr", "onnxruntime"),
     "metrics": ("tensorboard", "wandb"),
 }
-"""Packages by what they are for; each is imported to see whether it works, not only whether it is there."""
+"""Packages by purpose; each is imported to see whether it works, not only whether it is installed."""
 
 
 def run() -> None:
@@ -64,6 +64,6 @@ def _works(attempt: Callable[[], object]) -> str:
         attempt()
     except ModuleNotFoundError as error:
         return f"not installed ({error.name})"
-    except Exception as error:  # a package that is there and broken may raise anything; the reason is the point
+    except Exception as error:  # a broken package may raise anything; the reason is printed
         return f"installed but unusable: {type(error).__name__}: {error}".splitlines()[0]
     return "works"

@@ -21,9 +21,9 @@ def run(
     """Ask, score, print the report and write it.
 
     Args:
-        controls: what to ask under; empty asks plainly.
-        every: the plain questions and every control.
-        experts: NAME[:key=value,...]; with any, everything is asked without them and with them.
+        controls: controls to ask under; empty asks without one.
+        every: ask without a control and under every one.
+        experts: NAME[:key=value,...]; with any, all questions are asked without them and with them.
         types: ask only questions of these types; all when none are given.
         allow_remote: contact addresses that only the recipe of the run names.
     """

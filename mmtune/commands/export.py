@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def layouts() -> list[str]:
-    """Layouts that a run can be written in."""
+    """Layouts that a run can be exported to."""
     from mmtune.checkpoint import convert
 
     return convert.layouts_out()
 
 
 def run(folder: str, layout: str, out: Path, options: list[str]) -> None:
-    """Export, and say where. Raises what `convert.send` raises."""
+    """Export, and print the folder. Raises as `convert.send` does."""
     from mmtune.checkpoint import convert
 
     written = convert.export_checkpoint(folder, layout, out, options, say=print)

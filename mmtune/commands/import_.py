@@ -8,7 +8,7 @@ from mmtune import registry
 
 
 def run(layout: str, paths: list[str], out: Path, options: list[str], changes: list[str]) -> None:
-    """Import, and say what to do with the result. Raises what `convert.bring` raises."""
+    """Import, and print what to do with the result. Raises as `convert.bring` does."""
     from mmtune.checkpoint import convert
 
     folder = convert.import_checkpoint(layout, paths, out, options, changes, say=print)

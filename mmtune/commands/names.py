@@ -1,4 +1,4 @@
-"""`mmtune list`: the names that a recipe may use, and what can be set under each."""
+"""`mmtune list`: the names that a recipe may use, and the options of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmtune.config import Config
 
 SECTIONS = "sections"
-"""The room of the parts of a recipe itself."""
+"""The name under which the sections of a recipe are listed."""
 KNOWN = (*registry.ROOMS, *registry.BUILTINS, SECTIONS)
 WIDTH = 100
 
@@ -48,7 +48,7 @@ def _names(room: str) -> list[str]:
 
 
 def _sections() -> dict[str, type[Config]]:
-    """Section of a recipe to its config; of `streams` and `groups`, what stands under each name."""
+    """Section of a recipe to its config; for `streams` and `groups`, the config of one entry."""
     from typing import get_args
 
     from mmtune.recipe import Recipe
@@ -82,7 +82,7 @@ def _options(room: str, name: str) -> list[str]:
 
 
 def about_entry(entry: type) -> str:
-    """What an entry is: the docstring of its file, or else its own."""
+    """The description of an entry: the docstring of its file, or else of its class."""
     return inspect.cleandoc(inspect.getmodule(entry).__doc__ or entry.__doc__ or "")  # type: ignore[union-attr]
 
 
@@ -93,9 +93,9 @@ class Option:
     name: str
     type: str
     default: str
-    """As YAML writes it; `needed` where there is none."""
+    """The default as YAML writes it; `needed` for a required field."""
     values: tuple[str, ...]
-    """What a field of free text takes, where that is known."""
+    """Values of a field of free text, where they are known."""
     remark: str
 
 

@@ -8,22 +8,22 @@ from mmtune import config
 
 GB = 1e9
 H100 = 989.0
-"""10^12 operations per second of one in bfloat16, which is what the command takes for granted."""
+"""10^12 operations per second of an H100 in bfloat16, the default of the command."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run is to be carried out on."""
+    """The devices of a run."""
 
     count: int
     memory: float
-    """Of each, GB."""
+    """GB of each device."""
     tflops: float
-    """What each can do in the precision of the run, 10^12 operations per second."""
+    """Peak of each device in the precision of the run, 10^12 operations per second."""
     share: float
-    """Part of that which a run reaches."""
+    """Fraction of the peak that a run reaches."""
     link: float
-    """Between them, GB per second and device."""
+    """Bandwidth between devices, GB per second for each."""
 
 
 def run(recipe: str, overrides: list[str], devices: Devices) -> None:
@@ -36,7 +36,7 @@ def run(recipe: str, overrides: list[str], devices: Devices) -> None:
 
 
 def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
-    """The same as lines."""
+    """The printed lines of a plan."""
     from mmtune import model as models
     from mmtune.checkpoint.store import groups_of
     from mmtune.recipe import Recipe
@@ -70,7 +70,7 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
                 shape, tokens, section.length, strategy, devices.count, again, bf16, section.accumulate, flops, link
             )
             found.append((strategy, "again" if again else "kept", held, time))
-    small = max(held.total for _, _, held, _ in found) < GB / 10  # a table of zeros tells nothing
+    small = max(held.total for _, _, held, _ in found) < GB / 10  # a table of zeros would be useless
     unit, clock, size, second = ("MB", "ms", GB / 1e3, 1e-3) if small else ("GB", "s", GB, 1.0)
     sizes = ("weights", "gradients", "optimizer", "activations", f"sum {unit}")
     head = ("strategy", "layers", *sizes, "", f"compute {clock}", f"talk {clock}")

@@ -1,4 +1,4 @@
-"""`mmtune replay`: samples of steps that were not finite, each alone."""
+"""`mmtune replay`: runs the samples of non-finite steps again, one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def run(run: Path, ids: list[str], device: str, allow_remote: bool = False) -> None:
-    """Print what becomes of each sample. Raises UsageError and DataError."""
+    """Print the outcome of each sample. Raises UsageError and DataError."""
     from mmtune import paths
     from mmtune.checkpoint import store
     from mmtune.training import nonfinite

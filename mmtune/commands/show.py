@@ -1,4 +1,4 @@
-"""`mmtune show`: what a recipe builds, on the meta device, so that a model of any size is built in seconds."""
+"""`mmtune show`: the model of a recipe, built on the meta device, which takes seconds for any size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
 
 
 def _by_name(recipe: Recipe, waiting: Sequence[str]) -> list[str]:
-    """The parts by their names alone, where some of them may not be imported."""
+    """The parts by name only, where some of them may not be imported."""
     section = recipe.model
     lines = [
         f"branch {name}: {', '.join(branch.kinds or ('?',))} -> {branch.encoder.name} -> {branch.connector.name}"
@@ -64,7 +64,7 @@ def _by_name(recipe: Recipe, waiting: Sequence[str]) -> list[str]:
 
 
 def _trained(parts: Mapping[str, Sequence[tuple[str, Any]]]) -> list[str]:
-    """Each group with its number of parameters, and below it the same by what they are."""
+    """Each group with its number of parameters, and below it the numbers by kind of parameter."""
     lines = []
     for group, named in parts.items():
         counts: dict[str, int] = {}
@@ -79,8 +79,8 @@ def _trained(parts: Mapping[str, Sequence[tuple[str, Any]]]) -> list[str]:
 
 
 def kind_of(name: str) -> str:
-    """What a parameter is, for a table: the piece of a connector, encoder or fusion it belongs to; in a language model
-    biases, scales, norms, matrices and what tuners add, those inside layers apart from those outside.
+    """The kind of a parameter, for a table: the module of a connector, encoder or fusion that it belongs to; in a
+    language model biases, scales, norms, matrices and what tuners add, inside layers and outside apart.
     """
     pieces = name.split(".")
     if pieces[0] != "llm":
@@ -95,7 +95,7 @@ def kind_of(name: str) -> str:
 
 
 def resolved(recipe: str, overrides: list[str]) -> None:
-    """Print a recipe as a run would keep it: base, overrides and defaults written out, and no secret of an address."""
+    """Print a recipe as a run would store it: base, overrides and defaults resolved, addresses without secrets."""
     from mmtune.recipe import Recipe
 
     tree = config.load(Recipe, recipe, overrides).model_dump(mode="json")

@@ -46,8 +46,8 @@ def run(
 
 
 def _refuse_elsewhere(cache: str | None, folder: Path, overrides: Sequence[str]) -> None:
-    """Raise UsageError where only a stored recipe says that features are to be kept in a folder outside its own, and
-    none are there yet: whoever wrote the recipe need not be who runs it.
+    """Raise UsageError where only a stored recipe names a feature cache outside of its run folder and the cache is
+    still empty: the author of the recipe may be another person than the one who runs it.
     """
     said = any(word.startswith(("run.feature_cache=", "run={")) for word in overrides)
     if cache is None or said or Path(cache).resolve().is_relative_to(folder.resolve()):
@@ -56,9 +56,9 @@ def _refuse_elsewhere(cache: str | None, folder: Path, overrides: Sequence[str])
         raise UsageError(f"{cache} in the run is a link, or in one, to another folder", "a folder", "remove the link")
     if not any(Path(cache).glob("*/about.json")):
         raise UsageError(
-            seen=f"only the recipe in {folder} says to keep features in {cache}, and there are none yet",
-            expected="your word for a folder to write in",
-            hint=f"run.feature_cache={cache} after the run, if that is meant",
+            seen=f"only the recipe in {folder} names the feature cache {cache}, which is empty",
+            expected="a folder that you name yourself, since features would be written there",
+            hint=f"run.feature_cache={cache} after the run, if you want that",
         )
 
 

@@ -1,14 +1,14 @@
-"""Controls: the same questions with something taken away, to see what an accuracy rests on.
+"""Controls: the same questions with some information removed, to see what an accuracy depends on.
 
 blind        the media are left out of the conversation
-other_media  each question is asked about the next clip instead of its own
-shuffled     the frames of each item in a drawn order, never the true one
+other_media  each question is asked about the next clip
+shuffled     the frames of each item in a random order, never the true one
 reversed     the frames from last to first
 
-Something may also be added: `EXPERTS` is the row of the same questions with what experts say about the media, and
-`EXPERTS_BLIND` the row of what experts say in place of the media.
+Information may also be added: `EXPERTS` is the row of the same questions with the experts' findings about the media,
+and `EXPERTS_BLIND` the row with the experts' findings in place of the media.
 
-A model that does as well blind has learnt the questions, one that does as well shuffled does not see time.
+A model that scores as well blind has learnt the questions only; one that scores as well shuffled does not use time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check(names: Sequence[str]) -> tuple[Control, ...]:
 def order(control: Control, frames: int, key: str) -> Tensor:
     """The order in which the frames of an item are shown, int64 [F].
 
-    `key` (the origin of the item) decides the drawn order, so a report repeats. One frame has one order.
+    `key` (the origin of the item) seeds the random order, so a report can be repeated. One frame has one order.
     """
     true = torch.arange(frames)
     if control == "reversed":
@@ -72,9 +72,9 @@ def swap(sample: Sample, others: Mapping[int, MediaRef]) -> Sample:
 
 
 def next_of_kind(refs: Sequence[MediaRef], spare: Sequence[MediaRef] = ()) -> dict[int, MediaRef]:
-    """For each reference another one of its kind, the next in the list and round the end.
+    """For each reference another one of its kind: the next in the list, cyclically.
 
-    `spare` helps out where a kind occurs once. Where it has none of that kind, one of another kind must do.
+    `spare` is used where a kind occurs once; if it has none of that kind, an item of another kind is taken.
 
     Raises:
         UsageError: there is only one item in all.

@@ -1,4 +1,4 @@
-"""How likely a model finds given answers."""
+"""The likelihood of given answers under a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def answered(processor: Processor, sample: Sample, answer: str) -> Example | None:
-    """A conversation with its answer, of which the answer alone is labelled; none where that is too long."""
+    """A conversation with its answer, of which the answer alone is labelled; None if that is too long."""
     before = tuple(replace(turn, weight=0.0) for turn in sample.turns)
     try:
         return processor.example(replace(sample, turns=(*before, Turn("assistant", (answer,))), alternatives=()))
@@ -25,7 +25,7 @@ def answered(processor: Processor, sample: Sample, answer: str) -> Example | Non
 
 
 def answer_nats(model: MultimodalModel, examples: Sequence[Example | None], rows: int = 16) -> list[tuple[float, int]]:
-    """Cross entropy over the labelled tokens of each example, summed, and their number; (0, 0) where there is none.
+    """Cross entropy over the labelled tokens of each example, summed, and their number; (0, 0) for None.
 
     Args:
         rows: examples at once.

@@ -1,6 +1,6 @@
-"""Scores: how an answer is compared, and how sure a share of right answers is.
+"""Scores of answers, and confidence intervals of accuracies.
 
-An accuracy without its number of questions and its interval says little, so nothing here returns one alone.
+An accuracy says little without its number of questions and its interval, so every accuracy comes with both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rouge_l(answer: str, references: Iterable[str]) -> float:
 
 
 def token_f1(answer: str, references: Iterable[str]) -> float:
-    """F1 of the words that an answer shares with the reference that fits best, each as often as it stands in both.
+    """F1 of the words that an answer shares with the reference that fits best, each counted as often as in both.
 
     Rajpurkar et al. 2016, "SQuAD", section 6.1, with words as in `rouge_l`. 1 for the same words in any order.
     """
@@ -67,7 +67,7 @@ def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
 
     Args:
         right: number of successes.
-        total: number of trials; 0 gives (0, 1), which is all that is known.
+        total: number of trials; 0 gives (0, 1).
         z: normal quantile; the default gives 95 %.
     """
     if not 0 <= right <= total:
@@ -77,7 +77,7 @@ def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
     share, square = right / total, z * z / total
     centre = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    # at the ends the formula gives exactly 0 or 1 but for rounding
+    # at the ends the formula gives exactly 0 or 1, except for rounding
     low = 0.0 if right == 0 else max(0.0, centre - half)
     high = 1.0 if right == total else min(1.0, centre + half)
     return low, high
@@ -85,7 +85,7 @@ def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A share of right answers with what it rests on."""
+    """A share of right answers with its number of questions and its interval."""
 
     right: int
     total: int
@@ -116,14 +116,14 @@ class Mark:
     answer: str
     truth: str
     medium: str = ""
-    """Kind of media that it was about."""
+    """Kind of media of the question."""
 
 
 OVERALL, STATIC, TEMPORAL = "overall", "static", "temporal"
 
 
 def rows_of(marks: Sequence[Mark]) -> dict[str, list[int]]:
-    """Overall, static, temporal, each medium if there are several, then every type by name -> places of its marks."""
+    """Overall, static, temporal, each medium if there are several, then every type by name -> indices of its marks."""
     rows = {
         OVERALL: list(range(len(marks))),
         STATIC: [index for index, mark in enumerate(marks) if not mark.temporal],
@@ -135,7 +135,7 @@ def rows_of(marks: Sequence[Mark]) -> dict[str, list[int]]:
     by_type: dict[str, list[int]] = defaultdict(list)
     for index, mark in enumerate(marks):
         by_type[mark.type].append(index)
-    if set(by_type) == {""}:  # nobody named a type
+    if set(by_type) == {""}:  # no question has a type
         return rows
     return rows | {f"type {kind or '(none)'}": by_type[kind] for kind in sorted(by_type)}
 

@@ -1,6 +1,6 @@
-"""What comes of an evaluation, as plain data and as tables.
+"""The results of an evaluation, as plain data and as tables.
 
-Intervals count questions as independent. Questions about one clip are not quite, so true ones are a little wider.
+Intervals treat questions as independent. Questions about one clip are not quite, so true intervals are a little wider.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _rows(marks: Sequence[Mark]) -> dict[str, dict[str, Any]]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The printed report."""
     scores, constant = result["scores"], result["constant"]["scores"]
     questions = next(iter(scores.values()))[OVERALL]["total"]
     lines = [f"{result['task']['name']}: {result['records']} records, {questions} questions, {result['seconds']} s"]

@@ -1,7 +1,7 @@
-"""Ask a model the questions of a task, score the answers, report with intervals, and write it all down.
+"""Ask a model the questions of a task, score the answers, and write a report with intervals.
 
-Each medium is decoded and encoded once and its features serve all questions about it and all controls that do not
-change its frames. Answers are greedy and decoded in batches.
+Each medium is decoded and encoded once; its features serve all questions about it and all controls that keep its
+frames. Answers are greedy and decoded in batches.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
     from mmtune.recipe import Recipe
 
 CLIPS = 32
-"""Records asked about at a time: enough for full batches, few enough to hold their frames in memory."""
+"""Records asked about at a time: enough for full batches, few enough to have their frames in memory."""
 
 
 class Adviser(Protocol):
-    """Who adds to a sample what experts find in its media."""
+    """Adds the findings of experts about its media to a sample."""
 
     def within(self, limits: Limits | None) -> None:
         """Media may cost so much; the usual for none."""
 
     def advise(self, sample: Sample) -> Sample:
-        """The sample with quotes behind its media."""
+        """The sample with quotes after its media."""
 
     def record(self) -> dict[str, Any]:
-        """What came of it so far, for the report."""
+        """The statistics so far, for the report."""
 
 
 @dataclass
 class _Account:
-    """What was left out, by reason, and what was unusual about media that were used."""
+    """Skipped records by reason, and notes on unusual media that were used."""
 
     skipped: Counter[str] = field(default_factory=Counter)
     unusual: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class _Account:
 
 @dataclass
 class _Tally:
-    """What came of one control."""
+    """The results under one control."""
 
     marks: list[Mark] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -98,14 +98,14 @@ def evaluate(
             recipe when not given.
         data: shard patterns; a run's recipe may name them instead.
         limit: most records asked about, from the first on.
-        blind, frames, other_media: ask under this control instead of plainly; see `mmtune.eval.controls`.
-        controls: several at once, such as `CONTROLS`; the three arguments above are then left alone.
-        out: file for the report; for a run folder `eval/<task>.json` in it when not given. The answers come to lie
-            beside it as JSON lines, in a file of the same name that ends in .answers.jsonl.
-        max_tokens: longest answer; what the task says when not given.
+        blind, frames, other_media: ask under this control; see `mmtune.eval.controls`.
+        controls: several at once, such as `CONTROLS`; not together with the three arguments above.
+        out: file for the report; for a run folder `eval/<task>.json` in it when not given. The answers are written
+        beside it as JSON lines, in a file of the same name that ends in .answers.jsonl.
+        max_tokens: longest answer; that of the task when not given.
         quiet: print nothing.
-        experts: adds to a sample what is found in its media; everything is then asked once more with that, and with
-            that alone where the control blind is asked for.
+        experts: adds findings about its media to a sample; all questions are then asked once more with them, and
+        with them alone if the control blind is asked for.
         types: ask only questions of these types; all when none are given.
         allow_remote: contact addresses that only the recipe of the run names.
 
@@ -113,7 +113,7 @@ def evaluate(
         The report as plain data, as it is written.
 
     Raises:
-        UsageError: no data, an unknown control, or not one usable record.
+        UsageError: no data, an unknown control, or no usable record.
     """
     asked = _controls(blind, frames, other_media, controls)
     folder = Path(run) if isinstance(run, (str, Path)) else None
@@ -171,7 +171,7 @@ def evaluate(
 
 
 def _right(task: Task, tallies: Mapping[str, _Tally]) -> str | None:
-    """The score by which all answers are right or wrong; none where an answer has no such score."""
+    """The score by which every answer is right or wrong; None if an answer lacks it."""
     judged = [task.is_right(one.scores) for tally in tallies.values() for one in tally.outcomes]
     return None if None in judged else task.right or "accuracy"
 
@@ -184,7 +184,7 @@ def _task(task: str | Task | None, recipe: Recipe | None) -> Task:
         chosen = registry.find("eval/tasks", tree["name"]).Config
         spelled = {config.dump(one.format): one.format for one in recipe.streams.values()} if recipe else {}
         if "format" in chosen.model_fields and len(spelled) == 1:
-            tree.setdefault("format", next(iter(spelled.values())))  # as the run has read its own records
+            tree.setdefault("format", next(iter(spelled.values())))  # the format by which the run read its data
         settings = config.validate(chosen, tree, f"the task {task}")
     elif recipe is not None and recipe.eval.task is not None:
         settings = recipe.eval.task
@@ -195,7 +195,7 @@ def _task(task: str | Task | None, recipe: Recipe | None) -> Task:
 
 
 def _reports(run: Path) -> Path:
-    """Where reports lie in a run. Raises UsageError for a link, before anything is asked: it may lead elsewhere."""
+    """The folder of reports in a run. Raises UsageError for a link, which may lead out of the run, before asking."""
     if (run / "eval").is_symlink():
         raise UsageError(f"{run / 'eval'} is a link", "a folder, or nothing of that name", "remove it, or give --out")
     return run / "eval"
@@ -245,7 +245,7 @@ def _usable(
 ) -> Iterator[list[Question]]:
     """The questions of each record, in the order of the shards; records that cannot be used are counted by reason.
 
-    write: lay indexes beside shards; not where only a recipe named these.
+    write: write indexes beside shards; false where only a recipe named these.
     """
     corpus = Corpus(list(patterns), say=lambda text: print(text, file=sys.stderr), write=write)
     for key in islice(corpus.samples(), limit):
@@ -272,7 +272,7 @@ def _chunks(questions: Iterable[list[Question]]) -> Iterator[list[list[Question]
 
 
 class _Memo:
-    """Features of the media at hand, by reference: what the processor looks into instead of decoding."""
+    """Features of the current media, by reference; the processor takes them instead of decoding."""
 
     def __init__(self) -> None:
         self.features: dict[int, Tensor] = {}
@@ -293,7 +293,7 @@ def _ask(
     max_tokens: int,
     experts: Adviser | None,
 ) -> list[MediaRef]:
-    """One chunk under every control; returns media that a next chunk of one record may borrow."""
+    """Ask one chunk under every control; returns media that a next chunk of one record may borrow."""
     prepared = {}
     for index, questions in enumerate(chunk):
         refs = {id(ref): ref for question in questions for ref in question.sample.media}
@@ -358,7 +358,7 @@ def _ask(
 
 
 def _fits(processor: Processor, question: Question, skipped: Counter[str]) -> bool:
-    """Whether a question can be put to the model at all; if not, it is counted and left out under every control."""
+    """Whether the model can be asked a question; if not, it is counted and left out under every control."""
     try:
         processor.example(question.sample, answer=True)
     except DataError as error:
@@ -368,7 +368,7 @@ def _fits(processor: Processor, question: Question, skipped: Counter[str]) -> bo
 
 
 def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:
-    """The sample with what experts say, or as it is where that makes it too long or cannot be written."""
+    """The sample with the experts' findings, or unchanged if it would be too long or cannot be tokenized with them."""
     advised = experts.advise(sample)
     try:
         processor.example(advised, answer=True)

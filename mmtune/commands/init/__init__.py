@@ -1,4 +1,4 @@
-"""`mmtune init`: a whole recipe from a few answers, looked at together with its data before it is written."""
+"""`mmtune init`: a complete recipe from a few answers, checked together with its data before it is written."""
 
 from mmtune.commands.init.run import Answers, check_data, check_encoders, check_method, check_out, check_prompt, run
 

@@ -1,4 +1,4 @@
-"""Which published layout a run of a new recipe can leave in, found on a model without weights."""
+"""The published layout to which a run of a new recipe can be exported, found on a model without weights."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from mmtune.recipe import Recipe
 
 NEAREST = {"video": "pllava", "image": "llava_hf"}
-"""The layout whose refusal is told where none fits, by what the recipe sees."""
+"""The layout whose refusal is reported where none fits, by the kinds of media of the recipe."""
 LONGEST = 200
-"""Letters of a refusal: one that lists every tensor says enough in these."""
+"""Most characters of a refusal that are shown, since it may list every tensor."""
 
 
 def layout(recipe: Recipe, model: Any) -> tuple[str | None, str]:
-    """(the first layout that has a place for every part, or none; a line that says so, or what stands in the way).
+    """(the first layout that can hold every part, or None; a line about it, or about the obstacle).
 
-    Every layout is asked to write names and shapes, as `mmtune export` asks it before it reads weights.
+    Every layout is tried with names and shapes, as `mmtune export` does before it reads weights.
 
     Args:
-        model: on the meta device. What trained is merged in it afterwards.
+        model: on the meta device. Adapters are merged in it afterwards.
     """
     run = Opened(model, recipe)
     refused: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Names of models to the parts of a recipe: which entry reads them, and what is set where nothing else is said."""
+"""Names of models to the parts of a recipe: the entry that reads each, and its defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEMPLATES = (
     ("ASSISTANT:", "vicuna"),
     ("### Response:", "alpaca"),
 )
-"""What a tokenizer's own chat template has in it, and the prompt that is written so."""
+"""A string in a tokenizer's chat template, and the prompt template that it implies."""
 
 Tree = dict[str, Any]
 
@@ -36,7 +36,7 @@ def llm(name: str) -> Tree:
 
 
 def prompt(name: str) -> str:
-    """The prompt that fits a language model. Raises UsageError where its files do not tell, or are not here."""
+    """The prompt that fits a language model. Raises UsageError if its files do not tell or are not on this machine."""
     if name == POCKET:
         return POCKET
     folder = Path(name).expanduser()
@@ -101,9 +101,9 @@ def _all_taken(found: Tree, names: Sequence[str], kinds: Sequence[Kind]) -> None
 
 
 def _named(connector: str, usual: Tree) -> Tree:
-    """A connector by its name, as it was published; of the usual one's settings it keeps the bins.
+    """A connector by its name, with the published settings and the bins of the default one.
 
-    `pool` is PLLaVA's then, frames and all, so that `mmtune export --layout pllava` has a place for the run.
+    `pool` is that of PLLaVA, frames included, so that `mmtune export --layout pllava` can write the run.
     """
     bins = {key: usual[key] for key in ("time", "height", "width") if key in usual and connector == usual["name"]}
     return {"name": connector, **bins, **({"short": "repeat"} if connector == "pool" else {})}
@@ -122,7 +122,7 @@ def _usual(takes: Sequence[Kind], kinds: Sequence[Kind]) -> Tree:
 
 
 def entry(name: str) -> tuple[str, str]:
-    """(entry of the room encoders, weights). What is not said is found by what can read the files."""
+    """(entry of the room encoders, weights). Without an entry, the first that can read the files."""
     head, rest = entry_and_weights(name)
     if head:
         return head, rest
@@ -155,7 +155,7 @@ def _reads(entry: str, weights: str) -> bool:
 
 
 def tune(method: str, depth: int | None, small: bool) -> Tree:
-    """What a method says of the model and of its groups: `fusion`, `tuners` and `groups`.
+    """The settings of a method: `fusion`, `tuners` and `groups`.
 
     Args:
         depth: layers of the language model, where they are known; needed by adapter_v2.
@@ -193,7 +193,7 @@ def tune(method: str, depth: int | None, small: bool) -> Tree:
 
 
 def depth_of(section: Tree) -> int | None:
-    """Layers of a language model, read from its config.json or known by its name; none where it is not here."""
+    """Layers of a language model, from its config.json or known by its name; None if it is not on this machine."""
     from mmtune.llm._known import hf_config_of
 
     if (known := hf_config_of(section.get("repo", ""))) is not None:

@@ -1,4 +1,4 @@
-"""Answers to a recipe: data are looked at, parts chosen, all of it built without weights, and the file written last."""
+"""From answers to a recipe: reads samples, chooses parts, builds the model without weights, writes the file last."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 STREAMS = {"llava": "instruct", "caption": "caption", "alpaca": "text"}
 """Format to the name of its stream."""
 ASKED = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
-"""What the user says behind a medium that has a caption, by kind."""
+"""The user's text after a medium that has a caption, by kind."""
 LENGTH = 2048
-"""Tokens of an example where the data or the parts are not here to be measured."""
+"""Tokens of an example where data or parts are not on this machine, so that none can be measured."""
 TRIED = 8
 """Samples of each stream and of each set of kinds of media that are measured."""
 STEPS = 100
-"""Least steps that the epochs of a small set of data come to."""
+"""Fewest steps; a small data set gets more epochs."""
 HELD_OUT = 50
-"""Least samples from which some are held out for validation."""
+"""Number of samples from which some are held out for validation."""
 
 
 @dataclass
 class Answers:
-    """What the command line, or the person at the terminal, said."""
+    """Answers from the command line or from the person at the terminal."""
 
     llm: str
     encoders: tuple[str, ...]
@@ -49,17 +49,17 @@ class Answers:
     prompt: str | None = None
     epochs: float | None = None
     hold_out: float | None = None
-    """Part of the samples for validation; none leaves it to their number, 0 holds out none."""
+    """Fraction of the samples for validation; None decides by their number, 0 holds out none."""
     kinds: tuple[str, ...] = ()
     """Kinds of media of data that are not on this machine."""
 
 
 def run(answers: Answers) -> None:
-    """Write the recipe and say what it is and what to type next.
+    """Write the recipe and print a summary and what to type next.
 
     Raises:
         UsageError: an answer that cannot be used, or a file that is there already.
-        ConfigError, DataError, ModelError, CheckpointError: what the parts or the data raise.
+        ConfigError, DataError, ModelError, CheckpointError: raised by the parts or the data.
     """
     _check(answers)
     seen = _seen(answers)
@@ -73,13 +73,13 @@ def run(answers: Answers) -> None:
 
 
 def check_method(method: str) -> None:
-    """Raises UsageError for a method that there is not."""
+    """Raises UsageError for an unknown method."""
     if method not in parts.METHODS:
         raise UsageError(f"--method {method}", f"one of {', '.join(parts.METHODS)}")
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError for a file that is no new YAML file."""
+    """Raises UsageError for a path that is not a new YAML file."""
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--out {out}", "the name of a YAML file", f"--out {out}.yaml")
     if out.exists():
@@ -87,7 +87,7 @@ def check_out(out: Path) -> None:
 
 
 def check_prompt(llm: str, prompt: str | None) -> None:
-    """Raises UsageError for a prompt that there is not; none is the one that the language model's files tell."""
+    """Raises UsageError for an unknown prompt; None takes the one that the language model's files tell."""
     if prompt is None:
         parts.prompt(llm)
     elif prompt not in registry.shipped("prompts"):
@@ -102,7 +102,7 @@ def check_encoders(names: Sequence[str]) -> None:
 
 
 def check_data(patterns: Sequence[str]) -> None:
-    """Raises DataError and UsageError for shards that are not there; cards and addresses are looked at later."""
+    """Raises DataError and UsageError for missing shards; cards and addresses are checked later."""
     from mmtune.data.patterns import expand
     from mmtune.recipe import is_card
 
@@ -128,7 +128,7 @@ def _recipe() -> type[Recipe]:
 
 
 def _seen(answers: Answers) -> list[tuple[tuple[str, ...], Seen | None]]:
-    """Each piece of data with what is in it, those of one format together; none for what is not on this machine."""
+    """Each piece of data with its contents, those of one format together; None for data not on this machine."""
     from mmtune.data.peek import look
     from mmtune.recipe import Card, is_card
 
@@ -227,8 +227,8 @@ def _format(name: str, kinds: Sequence[Kind]) -> dict[str, Any]:
 def _fit(
     tree: dict[str, Any], seen: Sequence[tuple[tuple[str, ...], Seen | None]], answers: Answers
 ) -> tuple[dict[str, Any], list[str], str | None]:
-    """The tree with lengths and epochs that fit the data, what was found by building the model without weights, and
-    the published layout that has a place for it, if one has."""
+    """The tree with lengths and epochs that fit the data, lines about the model built without weights, and the
+    published layout that can hold it, if there is one."""
     from mmtune import model as models
     from mmtune import params
     from mmtune.checkpoint.store import groups_of
@@ -272,7 +272,7 @@ def _fit(
 def _split(found: Sequence[Seen], part: float) -> tuple[float, int]:
     """The fraction nearest to `part` that leaves a sample on either side of every stream, and how many it holds out.
 
-    Which ones these are, a hash of their names says, so that of a few samples a part may be none, or all.
+    A hash of their names chooses the samples, so that of a few samples a fraction may choose none, or all.
     """
     numbers = [sorted(shards.drawn(sample.id) for sample in one.samples) for one in found]
     least, most = max(each[0] for each in numbers), min(each[-1] for each in numbers)
@@ -291,7 +291,7 @@ def _names(answers: Answers) -> list[str]:
 
 
 def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], Seen | None]]) -> list[int]:
-    """Tokens of the first samples of each stream, as training will see them. Raises what makes all of them unusable."""
+    """Tokens of the first samples of each stream, as in training. Raises the error that makes all of them unusable."""
     from mmtune.checkpoint import store
 
     lengths: list[int] = []
@@ -300,7 +300,7 @@ def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], S
             continue
         try:
             processor = store.processor_for(recipe, model, stream.prompt)
-        except CheckpointError:  # a language model whose structure is known and whose tokenizer is not here
+        except CheckpointError:  # a language model of known structure, whose tokenizer is not on this machine
             return []
         processor.length = None
         faults: list[MmtuneError] = []
@@ -319,7 +319,7 @@ def _lengths(recipe: Recipe, model: Any, seen: Sequence[tuple[tuple[str, ...], S
 
 
 def _various(samples: Sequence[Sample]) -> list[Sample]:
-    """Some samples for each set of kinds of media, for each kind has a length of its own."""
+    """Some samples for each set of kinds of media, since lengths differ by kind."""
     taken: Counter[tuple[Kind, ...]] = Counter()
     various = []
     for sample in samples:
@@ -337,7 +337,7 @@ _REMARKS = {
     "run.length": "most tokens of an example, those of media included",
     "run.batch_tokens": "tokens of a micro-step; less of them needs less memory",
     "run.accumulate": "micro-steps in a step: more of them is a larger batch at the same memory",
-    "run.save_every": "steps between states that `mmtune train --resume` goes on from",
+    "run.save_every": "steps between states that `mmtune train --resume` reads",
     "run.workers": "processes that prepare data",
     "run.feature_cache": "folder for what frozen encoders make of the media, so that each is decoded once; or null",
     "groups": "what trains, and how fast; `mmtune show FILE --groups` lists it",

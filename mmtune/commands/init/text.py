@@ -1,4 +1,4 @@
-"""A recipe as YAML for people: one setting a line, its remark behind or above it, each remark once."""
+"""A recipe as YAML for people: one setting a line, with its remark after or above it, each remark once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def written(tree: Mapping[str, Any], remarks: Mapping[str, str] | None = None) -
 
     Args:
         tree: plain values by the fields of `Recipe`.
-        remarks: path of a setting to what is said of it in place of the remark of its field.
+        remarks: path of a setting to the remark that replaces that of its field.
     """
     return "\n".join(_Writer(dict(remarks or {})).section(tree, Recipe, "", 0)) + "\n"
 
@@ -59,7 +59,7 @@ class _Writer:
 
 
 def _inside(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or holds by name; none for values and entries, which are written on one line."""
+    """The section that a field holds, directly or by name; None for values and entries, which fit on one line."""
     kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
     found = [kind for kind in kinds if issubclass(kind, BaseModel) and kind.__name__.endswith(("Section", "Group"))]
     return found[0] if found and not annotation.__class__.__name__.startswith("tuple") else None

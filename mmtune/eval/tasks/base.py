@@ -1,4 +1,4 @@
-"""The contract of benchmarks: questions out of a corpus, and the right answers to them."""
+"""The contract of benchmarks: questions about the records of a corpus, and scores of answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmtune.types import Sample
 
 
 class TaskConfig(Config):
-    """What every task's config has."""
+    """Options of every task."""
 
     name: str
     """Name of the task: its file in this room, or package.module:Class."""
@@ -23,29 +23,29 @@ class TaskConfig(Config):
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask."""
+    """One question."""
 
     id: str
     sample: Sample
-    """The conversation up to and including the question; the assistant's last turn is left out."""
+    """The conversation up to and including the question, without the assistant's answer."""
     answers: tuple[str, ...]
     """Every accepted answer, best first."""
     type: str = ""
     """Scores are also given per kind."""
     temporal: bool = False
-    """Whether the answer depends on the order of the frames; scored apart from what one frame shows."""
+    """Whether the answer depends on the order of the frames; such questions are also scored apart."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question with what came of it."""
+    """One question with its answer and scores."""
 
     question: Question
     answer: str
     scores: Mapping[str, float]
-    """What `Task.score` gave."""
+    """The result of `Task.score`."""
     nats: float = 0.0
-    """Cross entropy of the first accepted answer, summed over its tokens; 0 where it was not asked for."""
+    """Cross entropy of the first accepted answer, summed over its tokens; 0 unless the task has `likelihood`."""
     tokens: int = 0
     """Tokens of that answer, the one that ends it included."""
 
@@ -56,11 +56,11 @@ class Task(ABC):
     Config: ClassVar[type[TaskConfig]] = TaskConfig
 
     measures: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {}
-    """What `summary` gives, and which way is better. Where a task does not say, it is the mean of each score, and
-    higher is better."""
+    """The measures of `summary`, and which way is better. Without them, the mean of each score, and higher is
+    better."""
     right: ClassVar[str | None] = None
-    """The score that is 1 for a right answer and 0 for a wrong one; its share is given with an interval. None: that is
-    `accuracy` where `score` gives one; else no answer is simply right or wrong."""
+    """The score that is 1 for a right answer and 0 for a wrong one; its mean is given with an interval. None:
+    `accuracy` if `score` gives one; else answers are neither right nor wrong."""
     likelihood: ClassVar[bool] = False
     """Whether the model is also asked how likely the first accepted answer is, see `Outcome.nats`."""
 
@@ -76,14 +76,14 @@ class Task(ABC):
         """Scores of one answer by name."""
 
     def summary(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """Every measure over some outcomes, at least one: the means of the scores. A measure of the whole corpus, which
-        is no mean, is computed here."""
+        """Every measure over some outcomes, at least one: the means of the scores. Override it for a measure of the
+        whole corpus, which is no mean."""
         names = self.measures or outcomes[0].scores
         return {name: sum(one.scores[name] for one in outcomes) / len(outcomes) for name in names}
 
     def judge(self, question: Question, answer: str) -> dict[str, float]:
-        """The scores of one answer, as the program asks for them. Raises ConfigError when they are not all numbers, or
-        when the one that the task calls `right` is not among them."""
+        """The checked scores of one answer. Raises ConfigError if they are not all numbers, or if the score named by
+        `right` is missing."""
         scores = self.score(question, answer)
         if not all(isinstance(value, int | float) for value in scores.values()):
             raise ConfigError(f"the task {self.config.name} scores {scores!r}", "names with numbers")
@@ -92,12 +92,12 @@ class Task(ABC):
         return {name: float(value) for name, value in scores.items()}
 
     def is_right(self, scores: Mapping[str, float]) -> bool | None:
-        """Whether an answer with these scores is right; none where no score says so."""
+        """Whether an answer with these scores is right; None if no score tells."""
         value = scores.get(self.right or "accuracy")
         return None if value is None else value > 0.5
 
     def measured(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """`summary`, as the program asks for it. Raises ConfigError when it lacks one of `measures`."""
+        """`summary`, checked. Raises ConfigError if it lacks one of `measures`."""
         try:
             found = self.summary(outcomes)
         except KeyError as error:

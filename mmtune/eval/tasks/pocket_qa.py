@@ -1,10 +1,9 @@
-"""Questions about clips of the pocket world: what is there, and what happens in which order.
+"""Questions about clips of the pocket world: objects, and the order of events.
 
 Reads shards of clips with a JSON member that lists questions: `{"video": "0001.mp4", "questions": [{"type": "colour",
 "temporal": false, "question": "...", "answer": "...", "alternatives": ["..."]}]}`. Each question is asked in a
-conversation of its own, the medium first. A record may hold a clip and a picture of it; its questions are about the one
-that the JSON names, under `video`, `image`, `audio` or
-`points`. An answer is right when it equals an accepted one after
+separate conversation, the medium first. A record may hold a clip and a picture of it; its questions are about the one
+that the JSON names, under `video`, `image`, `audio` or `points`. An answer is right if it equals an accepted one after
 normalisation: lower case, no final punctuation.
 """
 
@@ -22,7 +21,7 @@ from mmtune.eval.tasks.base import Question, Task, TaskConfig
 from mmtune.types import Kind, MediaRef, Sample, Turn
 
 PREFERRED: tuple[Kind, ...] = ("video", "image", "audio", "points")
-"""What a record is about whose JSON names no medium: the first of these that it has."""
+"""The medium of a record whose JSON names none: the first of these that it has."""
 
 
 class Config(TaskConfig):
@@ -67,7 +66,7 @@ class PocketQA(Task):
 
 
 def _medium(record: Record, facts: Mapping[str, Any]) -> MediaRef:
-    """What the questions are about."""
+    """The medium of the questions."""
     told = {kind: facts[kind] for kind in PREFERRED if isinstance(facts.get(kind), str)}
     for kind in told or PREFERRED:
         # "jpg" and "0001.left.jpg" are members of the record "0001"; the name in the JSON tells two of a kind apart

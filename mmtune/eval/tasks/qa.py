@@ -1,11 +1,11 @@
-"""One's own records, in any format that is trained on: every answer in them is asked for.
+"""Your own records, in any training format: the model is asked for every answer in them.
 
-Each turn of the assistant that carries loss is a question; what stands before it in the record, earlier answers
-included, is the conversation so far. The answer is compared with the one that was given: exact match, F1 of tokens,
-ROUGE-L. The model is also asked how likely it finds the given answers; `perplexity` is exp(nats / tokens) over all of
-them together, the token that ends an answer included.
+Each turn of the assistant that carries loss is a question; the turns before it in the record, earlier answers
+included, are the conversation so far. The answer is compared with that of the record: exact match, F1 of tokens,
+ROUGE-L. The likelihood of the record's answers is computed too; `perplexity` is exp(nats / tokens) over all of them
+together, the token that ends an answer included.
 
-Scores are also given by type, where records name one in a field `type`, `question_type` or `category` of their JSON.
+Scores are also given by type, if records name one in a field `type`, `question_type` or `category` of their JSON.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mmtune.eval.tasks.base import Outcome, Question, Task, TaskConfig
 from mmtune.recipe import FormatEntry
 
 TYPES = ("type", "question_type", "category")
-"""Fields of a record that name the type of its questions; the first that is there."""
+"""Fields of a record that may name the type of its questions; the first one present counts."""
 
 
 class Config(TaskConfig):
     name: str = "qa"
     format: FormatEntry = Field(default={"name": "llava"})
-    """How a record becomes a conversation; a name, or a name with options."""
+    """The data format of the records; a name, or a name with options."""
     max_tokens: int = 128
     """Longest answer, tokens."""
 
