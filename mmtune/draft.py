@@ -77,11 +77,11 @@ class Draft:
         lengths = self.sequences or [len(self.weights)]
         return all(any(list(itertools.islice(weights, length))) for length in lengths)
 
-    def example(self, sample: Sample, learn: bool = True) -> Example:
+    def example(self, sample: Sample, train_on: bool = True) -> Example:
         """What was written, with labels shifted once, here; none where nothing is to be learned."""
         tokens = torch.tensor(self.tokens, dtype=torch.int64)
         labels, weights = torch.full_like(tokens, IGNORE), None
-        if learn:
+        if train_on:
             counts = torch.tensor(self.weights, dtype=torch.float32)
             labels[:-1] = torch.where(counts[1:] > 0, tokens[1:], IGNORE)
             if not {0.0, 1.0}.issuperset(self.weights):

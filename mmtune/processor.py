@@ -154,7 +154,7 @@ class Processor:
                 f"{sample.id}: {len(draft.tokens)} tokens, none of them to learn{where}",
                 "an assistant's turn with text and a weight above 0",
             )
-        example = draft.example(sample, learn=not answer)
+        example = draft.example(sample, train_on=not answer)
         return replace(example, notes=tuple(sorted(items.notes.elements()))), sample, left_out
 
     def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> Draft:
