@@ -97,8 +97,8 @@ class Outside(Config):
 class _Named:
     """Pydantic marker: a mapping with a `name` is validated by the Config of that entry of the room."""
 
-    def __init__(self, room: str) -> None:
-        self.room = room
+    def __init__(self, room: str, short: bool) -> None:
+        self.room, self.short = room, short
 
     def config(self, value: Any) -> type[Config]:
         """The Config class for a mapping; raises PydanticCustomError, for pydantic to collect."""
@@ -117,6 +117,8 @@ class _Named:
             raise PydanticCustomError("entry", "{msg}", {"msg": "; ".join(str(error).splitlines())}) from error
 
     def validate(self, value: Any) -> Config:
+        if self.short and isinstance(value, str):
+            value = {"name": value}
         if isinstance(value, Outside):
             value = value.model_dump()  # it may have been allowed since
         if isinstance(value, Config):
@@ -171,12 +173,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return walk(schema)
 
 
-def entry(room: str) -> Any:
+def entry(room: str, short: bool = False) -> Any:
     """Annotation for a field that holds the config of one entry of a room, as `EncoderEntry = entry("encoders")`.
 
-    In YAML it is a mapping `{name: clip, ...}`; after validation it is an instance of that entry's `Config`.
+    In YAML it is a mapping `{name: clip, ...}`, where `short` also `clip`; then an instance of that entry's `Config`.
     """
-    return Annotated[Config, _Named(room)]
+    return Annotated[Config, _Named(room, short)]
 
 
 # ------------------------------------------------------------------------------------------------------------- YAML

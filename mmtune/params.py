@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch.nn import Parameter
 
-from mmtune.config import Config
+from mmtune import config, registry
+from mmtune.config import Config, Outside, entry
 from mmtune.errors import ConfigError
-from mmtune.registry import nearest
 from mmtune.types import Tunable
 
 Named = list[tuple[str, Parameter]]
@@ -24,8 +24,13 @@ Named = list[tuple[str, Parameter]]
 SchedulerType = Literal["cosine", "half_cosine", "linear", "constant"]
 """How a learning rate falls after its warm-up; see `mmtune.training.optim.lr_multiplier`."""
 
+BETAS = (0.9, 0.999)
+"""Decay of running means where a group says nothing."""
 SHOWN = 8
 """Names listed of each mistake; the rest are counted."""
+
+
+OptimizerEntry = entry("optimizers", short=True)
 
 
 class ParameterGroup(Config):
@@ -37,8 +42,10 @@ class ParameterGroup(Config):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decoupled weight decay; acts on matrices only."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay of AdamW's running means of the gradient and of its square."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = BETAS
+    """Decay of running means of the gradient and of its square, for optimizers that have them, as AdamW."""
+    optimizer: OptimizerEntry = Field(default={"name": "adamw"})
+    """How a gradient becomes a step; a name, or a name with options."""
     streams: tuple[str, ...] = ()
     """Streams whose steps train the group; none named means all."""
     max_grad_norm: Annotated[float, Field(ge=0)] | None = None
@@ -49,6 +56,14 @@ class ParameterGroup(Config):
     """Steps of the group over which its rate rises from zero; none takes `schedule.warmup`."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     """What the rate falls to, as a part of `lr`; none takes `schedule.min_lr_ratio`."""
+
+    @field_validator("optimizer")
+    @classmethod
+    def _reads_betas(cls, optimizer: Config, info: ValidationInfo) -> Config:
+        own = info.data.get("betas", BETAS) != BETAS and not isinstance(optimizer, Outside)
+        if own and not registry.find("optimizers", optimizer.name).uses_betas:
+            raise config.cross_field(f"{optimizer.name} has no betas; leave out `betas` of the group")
+        return optimizer
 
     def trained_by(self, stream: str) -> bool:
         """Whether steps of a stream train the group."""
@@ -172,7 +187,7 @@ def _claims(model: Tunable, groups: Mapping[str, ParameterGroup]) -> tuple[dict[
             found = _matching(pattern, names, tuned)
             mine |= {id(names[name]) for name in found}
             if not found and pattern.startswith("@"):
-                known = ", ".join(f"@{name}" for name in nearest(pattern[1:], list(tuned))) or "no tuners"
+                known = ", ".join(f"@{name}" for name in registry.nearest(pattern[1:], list(tuned))) or "no tuners"
                 wrong.append(f"{pattern} of group {group} stands for no parameter; known: {known}")
             elif not found:
                 wrong.append(f"{pattern} of group {group} matches nothing; names are such as {_some(names, pattern)}")

@@ -28,19 +28,13 @@ Name = Annotated[str, Field(pattern=rf"^{NAME}$", max_length=40)]
 """Of a branch, a stream or a group. It becomes part of parameter names and a file name."""
 
 
-def _short_entry(value: Any) -> Any:
-    """`llava` for `{name: llava}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 EncoderEntry = entry("encoders")
 ConnectorEntry = entry("connectors")
 LLMEntry = entry("llm")
 FusionEntry = entry("fusion")
 TunerEntry = entry("tuners")
 ObjectiveEntry, ExpertEntry, FormatEntry, OrderEntry, TaskEntry = (
-    Annotated[entry(room), BeforeValidator(_short_entry)]
-    for room in ("objectives", "experts", "data/formats", "data/orders", "eval/tasks")
+    entry(room, short=True) for room in ("objectives", "experts", "data/formats", "data/orders", "eval/tasks")
 )
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -401,12 +395,12 @@ _SECTIONS = {
 
 
 def with_code(recipe: Recipe) -> Recipe:
-    """A recipe whose model and streams may be built: what they name outside mmtune is allowed, its options checked.
+    """A recipe that may be built: what model, streams and groups name outside mmtune is allowed, its options checked.
 
     Raises ConfigError that names all that is not allowed.
     """
     tree = recipe.model_dump(mode="json")
-    registry.refuse(registry.needs_word([tree["model"], tree["streams"]]))
+    registry.refuse(registry.needs_word([tree["model"], tree["streams"], tree["groups"]]))
     return config.validate(Recipe, tree) if registry.allowances() else recipe
 
 

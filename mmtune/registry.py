@@ -31,6 +31,7 @@ ROOMS = (
     "fusion",
     "tuners",
     "objectives",
+    "optimizers",
     "data/formats",
     "data/orders",
     "eval/tasks",
@@ -286,4 +287,5 @@ _DISTRIBUTIONS = {
     "rapidocr": "'mmtune[ocr]'",
     "onnxruntime": "'mmtune[ocr]'",
     "wandb": "'mmtune[wandb]'",
+    "bitsandbytes": "'mmtune[8bit]'",
 }

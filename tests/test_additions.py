@@ -222,6 +222,35 @@ ADDITIONS = {
             def loss(self, model, batch):
                 return {"squared": model(batch)[batch.labels != IGNORE].float().square().sum()}
         '''),
+    "optimizers": Addition("Lion", '''
+        """Lion: steps of the sign of a running mean of gradients (Chen et al. 2023)."""
+        import torch
+
+        from mmtune.optimizers.base import Optimizer, OptimizerConfig, decay_matrices, kept
+
+
+        class Signs(torch.optim.Optimizer):
+            @torch.no_grad()
+            def step(self, closure=None):
+                for group in self.param_groups:
+                    for p in (p for p in group["params"] if p.grad is not None):
+                        if not self.state[p]:
+                            self.state[p]["mean"] = torch.zeros_like(p)
+                        mean = self.state[p]["mean"]
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
+                        p.sub_(group["lr"] * mean.lerp(p.grad, 0.1).sign())
+                        mean.lerp_(p.grad, 0.01)
+
+
+        class Lion(Optimizer):
+            Config, elementwise = OptimizerConfig, True
+
+            def build(self, named, lr, weight_decay, betas):
+                return Signs(decay_matrices(named, weight_decay), {"lr": lr})
+
+            def state_of(self, name, parameter):
+                return kept(parameter, "mean")
+        '''),
     "experts": Addition("Size", '''
         """How many bytes a medium has."""
         from mmtune.experts.base import Evidence, Expert, ExpertConfig
@@ -337,6 +366,7 @@ SPOILT = {
     "llm": ("(segments[:, :, None] == of[:, None]) &", "(of[:, None] > 0) &"),
     "tuners": ("for name in names]\n", "for name in names[1:]]\n"),
     "objectives": (".square().sum()", ".square().mean()"),
+    "optimizers": ('- group["lr"] *', "-"),
     "experts": ('"1"', '""'),
     "data/formats": ("Sample(record.id,", 'Sample("same",'),
     "data/orders": ("return (samples.columns[self.config.column],)", "return (samples.hashes.cumsum(),)"),

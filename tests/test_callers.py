@@ -54,6 +54,7 @@ CALLED = {
     "fusion": r"fusion$",
     "llm": r"llm$|^module$",
     "objectives": r"objective$|objectives\[.+\]$|^(holder|holders\[name\])$|^type\(objective\)$",
+    "optimizers": r"(optimizer|entry)$|^registry.find\('optimizers', .+\)$",
     "tuners": r"tuner$|^registry.find\('tuners', .+\)$",
     "StepCallback": r"callback$|^(holder|one)$|^holders\[name\]$",
     "Tokenizer": r"tokenizer$",

@@ -20,7 +20,7 @@ FLOORS = {
     "config": 1, "registry": 1, "paths": 1, "layers": 1, "media": 1,
     "random_state": 0, "dtypes": 1, "collate": 1, "items": 2, "jsons": 1, "weights_file": 1,
     "encoders": 2, "connectors": 2, "llm": 2, "prompt": 2, "params": 2,
-    "fusion": 3, "tuners": 3, "draft": 3,
+    "fusion": 3, "tuners": 3, "optimizers": 3, "draft": 3,
     "recipe": 4, "bounds": 4,
     "processor": 5, "model": 5, "generate": 5,
     "data": 6, "checkpoint": 6, "objectives": 6,

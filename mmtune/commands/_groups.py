@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from mmtune import registry
+from mmtune.config import Outside
 from mmtune.data.build import schedule_of
 from mmtune.training.train_plan import LRSchedule, lr_schedules_of
 
 if TYPE_CHECKING:
+    from mmtune.params import ParameterGroup
     from mmtune.recipe import Recipe
 
 Named = Sequence[tuple[str, Any]]
@@ -61,9 +64,17 @@ def _group(name: str, schedule: LRSchedule, steps: int, recipe: Recipe, named: N
         f"{name}: {numbers:,} parameters, {len(named):,} tensors",
         f"  by      {', '.join(streams)}: {schedule.steps:,} of {steps:,} steps",
         f"  rate    {schedule.lr!r} after {schedule.warmup:,} steps, then {falls}",
-        f"  adamw   betas {group.betas[0]!r} {group.betas[1]!r}, decay {decay}, clip {max_grad_norm or 'none'}",
+        f"  {group.optimizer.name:6}  {_options(group)}decay {decay}, clip {max_grad_norm or 'none'}",
         *(f"  {full:{wide}}  {shape}  {count:,}" for full, shape, count in folded),
     ]
+
+
+def _options(group: ParameterGroup) -> str:
+    """What is set of its optimizer; of one outside mmtune, what was written."""
+    chosen = group.optimizer.model_dump(exclude={"name"})
+    if isinstance(group.optimizer, Outside) or registry.find("optimizers", group.optimizer.name).uses_betas:
+        chosen = {"betas": " ".join(map(repr, group.betas)), **chosen}
+    return "".join(f"{key} {value}, " for key, value in chosen.items())
 
 
 def _folded(named: Named) -> list[tuple[str, str, int]]:

@@ -44,7 +44,7 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
 
     loaded = config.load(Recipe, recipe, overrides)
     model = models.build(loaded.model, weights=False, device="meta")
-    shape = estimate.shape_of(model, groups_of(model, loaded))
+    shape = estimate.shape_of(model, groups_of(model, loaded), loaded.groups)
     section, bf16 = loaded.run, loaded.run.precision == "bf16"
     rows = max(1, section.batch_tokens // section.length)
     tokens = estimate.tokens_of(section, devices.count)

@@ -17,7 +17,19 @@ from typing import Any
 
 from mmtune import config, registry
 from mmtune.errors import ConfigError
-from mmtune.testing import connectors, encoders, experts, formats, fusion, llm, objectives, orders, tasks, tuners
+from mmtune.testing import (
+    connectors,
+    encoders,
+    experts,
+    formats,
+    fusion,
+    llm,
+    objectives,
+    optimizers,
+    orders,
+    tasks,
+    tuners,
+)
 
 ROOMS: dict[str, Any] = {
     "encoders": encoders,
@@ -26,6 +38,7 @@ ROOMS: dict[str, Any] = {
     "llm": llm,
     "tuners": tuners,
     "objectives": objectives,
+    "optimizers": optimizers,
     "experts": experts,
     "data/formats": formats,
     "data/orders": orders,

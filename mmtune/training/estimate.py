@@ -8,22 +8,26 @@ the device. Times are floating point operations divided by what the device is sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 from torch.nn import Parameter
 
+from mmtune import registry
 from mmtune.model import LOGITS
+from mmtune.params import ParameterGroup
+
+if TYPE_CHECKING:
+    from mmtune.recipe import Recipe
 
 Strategy = Literal["replicate", "shard", "shard_all"]
 Groups = Mapping[str, Sequence[tuple[str, Parameter]]]
 
 COPIES = 3
 """Of each logit, four bytes each, while its loss is made."""
-STATES = 8
-"""Bytes of AdamW's two running means for each trained number."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Shape:
     vocabulary: int
     head: int
     """Parameters of the head."""
+    states: int
+    """Bytes that optimizers keep."""
+    states_cut: int
+    """Of these, what `shard_all` cuts: in the same layers, by optimizers that work on parts."""
 
     @property
     def trained(self) -> int:
@@ -113,8 +121,12 @@ class Estimate:
         ]
 
 
-def shape_of(model: Any, groups: Groups) -> Shape:
-    """Count a model as built, on any device."""
+def shape_of(model: Any, groups: Groups, settings: Mapping[str, ParameterGroup]) -> Shape:
+    """Count a model as built, on any device.
+
+    Args:
+        settings: the section `groups` of the recipe.
+    """
     trained = {id(parameter) for named in groups.values() for _, parameter in named}
     layers = model.llm.layers()
     inside = {id(p): p for layer in layers for p in layer.parameters()}
@@ -123,6 +135,7 @@ def shape_of(model: Any, groups: Groups) -> Shape:
     own = sum(everything[key] for key in everything.keys() & trained)
     matrices = [w for layer in layers for w in _matrices(layer)]
     pairs = [m.in_features for layer in layers for n, m in layer.named_modules() if "lora_A." in n]
+    states = {name: _states(named, settings[name], inside) for name, named in groups.items()}
     return Shape(
         layers_frozen=sum(p.numel() for p in inside.values()) - mine,
         layers_trained=mine,
@@ -135,7 +148,22 @@ def shape_of(model: Any, groups: Groups) -> Shape:
         inner=model.llm.inner_width,
         vocabulary=model.llm.tokenizer.vocabulary,
         head=model.llm.width * model.llm.tokenizer.vocabulary,
+        states=sum(whole for whole, _ in states.values()),
+        states_cut=sum(cut for _, cut in states.values()),
     )
+
+
+def _states(named: Sequence[tuple[str, Parameter]], group: ParameterGroup, inside: Collection[int]) -> tuple[int, int]:
+    """Bytes that the optimizer of a group keeps, and of these what can be cut: for parameters whose id is `inside`."""
+    optimizer = registry.find("optimizers", group.optimizer.name)(group.optimizer)
+    whole = cut = 0
+    for name, parameter in named:
+        # what trains is held in float32, whatever it was loaded in
+        kept = optimizer.state_of(name, torch.empty(parameter.shape, dtype=torch.float32, device="meta"))
+        size = sum(tensor.nbytes for tensor in kept.values())
+        whole += size
+        cut += size * (optimizer.elementwise and id(parameter) in inside)
+    return whole, cut
 
 
 def _matrices(layer: nn.Module) -> list[Parameter]:
@@ -167,7 +195,7 @@ def memory_of(
         weights=weights,
         gathered=2 * one,  # the one that is computed, and the next
         gradients=trained * 4,
-        optimizer=trained * STATES,
+        optimizer=shape.states - shape.states_cut + shape.states_cut // trained_cut,
         activations=activations(shape, tokens, activation_checkpointing, bf16),
     )
 
@@ -239,16 +267,15 @@ def estimate(
     groups: Groups,
     samples: Mapping[str, int],
     steps: int,
-    run: Any,
+    recipe: Recipe,
     devices: int = 1,
 ) -> Estimate:
     """What a run of a model as built takes.
 
     Args:
-        run: the section `run` of the recipe.
         devices: ranks of the run.
     """
-    shape = shape_of(model, groups)
+    run, shape = recipe.run, shape_of(model, groups, recipe.groups)
     tokens = tokens_of(run, devices)
     held = memory_of(shape, tokens, run.strategy, devices, run.activation_checkpointing, run.precision == "bf16")
     return Estimate(steps, run.batch_tokens * run.accumulate, dict(samples), shape, held)

@@ -15,7 +15,10 @@ from torch.nn import Parameter
 
 from mmtune.checkpoint.tensors import like, whole
 from mmtune.errors import CheckpointError
+from mmtune.optimizers.adamw import AdamW
+from mmtune.optimizers.base import Optimizer, OptimizerConfig
 from mmtune.params import SchedulerType
+from mmtune.training.stand_ins import is_cut, stand_in, standing_in
 
 
 def lr_multiplier(
@@ -42,10 +45,7 @@ def lr_multiplier(
 
 
 class GroupOptimizer:
-    """AdamW over the parameters of one group. Weight decay acts on matrices only.
-
-    Vectors and scalars (norms, biases, gates, gains) are left out of the decay: pulling them to zero changes what
-    the layer does, not how smooth it is.
+    """The optimizer of one group, whatever it is: clipping, the learning rate, and a state by names.
 
     Args:
         name: name of the group.
@@ -53,6 +53,7 @@ class GroupOptimizer:
         lr: peak learning rate.
         weight_decay: decoupled decay per step, times the learning rate (Loshchilov and Hutter 2019, algorithm 2).
         max_grad_norm: largest norm of the gradient of this group; 0 turns clipping off.
+        entry: builds it; AdamW when not given.
     """
 
     def __init__(
@@ -63,16 +64,16 @@ class GroupOptimizer:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        entry: Optimizer | None = None,
     ) -> None:
-        self.name, self.lr, self.max_grad_norm = name, lr, max_grad_norm
-        self.named = list(named)
-        matrices = [p for _, p in self.named if p.ndim >= 2]
-        others = [p for _, p in self.named if p.ndim < 2]
-        halves = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        on_device = all(p.is_cuda for _, p in self.named)
-        # fused sums in another order than the plain code; on a CPU it would tie results to the build
-        self.adamw = torch.optim.AdamW([h for h in halves if h["params"]], lr=lr, betas=betas, fused=on_device)
-
+        self.name, self.max_grad_norm = name, max_grad_norm
+        self.named, self.entry = list(named), entry or AdamW(OptimizerConfig(name="adamw"))
+        whole_only = not self.entry.elementwise and any(is_cut(p) for _, p in self.named)
+        self._stand_ins = [(full, stand_in(p)) for full, p in self.named] if whole_only else []
+        """What the optimizer knows in place of parameters that are cut over ranks, where it needs them whole."""
+        self._known = dict(self._stand_ins or self.named)
+        self.torch = self.entry.build(self._stand_ins or self.named, lr, weight_decay, betas)
+        self._peaks = [group["lr"] for group in self.torch.param_groups]
         self._held: dict[Parameter, Tensor] = {}
 
     @property
@@ -126,9 +127,14 @@ class GroupOptimizer:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_((self.max_grad_norm / norm).to(parameter.grad.device))
-        for half in self.adamw.param_groups:
-            half["lr"] = self.lr * lr_multiplier
-        self.adamw.step()
+        for group, peak in zip(self.torch.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * lr_multiplier
+        if not self._stand_ins:
+            self.torch.step()
+        for (_, parameter), (_, other) in zip(self.named, self._stand_ins, strict=False):
+            if parameter.grad is not None:
+                with standing_in(parameter, other):
+                    self.torch.step()
 
     def zero_grad(self, held: bool = True) -> None:
         """Forget the gradients, and those that lie aside if `held`."""
@@ -139,11 +145,11 @@ class GroupOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that moves, by `<parameter name>/<what>`; empty before the first step."""
-        tensors = {}
-        for name, parameter in self.named:
-            for key, value in self.adamw.state.get(parameter, {}).items():
-                tensors[f"{name}/{key}"] = value.detach()
-        return tensors
+        return {
+            f"{name}/{key}": value.detach()
+            for name, parameter in self._known.items()
+            for key, value in self.torch.state.get(parameter, {}).items()
+        }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave.
@@ -151,24 +157,26 @@ class GroupOptimizer:
         Raises:
             CheckpointError: a name or shape that does not belong to this group.
         """
-        known = dict(self.named)
-        wrong = []
-        self.adamw.state.clear()
+        # the step count stays on the CPU unless the fused code wants it beside the weights
+        beside = any(group.get("fused") for group in self.torch.param_groups)
+        whole_named, wrong = dict(self.named), []
+        self.torch.state.clear()
         for full, value in tensors.items():
             name, _, key = full.rpartition("/")
-            parameter = known.get(name)
-            if parameter is None or (key != "step" and value.shape != parameter.shape):
+            parameter = self._known.get(name)
+            if parameter is not None and key == "step":
+                self.torch.state[parameter][key] = (value.to(parameter.device) if beside else value).clone()
+                continue
+            expected = None if parameter is None else self.entry.state_of(name, whole_named[name]).get(key)
+            if expected is None or value.shape != expected.shape:
                 wrong.append(full)
                 continue
-            # the step count stays on the CPU unless the fused code wants it beside the weights
-            beside = self.adamw.param_groups[0]["fused"]
-            held = like(value, parameter) if key != "step" else value.to(parameter.device) if beside else value
-            if key != "step":
-                held = held.to(parameter.dtype)  # where another version kept them shorter
-            self.adamw.state[parameter][key] = held.clone()
+            held = like(value, parameter).to(expected.dtype)  # where another version kept them shorter
+            self.torch.state[parameter][key] = held.clone()
         if wrong:
             raise CheckpointError(
                 seen=f"optimizer state for {', '.join(wrong[:5])} ({len(wrong)} in all)",
-                expected=f"names and shapes of the group {self.name!r}",
-                hint="the model of this recipe is not the one that was saved",
+                expected=f"names and shapes of the group {self.name!r}, as its optimizer {self.entry.config.name} has",
+                hint="the model of this recipe, or its optimizer, is not the one that was saved; keep it, or begin a "
+                "new run with these weights: run.init_from=FOLDER",
             )

@@ -98,7 +98,7 @@ def build(
         objective.check(model)
         objective.begin(model, groups, {})
     train_plan.begin(list(model.llm.step_callbacks.values()), steps)
-    cost = estimate(model, groups, loader.counts(), steps, recipe.run, runtime.world)
+    cost = estimate(model, groups, loader.counts(), steps, recipe, runtime.world)
     for line in [*train_plan.warnings(), *cost.lines()]:
         say(line)
     return Setup(recipe, out, runtime, model, groups, base, loader, steps, train_plan)

@@ -85,8 +85,9 @@ class TrainPlan:
         for name, named in groups.items():
             group = recipe.groups[name]
             max_grad_norm = recipe.run.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm
+            entry = registry.find("optimizers", group.optimizer.name)(group.optimizer)
             self.optimizers[name] = GroupOptimizer(
-                name, named, group.lr, group.weight_decay, max_grad_norm, group.betas
+                name, named, group.lr, group.weight_decay, max_grad_norm, group.betas, entry
             )
 
     def trained_groups(self, streams: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from mmtune import registry
 from mmtune.checkpoint import tensors
 from mmtune.errors import ConfigError
 from mmtune.llm import hf
@@ -20,7 +21,7 @@ from tests.training import world
 from tools.proofs import _fork
 
 
-def cut(strategy, folder):
+def cut(strategy, folder, chosen="adamw"):
     """What a rank has and does: one step of a tiny language model of which norms and one matrix of each layer train."""
     torch.set_num_threads(1)
     llm = hf.HF(hf.Config(folder=folder))
@@ -38,7 +39,9 @@ def cut(strategy, folder):
     after = tensors.snapshot(dict(llm.named_parameters()))
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
 
-    optimizer = GroupOptimizer("all", groups["all"], 0.1, max_grad_norm=0.01)
+    entry = registry.find("optimizers", chosen)
+    entry = entry(entry.Config(name=chosen))
+    optimizer = GroupOptimizer("all", groups["all"], 0.1, max_grad_norm=0.01, entry=entry)
     x = torch.randn(4, 6, llm.width, generator=torch.Generator().manual_seed(1))[runtime.rank :: runtime.world]
     llm(x, torch.arange(6).expand(len(x), 6), None).square().sum().backward()
     runtime.sum_gradients(optimizer.parameters)
@@ -98,6 +101,19 @@ def test_numbers_are_those_of_one_process(results):
             assert one["sums"].keys() == alone["sums"].keys()
             for name, value in alone["sums"].items():
                 assert one["sums"][name] == pytest.approx(value, abs=1e-5), (key, name)
+
+
+@pytest.mark.parametrize(("name", "near"), [("adafactor", 1e-5), ("muon", 0.02)])
+def test_an_optimizer_of_whole_tensors_gets_them_where_they_are_cut(name, near, tmp_path):
+    """Muon computes in bfloat16, where the last bit of a gradient is the third digit of a step."""
+    work = [partial(cut, strategy, str(tiny.folder(tmp_path / "llm")), name) for strategy in ("replicate", "shard_all")]
+    alone, several = (_fork.ranks(one, ranks) for one, ranks in zip(work, (1, 2), strict=True))
+    assert _fork.all_fine([*alone, *several]), several[0].said
+    wanted = alone[0].value
+    for one in several:
+        assert one.value["cut"] and one.value["shapes"] == wanted["shapes"]
+        for full, value in wanted["sums"].items():
+            assert one.value["sums"][full] == pytest.approx(value, abs=near), full
 
 
 def runtime(strategy):

@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from mmtune import config
+from mmtune import model as models
+from mmtune.checkpoint.store import groups_of
 from mmtune.commands import plan
+from mmtune.data.build import schedule_of
 from mmtune.llm import _attention
+from mmtune.recipe import Recipe
 from mmtune.training import estimate
-from mmtune.training.optim import GroupOptimizer
+from mmtune.training.train_plan import TrainPlan
 
 T = 64
 
@@ -57,7 +62,8 @@ def shape(model) -> estimate.Shape:
     matrices = sum(p.numel() for p in layers if p.ndim == 2) if trained else 0
     split = (0, numbers) if trained else (numbers, 0)
     sizes = (config.num_hidden_layers, config.hidden_size, config.intermediate_size)
-    return estimate.Shape(*split, 0, 0, matrices, 0, *sizes, 64, 64 * config.hidden_size)
+    states = 8 * numbers if trained else 0
+    return estimate.Shape(*split, 0, 0, matrices, 0, *sizes, 64, 64 * config.hidden_size, states, states)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -81,18 +87,34 @@ def test_what_is_kept_where_layers_are_computed_anew(bf16):
     assert said[1] - said[0] == pytest.approx(really, rel=0.05)
 
 
-def test_gradients_and_states_are_what_an_optimizer_holds():
+def test_gradients_are_what_an_optimizer_holds():
     model = llama(2, 64, 172, 4, 4, True, False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = GroupOptimizer("all", named, 1e-3)
-    for _, parameter in named:
-        parameter.grad = torch.zeros_like(parameter)
-    grads = sum(parameter.grad.nbytes for _, parameter in named)
-    optimizer.step(optimizer.norm(), 1.0)
-    means = sum(t.nbytes for name, t in optimizer.state().items() if not name.endswith("/step"))
     held = estimate.memory_of(shape(model), 1)
-    assert (held.gradients, held.optimizer) == (grads, means)
-    assert held.weights == sum(parameter.nbytes for _, parameter in named)
+    assert held.gradients == held.weights == sum(parameter.nbytes for _, parameter in named)
+
+
+OPTIMIZERS = ["adamw", "sgd", {"name": "sgd", "momentum": 0.9}, "adafactor", "muon"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_states_are_what_the_optimizer_of_a_group_keeps(optimizer):
+    """Of the model that ships: what `mmtune plan` says, and what lies there after a step."""
+    recipe = config.load(
+        Recipe, "pocket", ["groups.connector.match=['*']", "model.freeze=[]", f"groups.connector.optimizer={optimizer}"]
+    )
+    model = models.build(recipe.model, weights=False, device="meta")
+    shape = estimate.shape_of(model, groups_of(model, recipe), recipe.groups)
+    model = models.build(recipe.model, weights=False)
+    plan = TrainPlan(recipe, groups_of(model, recipe), schedule_of(recipe), 1)
+    for group in plan.optimizers.values():
+        for parameter in group.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        group.step(group.norm(), 1.0)
+    kept = [(n, t.nbytes) for g in plan.optimizers.values() for n, t in g.state().items() if not n.endswith("/step")]
+    assert shape.states == sum(size for _, size in kept)
+    inside = sum(size for name, size in kept if name.startswith("llm.model.model.layers."))
+    assert shape.states_cut == (inside if optimizer not in ("adafactor", "muon") else 0)
 
 
 def test_what_is_cut_is_shared_out():

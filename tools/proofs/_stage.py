@@ -34,7 +34,10 @@ LORA = {"name": "hf_peft", "method": "lora", "r": 2, "lora_alpha": 4, "lora_drop
 CHANGES: dict[str, Any] = {
     "model": {"tuners": [LORA]},
     "streams": {"words": {"order": "length_grouped"}},
-    "groups": {"speech": {"match": ["@hf_peft"], "lr": 1e-2, "streams": ["words"]}},
+    "groups": {
+        "sight": {"optimizer": {"name": "adafactor"}},
+        "speech": {"match": ["@hf_peft"], "lr": 1e-2, "streams": ["words"]},
+    },
     # a rate that does not fall, so that every step moves something
     "schedule": {"steps": STEPS, "kind": "constant"},
 }

@@ -54,6 +54,7 @@ EARLY = {
         "speech": {"match": ["@prompts", "@bias_norm"]},
     },
 }
+OPTIMIZERS = {"groups": {"sight": {"optimizer": "muon"}, "speech": {"optimizer": {"name": "sgd", "momentum": 0.9}}}}
 FUSIONS: dict[str, dict[str, Any]] = {"tokens": {}, "early": EARLY}
 TURNS: dict[str, dict[str, Any]] = {
     "alternate": {"interleave": "alternate"},
@@ -192,9 +193,10 @@ def _moved(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> list[s
 def _disjoint(verdict: Verdict, fusion: str, turns: str) -> int:
     """Watch all steps of a run; returns how many tensors had to stay as they were."""
     where = f"{fusion}, {turns}"
+    optimizers = OPTIMIZERS if turns == "mixed" else {}
 
     def work() -> list[Any]:
-        run = _run(_recipe(FUSIONS[fusion], {"schedule": TURNS[turns]}))
+        run = _run(_recipe(FUSIONS[fusion], {"schedule": TURNS[turns]}, optimizers))
         told, feed = [], run.loader.steps()
         for step in range(STEPS):
             stream, batches = next(feed)

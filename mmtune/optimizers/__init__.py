@@ -1,0 +1,1 @@
+"""Tuners: change a language model in place and say what was added or opened."""
