@@ -32,6 +32,12 @@ FIELDS = {
 TENSORS = {"llm.soft.": "llm.prefix."}
 """Beginning of the names of parameters to the beginning that they have today."""
 
+STATE = {"bad": "nonfinite_steps", "pieces": "micro_step_parts", "judged": "validation"}
+"""Key of run.json in a saved state to the key that it has today."""
+
+PARTS = {"kind": "type"}
+"""Key of a part of a saved conversation to the key that it has today."""
+
 _errors = Output("stderr")
 _said: set[tuple[str, tuple[str, ...]]] = set()
 _Value = TypeVar("_Value")
@@ -69,6 +75,13 @@ def path(keys: list[str], origin: str = "") -> list[str]:
                 _errors.say(f"note: {'.'.join(keys)} is called {'.'.join(changed)} now")
             return changed
     return keys
+
+
+def keys(held: Any, names: Mapping[str, str]) -> Any:
+    """A mapping under the keys of today, as `STATE` or `PARTS` has them; whatever is no mapping is left as it is."""
+    if not isinstance(held, dict) or not names.keys() & held.keys():
+        return held
+    return {names.get(key, key): value for key, value in held.items() if names.get(key) not in held}
 
 
 def tensors(held: Mapping[str, _Value]) -> dict[str, _Value]:

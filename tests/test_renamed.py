@@ -53,6 +53,9 @@ def age(run: Path) -> None:
                     save_file({aged(name): tensor for name, tensor in tensors.items()}, draft / file.name)
                 elif file.name == "run.json":
                     info = json.loads(file.read_text())
+                    assert not {"bad", "pieces", "judged"} & info.keys(), "written with today's keys"
+                    info["bad"], info["pieces"] = info.pop("nonfinite_steps"), info.pop("micro_step_parts")
+                    info["judged"] = info.pop("validation")
                     info["facts"]["recipe"] = aged(info["facts"]["recipe"])
                     for template in info["facts"]["prompts"].values():
                         template["times"] = template.pop("timestamps")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmtune import renamed
 from mmtune.errors import MmtuneError, UsageError
 from mmtune.serve.settings import Settings
 from mmtune.types import KINDS, MediaRef, Part, Quote, Turn
@@ -72,7 +73,7 @@ class Saved:
 
     def summary(self) -> str:
         """How much of it there is, for people."""
-        media = sum(part["kind"] in KINDS for turn in self.turns for part in turn["parts"])
+        media = sum(part["type"] in KINDS for turn in self.turns for part in turn["parts"])
         exchanges = len(self.turns) // 2
         shown = f", {media} {'media' if media > 1 else 'medium'} shown" if media else ""
         return f"{exchanges} {'exchange' if exchanges == 1 else 'exchanges'}{shown}"
@@ -114,7 +115,8 @@ def read(path: Path) -> Saved:
 def _saved(path: Path, tree: Any) -> Saved:
     if not isinstance(tree, dict) or not isinstance(tree.get("turns"), list):
         raise _wrong(path, "it has no list of turns")
-    turns, waiting, settings = tree["turns"], tree.get("waiting", []), tree.get("settings", {})
+    turns = [_today(turn, "parts") for turn in tree["turns"]]
+    waiting, settings = _today(tree, "waiting").get("waiting", []), tree.get("settings", {})
     for turn in turns:
         if not isinstance(turn, dict) or not _are_parts(turn.get("parts")):
             raise _wrong(path, "a turn is not of a role and parts")
@@ -134,11 +136,18 @@ def _saved(path: Path, tree: Any) -> Saved:
     return Saved(turns, waiting, system, settings, run)
 
 
+def _today(tree: Any, parts: str) -> Any:
+    """A tree whose list `parts` may have old keys, with today's; whatever has no such list is left to the checks."""
+    if not isinstance(tree, dict) or not isinstance(tree.get(parts), list):
+        return tree
+    return {**tree, parts: [renamed.keys(part, renamed.PARTS) for part in tree[parts]]}
+
+
 def _are_parts(parts: Any) -> bool:
     return isinstance(parts, list) and all(
         isinstance(part, dict)
-        and isinstance(part.get("kind"), str)
-        and all(isinstance(part.get(name), str) for name in _FIELDS.get(part["kind"], ("nothing",)))
+        and isinstance(part.get("type"), str)
+        and all(isinstance(part.get(name), str) for name in _FIELDS.get(part["type"], ("nothing",)))
         and isinstance(part.get("path"), (str, type(None)))
         and all(isinstance(part.get(name), (int, float, type(None))) for name in ("start", "end"))
         for part in parts
@@ -161,18 +170,18 @@ def _plain(part: Part, digest: Digest) -> dict[str, Any]:
         case MediaRef():
             path = str(part.source.absolute()) if isinstance(part.source, Path) else None
             clip = {"start": part.start, "end": part.end} if part.range else {}
-            return {"kind": part.kind, "origin": part.origin, "path": path, "sha256": digest(part), **clip}
+            return {"type": part.kind, "origin": part.origin, "path": path, "sha256": digest(part), **clip}
         case Quote():
-            return {"kind": "quote", "source": part.source, "text": part.text}
+            return {"type": "quote", "source": part.source, "text": part.text}
         case _:
-            return {"kind": "text", "text": part}
+            return {"type": "text", "text": part}
 
 
 def _parts(parts: list[dict[str, Any]], check: Check | None, notes: list[str]) -> Iterable[Part]:
     for part in parts:
-        if part["kind"] == "text":
+        if part["type"] == "text":
             yield part["text"]
-        elif part["kind"] == "quote":
+        elif part["type"] == "quote":
             yield Quote(part["source"], part["text"])
         else:
             try:
@@ -186,7 +195,7 @@ def _parts(parts: list[dict[str, Any]], check: Check | None, notes: list[str]) -
 
 def _medium(part: dict[str, Any]) -> MediaRef:
     """The medium of a part. Raises MmtuneError when it is not what was shown."""
-    origin, kind = part["origin"], part["kind"]
+    origin, kind = part["origin"], part["type"]
     if not part.get("path"):
         raise UsageError(seen=f"{kind} {origin} was never a file")
     path = Path(part["path"])

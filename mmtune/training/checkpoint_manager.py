@@ -101,10 +101,10 @@ class CheckpointManager:
             "facts": self.facts(),
             "positions": self.loader.positions(trainer_state.step),
             "ledger": self.loader.ledger.position(),
-            "bad": trainer_state.bad,
+            "nonfinite_steps": trainer_state.nonfinite_steps,
             "recent": trainer_state.recent,
-            "pieces": trainer_state.pieces,
-            "judged": trainer_state.validation,
+            "micro_step_parts": trainer_state.micro_step_parts,
+            "validation": trainer_state.validation,
             "versions": self._versions,
         }
         weights = {name: tensor for held in files.values() for name, tensor in held.items()}
@@ -165,10 +165,10 @@ class CheckpointManager:
         if self.runtime.is_main:
             states.put_aside(self.out / "state", state.step)
         self._say(f"going on after step {state.step}")
-        trainer_state.step, trainer_state.bad = state.step, state.info["bad"]
-        trainer_state.pieces = state.info["pieces"]
+        trainer_state.step, trainer_state.nonfinite_steps = state.step, state.info["nonfinite_steps"]
+        trainer_state.micro_step_parts = state.info["micro_step_parts"]
         trainer_state.recent = [(loss, count) for loss, count in state.info["recent"]]
-        trainer_state.validation = state.info.get("judged", {})
+        trainer_state.validation = state.info.get("validation", {})
 
     def _lost(self) -> bool:
         """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""

@@ -68,7 +68,7 @@ class _Best(_Part):
     value: float | None
 
 
-class _Judged(_Part):
+class _Validation(_Part):
     last: Count = 0
     best: _Best | None = None
 
@@ -79,10 +79,10 @@ class _Info(_Part):
     facts: dict[str, Any]
     positions: _Positions
     ledger: _LedgerPosition
-    bad: Count
+    nonfinite_steps: Count
     recent: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
-    pieces: Annotated[int, Field(ge=1, le=2**20)]
-    judged: _Judged = _Judged()
+    micro_step_parts: Annotated[int, Field(ge=1, le=2**20)]
+    validation: _Validation = _Validation()
 
 
 def check(info: Any) -> None:
@@ -230,7 +230,7 @@ def _read(path: Path) -> State:
     optimizers = {group: renamed.tensors(held) for group, held in moments.items()}
     weights = renamed.tensors(weights_file.read(path / "weights.safetensors"))
     dtypes.require_finite(weights, str(path / "weights.safetensors"))
-    return State(step, weights, optimizers, info)
+    return State(step, weights, optimizers, renamed.keys(info, renamed.STATE))
 
 
 def _depth(tree: Any) -> int:

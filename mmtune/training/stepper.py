@@ -26,7 +26,7 @@ class Stepper:
     """Takes the steps of a run.
 
     Args:
-        state: which step is next; what this counts of it is `bad` and `pieces`.
+        state: which step is next; what this counts of it is `nonfinite_steps` and `micro_step_parts`.
         say: gets warnings.
     """
 
@@ -50,9 +50,9 @@ class Stepper:
         self._seed()
         outcome = self._checked(batches, lr_multipliers)
         if outcome.updated:
-            self.state.bad = 0
+            self.state.nonfinite_steps = 0
         else:
-            self.state.bad += 1
+            self.state.nonfinite_steps += 1
             self._skip(stream, batches, outcome)
         return outcome
 
@@ -78,7 +78,7 @@ class Stepper:
         callbacks = plan.callbacks_for(self._callbacks, setup.loader.held)
         rest = (setup.runtime, plan.objectives, callbacks, plan.shares, check_grads)
         while True:
-            parts = [part for batch in batches for part in split_batch(batch, self.state.pieces)]
+            parts = [part for batch in batches for part in split_batch(batch, self.state.micro_step_parts)]
             try:
                 return take_step(setup.model, parts, plan.optimizers, plan.groups_by_stream, lr_multipliers, *rest)
             except OutOfMemory as error:
@@ -88,10 +88,10 @@ class Stepper:
                 # not in a pass but in the update: some weights may have moved, and only what is saved is whole
                 raise self._no_room(f"while updating: {error}") from error
             rows = -(-(run.batch_tokens // run.length) // setup.runtime.world)
-            if run.out_of_memory == "stop" or self.state.pieces >= rows:
+            if run.out_of_memory == "stop" or self.state.micro_step_parts >= rows:
                 raise self._no_room(where)
-            self.state.pieces = min(2 * self.state.pieces, rows)
-            self._say(f"out of memory {where}; from step {self.state.step} on in {self.state.pieces} pieces each")
+            parts = self.state.micro_step_parts = min(2 * self.state.micro_step_parts, rows)
+            self._say(f"out of memory {where}; from step {self.state.step} on in {parts} pieces each")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._seed()
@@ -119,12 +119,12 @@ class Stepper:
             more = {"step": step, "stream": name, "epoch": where[name]["epoch"]}
             for id in ids:
                 shard, _, member = id.rpartition("/")
-                loader.ledger.skip(id, shard, member, Reason.non_finite, guilty=id in found, **more)
-        if self.state.bad >= BAD_STEPS:
+                loader.ledger.skip(id, shard, member, Reason.non_finite, fails_alone=id in found, **more)
+        if self.state.nonfinite_steps >= BAD_STEPS:
             raise DataError(
                 Reason.non_finite,
-                seen=f"{self.state.bad} steps in a row with a loss or gradient that is not finite, the last of stream "
-                f"{stream}",
+                seen=f"{self.state.nonfinite_steps} steps in a row with a loss or gradient that is not finite, the last "
+                f"of stream {stream}",
                 expected="finite numbers",
                 hint="lower the learning rate or lengthen the warm-up; the samples are named in skipped.jsonl",
             )

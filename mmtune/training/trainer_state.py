@@ -15,12 +15,12 @@ class TrainerState:
 
     step: int = 0
     """Steps done."""
-    bad: int = 0
-    """Steps without an update just before."""
+    nonfinite_steps: int = 0
+    """Steps in a row, the last ones, whose loss or gradient was not finite."""
     recent: list[tuple[float, float]] = field(default_factory=list)
     """Loss of the last steps, and what their supervised tokens count."""
-    pieces: int = 1
-    """In how many pieces a micro-step is taken since there was no room for it whole."""
+    micro_step_parts: int = 1
+    """Parts into which each micro-step is split; more than 1 after it did not fit into memory."""
     validation: dict[str, Any] = field(default_factory=dict)
     """What validations have found, see `ValidationLoop.state`."""
 

@@ -144,10 +144,10 @@ def state(**changes: Any) -> dict[str, Any]:
         "facts": {"recipe": {}},
         "positions": {"step": 4, "streams": {"talk": {"epoch": 0, "position": 3}}},
         "ledger": {"bytes": 0, "sha256": "0" * 64, "good": 3, "bad": 0, "row": 0, "notes": {}},
-        "bad": 0,
+        "nonfinite_steps": 0,
         "recent": [[1.5, 3.0]],
-        "pieces": 1,
-        "judged": {"last": 0, "best": None},
+        "micro_step_parts": 1,
+        "validation": {"last": 0, "best": None},
         **changes,
     }
 
@@ -162,11 +162,11 @@ def state(**changes: Any) -> dict[str, Any]:
         {"ledger": {}},
         {"ledger": {**state()["ledger"], "bytes": -1}},
         {"ledger": {**state()["ledger"], "notes": {"a": "b"}}},
-        {"bad": "many"},
+        {"nonfinite_steps": "many"},
         {"recent": [[1.5]]},
-        {"pieces": 0},
-        {"pieces": 10**30},
-        {"judged": {"last": 0, "best": {"measure": "loss", "step": 2, "value": "low"}}},
+        {"micro_step_parts": 0},
+        {"micro_step_parts": 10**30},
+        {"validation": {"last": 0, "best": {"measure": "loss", "step": 2, "value": "low"}}},
     ],
 )
 def test_numbers_of_a_state_are_looked_at(changes: dict[str, Any]) -> None:

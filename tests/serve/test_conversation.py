@@ -222,7 +222,7 @@ def test_quotes_join_the_turn_as_marked_parts() -> None:
     talk.quote(Quote("ocr", "EXIT"))
     _said(talk, "what does it say?")
     assert talk.turns[0].parts == (PICTURE, Quote("ocr", "EXIT"), "what does it say?")
-    assert talk.transcript()["turns"][0]["parts"][1] == {"kind": "quote", "source": "ocr", "text": "EXIT"}
+    assert talk.transcript()["turns"][0]["parts"][1] == {"type": "quote", "source": "ocr", "text": "EXIT"}
 
 
 def test_rendered_is_what_a_question_would_continue() -> None:

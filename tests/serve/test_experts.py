@@ -94,7 +94,7 @@ def test_evidence_stands_behind_its_medium(panel: Panel) -> None:
     assert [finding.status for finding in answer.experts] == ["found", "found"]
     assert [one["text"] for one in answer.record()["experts"]] == ["EXIT", "WC"]
     assert "<image>[Fake: EXIT]<image>[Fake: WC]what?" in talk.rendered()
-    assert {"kind": "quote", "source": "Fake", "text": "EXIT"} in talk.transcript()["turns"][0]["parts"]
+    assert {"type": "quote", "source": "Fake", "text": "EXIT"} in talk.transcript()["turns"][0]["parts"]
 
 
 def test_what_was_told_is_not_told_again(panel: Panel) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_range_of_time_that_is_none_leaves_its_medium_out(tmp_path: Path, star
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"clip")
     digest = hashlib.sha256(b"clip").hexdigest()
-    part = {"kind": "video", "origin": "clip.mp4", "path": str(clip), "sha256": digest, "start": start, "end": None}
+    part = {"type": "video", "origin": "clip.mp4", "path": str(clip), "sha256": digest, "start": start, "end": None}
     (tmp_path / "talk.json").write_text(json.dumps({"turns": [], "waiting": [part]}))
     _, waiting, notes = transcript.read(tmp_path / "talk.json").restored()
     assert waiting == [] and len(notes) == 1 and "clip.mp4 from" in notes[0]
@@ -81,16 +82,32 @@ def test_the_digest_is_of_what_was_shown(tmp_path: Path) -> None:
     made = talk(tmp_path)
     asked = []
     made.engine.digest = lambda ref: asked.append(ref) or "0" * 64
-    [media] = [part for part in made.transcript()["turns"][1]["parts"] if part["kind"] == "image"]
+    [media] = [part for part in made.transcript()["turns"][1]["parts"] if part["type"] == "image"]
     assert media["sha256"] == "0" * 64 and asked
 
 
+def test_a_conversation_with_old_keys_is_read_and_saved_with_new_ones(tmp_path: Path) -> None:
+    def aged(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{{"type": "kind"}.get(key, key): value for key, value in part.items()} for part in parts]
+
+    tree = talk(tmp_path).transcript()
+    assert all("type" in part for turn in tree["turns"] for part in turn["parts"])
+    turns = [{**turn, "parts": aged(turn["parts"])} for turn in tree["turns"]]
+    old = {**tree, "turns": turns, "waiting": aged(tree["waiting"])}
+    assert '"kind"' in json.dumps(old["turns"]) and '"type"' not in json.dumps(old["turns"])
+    file = tmp_path / "old.json"
+    file.write_bytes(transcript.dumps(old))
+    other = Conversation(FakeEngine())
+    assert other.restore(transcript.read(file)) == []
+    assert other.transcript()["turns"] == tree["turns"] and other.waiting == talk(tmp_path).waiting
+
+
 def test_half_characters_are_saved(tmp_path: Path) -> None:
-    data = transcript.dumps({"turns": [{"role": "user", "parts": [{"kind": "text", "text": "gr\udcf6n"}]}]})
+    data = transcript.dumps({"turns": [{"role": "user", "parts": [{"type": "text", "text": "gr\udcf6n"}]}]})
     assert json.loads(data)["turns"][0]["parts"][0]["text"] == "gr\udcf6n"
 
 
-WORDS = {"kind": "text", "text": "x"}
+WORDS = {"type": "text", "text": "x"}
 
 
 @pytest.mark.parametrize(
@@ -103,12 +120,12 @@ WORDS = {"kind": "text", "text": "x"}
         ({"turns": ["x"]}, "role and parts"),
         ({"turns": [{"role": "user", "parts": [WORDS]}]}, "questions with their answers"),
         ({"turns": [{"role": "assistant", "parts": [WORDS]}, {"role": "user", "parts": [WORDS]}]}, "questions with"),
-        ({"turns": [{"role": "user", "parts": [{"kind": "text"}]}]}, "role and parts"),
+        ({"turns": [{"role": "user", "parts": [{"type": "text"}]}]}, "role and parts"),
         ({"turns": [], "settings": {"max_tokens": 0}}, "max_tokens 0"),
-        ({"turns": [{"role": "user", "parts": [{"kind": []}]}]}, "role and parts"),
+        ({"turns": [{"role": "user", "parts": [{"type": []}]}]}, "role and parts"),
         ({"turns": [], "settings": {"max_tokens": "many"}}, "settings"),
         ({"turns": [], "settings": {"shell": 1}}, "settings"),
-        ({"turns": [], "waiting": [{"kind": "image", "origin": "x"}]}, "waiting"),
+        ({"turns": [], "waiting": [{"type": "image", "origin": "x"}]}, "waiting"),
         ({"turns": [], "system": 3}, "system"),
     ],
 )

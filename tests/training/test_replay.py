@@ -45,7 +45,7 @@ def test_the_guilty_are_named_and_fail_again(recipe, tmp_path, monkeypatch, caps
     except DataError as error:
         assert "in a row" in str(error)
     rows = [row for row in ledger.read(tmp_path / "run/skipped.jsonl") if row["reason"] == "non_finite"]
-    nonfinite_samples = {row["id"] for row in rows if row["guilty"]}
+    nonfinite_samples = {row["id"] for row in rows if row["fails_alone"]}
     assert nonfinite_samples and len(nonfinite_samples) < len(rows), "some of the samples of a bad step, not all"
     assert all(row["stream"] == "pictures" and row["epoch"] in (0, 1) for row in rows)
     # every fourth sample is white
@@ -87,7 +87,7 @@ def test_a_loss_that_fails_in_company_only_blames_nobody(recipe, tmp_path, monke
     with pytest.raises(DataError, match="3 steps in a row"):
         loop.train(recipe, tmp_path / "run", progress="off")
     rows = list(ledger.read(tmp_path / "run/skipped.jsonl"))
-    assert rows and not any(row["guilty"] for row in rows)
+    assert rows and not any(row["fails_alone"] for row in rows)
 
 
 def test_the_command_is_there():

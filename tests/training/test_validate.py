@@ -118,7 +118,7 @@ def test_bad_held_out_samples_are_named_once_and_count_for_no_limit(straight):
         ("val", "wrong_media_type", True, 1), ("val", "bad_json", True, 1),
     ]  # fmt: skip
     info = json.loads((straight / f"state/step-{STEPS:08d}/run.json").read_text())
-    assert (info["ledger"]["bad"], info["judged"]["last"]) == (0, 6)
+    assert (info["ledger"]["bad"], info["validation"]["last"]) == (0, 6)
 
 
 def test_the_best_state_is_a_run_of_its_own(straight):

@@ -118,7 +118,7 @@ def _cut(verdict: Verdict) -> None:
     fired = [one.said.count("poisoned on rank") for one in ended]
     verdict.need(sum(bool(count) for count in fired) == 1, f"shard_all: did not fire on one rank alone: {fired}")
     rows = [row for row in ledgers.read(out / "skipped.jsonl") if row["reason"] == "non_finite"]
-    nonfinite_samples = {row["id"] for row in rows if row.get("guilty")}
+    nonfinite_samples = {row["id"] for row in rows if row.get("fails_alone")}
     fine = _fork.all_fine(ended) and nonfinite_samples == {ids[-1]} and len({row["id"] for row in rows}) > 1
     verdict.check(fine, f"shard_all: guilty {sorted(nonfinite_samples)}, it was {ids[-1]}: {ended[0].said[-300:]}")
     clear(plain), clear(out)
@@ -153,8 +153,8 @@ def _one(verdict: Verdict, kind: str, rank: int) -> None:
     named, held = {row["id"] for row in rows}, {name for _, part in order_of(out) for name in part}
     if named != held or {row["step"] for row in rows} != {STEP}:
         wrong.append(f"named {sorted(named)}, the step held {sorted(held)}")
-    if [row["id"] for row in rows if row.get("guilty")] != [victim]:
-        wrong.append(f"called guilty: {[row['id'] for row in rows if row.get('guilty')]}, it was {victim}")
+    if [row["id"] for row in rows if row.get("fails_alone")] != [victim]:
+        wrong.append(f"called guilty: {[row['id'] for row in rows if row.get('fails_alone')]}, it was {victim}")
 
     def again(with_fault: bool) -> dict[str, bool]:
         if with_fault:
