@@ -90,8 +90,8 @@ class Stepper:
             rows = -(-(run.batch_tokens // run.length) // setup.runtime.world)
             if run.out_of_memory == "stop" or self.state.micro_step_parts >= rows:
                 raise self._no_room(where)
-            parts = self.state.micro_step_parts = min(2 * self.state.micro_step_parts, rows)
-            self._say(f"out of memory {where}; from step {self.state.step} on in {parts} pieces each")
+            count = self.state.micro_step_parts = min(2 * self.state.micro_step_parts, rows)
+            self._say(f"out of memory {where}; from step {self.state.step} on in {count} pieces each")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._seed()
@@ -123,8 +123,8 @@ class Stepper:
         if self.state.nonfinite_steps >= BAD_STEPS:
             raise DataError(
                 Reason.non_finite,
-                seen=f"{self.state.nonfinite_steps} steps in a row with a loss or gradient that is not finite, the last "
-                f"of stream {stream}",
+                seen=f"{self.state.nonfinite_steps} steps in a row with a loss or gradient that is not finite, "
+                f"the last of stream {stream}",
                 expected="finite numbers",
                 hint="lower the learning rate or lengthen the warm-up; the samples are named in skipped.jsonl",
             )
