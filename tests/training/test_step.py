@@ -74,8 +74,8 @@ def rows(first, last, stream="s"):
     return Batch(tokens[part], labels[part], positions, segments, stream=stream, ids=ids)
 
 
-def setup():
-    model = Toy()
+def setup(cls=Toy):
+    model = cls()
     optimizers = {
         name: GroupOptimizer(name, list(getattr(model, name).named_parameters()), lr=0.1, weight_decay=0.1)
         for name in ("a", "b")
