@@ -442,9 +442,20 @@ class FeatureShape:
     grid: tuple[int, int] | None = None
     frames: int = 1
     """Most frames an item may have."""
+    layers: int = 1
+    """Layers of the encoder that stand side by side in E, each `layer_width` wide."""
+    extra: int = 0
+    """Numbers behind them, at the end of a token, that are no feature, such as where a tile's token belongs."""
+
+    @property
+    def layer_width(self) -> int:
+        """Width of the features of one layer."""
+        return (self.width - self.extra) // self.layers
 
     def __post_init__(self) -> None:
-        if min(self.width, self.tokens, self.frames) < 1:
-            raise ShapeError(f"{self}", "width, tokens and frames of at least 1")
+        if min(self.width - self.extra, self.tokens, self.frames, self.layers) < 1 or self.extra < 0:
+            raise ShapeError(f"{self}", "width, tokens, frames and layers of at least 1")
+        if self.layers * self.layer_width + self.extra != self.width:
+            raise ShapeError(f"{self.layers} layers in {self.width - self.extra} features", "as many for each layer")
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
             raise ShapeError(f"grid {self.grid} with N = {self.tokens}", "height * width == N")

@@ -195,6 +195,7 @@ def export_opened(
     _check_written(layout)
     foreign = importer(layout, options)
     with _atomic_folder(Path(out)) as (draft, scratch):
+        _check_layers(layout, run)
         dtype = foreign.config.dtype or foreign.type_of(run)
         comparison = fidelity.Comparison(layout, dtypes.TYPES[dtype], run.model.llm.depth)
         write.write_export(foreign.write(run), draft, dtype)
@@ -208,6 +209,19 @@ def _check_written(layout: str) -> None:
     if not writes(registry.find(ROOM, layout)):
         raise UsageError(
             f"{layout} is read only", "a kind that can be written", f"--kind with one of {', '.join(layouts_out())}"
+        )
+
+
+def _check_layers(layout: str, run: Opened) -> None:
+    """Raise CheckpointError for features of several layers, in a layout that would take them for those of one."""
+    several = {name: branch.encoder.layers for name, branch in run.model.branches.items() if branch.encoder.layers > 1}
+    if several and not registry.find(ROOM, layout).several_layers:
+        told = ", ".join(f"branch {name}: {layers} layers side by side" for name, layers in several.items())
+        kinds = [one for one in layouts_out() if registry.find(ROOM, one).several_layers]
+        raise CheckpointError(
+            f"encoders with `layers` ({told})",
+            f"features of one layer: {layout} has no word for several",
+            f"export to {' or '.join(kinds)}, or keep the run folder: `mmtune chat` and `mmtune eval` take it as it is",
         )
 
 

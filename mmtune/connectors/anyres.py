@@ -8,6 +8,7 @@ vector once, at its end.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Anyres(Mlp):
     Config = Config
 
     def __init__(self, config: Config, shape: FeatureShape, llm_width: int) -> None:
-        seen = FeatureShape(width=shape.width - MARKS, tokens=shape.tokens, frames=shape.frames)
+        seen = replace(shape, width=shape.width - MARKS, extra=0, grid=None)
         super().__init__(config, seen, llm_width)
         self.newline = nn.Parameter(torch.randn(llm_width) / llm_width**0.5)
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmtune.encoders._layers import block_outputs, side_by_side
 from mmtune.encoders._weights import locate, read_tensors
 from mmtune.errors import CheckpointError
 from mmtune.layers.attention import attend
@@ -84,6 +86,10 @@ class Tower(nn.Module):
         if self.stem_norm is not None:
             patches = self.stem_norm(patches)
         return torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions
+
+    def layers(self, x: Tensor, indexes: Sequence[int]) -> Tensor:
+        """Frames to the tokens behind some blocks, side by side.  [R,...] -> [R,1+N,layers*D]"""
+        return side_by_side(block_outputs(lambda: self.encode(self.embed(x)), self.blocks, indexes))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Through the blocks.  [R,1+N,D] -> [R,1+N,D]"""

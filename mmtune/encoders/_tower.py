@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mmtune import random_state
+from mmtune.encoders._layers import LayersConfig
 from mmtune.encoders.base import Encoder
-from mmtune.errors import ModelError
 from mmtune.types import Features
 from mmtune.weights_file import digest
 
@@ -63,6 +63,8 @@ class TowerEncoder(Encoder):
             tokens, self.grid = self.tower_forward(build().eval(), torch.empty(1, *self.input_shape))
         self.tokens_per_frame, self.width = tokens.shape[1], tokens.shape[2]
         self.max_frames = self.config.frames
+        if isinstance(self.config, LayersConfig):
+            self.layers = len(self.config.layers or (None,))
         self.eval()
 
     def train(self, mode: bool = True) -> TowerEncoder:
@@ -89,11 +91,3 @@ class TowerEncoder(Encoder):
         config = self.config.model_dump(mode="json", exclude={"weights", "model", "revision", "chunk"})
         about = json.dumps([type(self).__qualname__, config, *self.identity()], sort_keys=True, default=str)
         return digest(sorted(self.state_dict().items()), about)
-
-
-def layer_index(layer: int, depth: int, what: str) -> int:
-    """A layer counted from the end (-1 is the last block) or from 0, as an index from 0. Raises ModelError outside."""
-    index = layer + depth if layer < 0 else layer
-    if not 0 <= index < depth:
-        raise ModelError(f"layer {layer} of {what} with {depth} blocks", f"-{depth}..-1 or 0..{depth - 1}")
-    return index

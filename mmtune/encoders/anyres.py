@@ -84,7 +84,7 @@ class Anyres(Encoder):
             raise ConfigError(
                 f"grids {wrong or list(config.grids)}", f"multiples of {self.side} pixels, at most {MOST} tokens a side"
             )
-        self.width = self.inner.width + MARKS
+        self.width, self.layers, self.extra = self.inner.width + MARKS, self.inner.layers, MARKS
         self.tokens_per_frame = self.inner.tokens_per_frame
         self.max_frames = 1 + max(height * width for height, width in config.grids) // self.side**2
         self.eval()

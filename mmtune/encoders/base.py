@@ -51,6 +51,10 @@ class Encoder(nn.Module):
     """N"""
     grid: tuple[int, int] | None = None
     """(height, width) with height * width == N, or none."""
+    layers: int = 1
+    """Layers of a tower whose features stand side by side in E."""
+    extra: int = 0
+    """Numbers at the end of a token that are no feature of a layer."""
     max_frames: int = 1
     """Most frames of an item."""
 
@@ -68,7 +72,14 @@ class Encoder(nn.Module):
     @property
     def shape(self) -> FeatureShape:
         """What a connector is built from."""
-        return FeatureShape(width=self.width, tokens=self.tokens_per_frame, grid=self.grid, frames=self.max_frames)
+        return FeatureShape(
+            width=self.width,
+            tokens=self.tokens_per_frame,
+            grid=self.grid,
+            frames=self.max_frames,
+            layers=self.layers,
+            extra=self.extra,
+        )
 
     def load_weights(self) -> None:
         """Fill the structure from `config.weights`, strictly. Does nothing when there are none.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmtune.encoders._eva import Eva
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._layers import LayersConfig, block_outputs, side_by_side
 from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.errors import ConfigError
 from mmtune.layers.norm import LayerNormFloat32
@@ -33,7 +34,7 @@ QFORMER = ("query_tokens", "qformer.")
 NORM = ("ln_vision.",)
 
 
-class Config(ImageConfig):
+class Config(LayersConfig, ImageConfig):
     """The defaults are the published sizes."""
 
     name: str = "blip2_eva"
@@ -98,6 +99,12 @@ class _Tower(nn.Module):
             x = self.ln_vision(x)
         return x if self.qformer is None else self.qformer(self.query_tokens, x)
 
+    def layers(self, x: Tensor, config: Config) -> Tensor:
+        """Behind some blocks of the tower, each through the norm.  [R,3,height,width] -> [R,1+N,layers*E]"""
+        indexes = config.indexes(len(self.vit.blocks), "the encoder `blip2_eva`")
+        found = block_outputs(lambda: self.vit(x), self.vit.blocks, indexes)
+        return side_by_side(found if self.ln_vision is None else [self.ln_vision(tokens) for tokens in found])
+
 
 class Blip2Eva(ImageEncoder):
     """Keys: `tower.vit.*`, `tower.ln_vision.*`, `tower.query_tokens` [1,Q,width], `tower.qformer.*`.
@@ -123,7 +130,7 @@ class Blip2Eva(ImageEncoder):
 
     def tower_forward(self, tower: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
         """Frames [R,3,height,width] -> tokens [R,N,E]; the grid for `patches`, none for `queries` and `all`."""
-        tokens = tower(x)
+        tokens = tower(x) if self.config.layers is None else tower.layers(x, self.config)
         return (tokens[:, 1:], tower.vit.grid) if self.config.tokens == "patches" else (tokens, None)
 
     def load_weights(self) -> None:

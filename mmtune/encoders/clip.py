@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from mmtune import jsons
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._layers import LayersConfig, in_order, one_grid, side_by_side
 from mmtune.encoders._thin import thin
-from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.layers.positions import resize_grid
@@ -34,7 +34,7 @@ PLAIN = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio
 """What a config says of a ViT without special parts that leaves nothing to open_clip's defaults."""
 
 
-class Config(ImageConfig):
+class Config(LayersConfig, ImageConfig):
     name: str = "clip"
     model: str | None = None
     """Architecture: a name that open_clip knows (`ViT-L-14-336-quickgelu`), or a folder or .json file in its layout.
@@ -102,25 +102,28 @@ class Clip(ImageEncoder):
         plain = isinstance(tower, VisionTransformer)
         if config.project and not plain:
             raise ConfigError("`project: true` with a tower that is no plain ViT", "`project: false`")
+        indexes = config.indexes(_depth(tower), f"the tower `{config.model or config.weights}`", config.layer)
         out = tower.forward_intermediates(
             x,
-            indices=[layer_index(config.layer, _depth(tower), f"the tower `{config.model or config.weights}`")],
+            indices=indexes,
             stop_early=True,
             normalize_intermediates=config.norm,
             intermediates_only=True,
             output_fmt="NLC" if plain else "NCHW",
             output_extra_tokens=config.tokens == "all",
         )
-        tokens = out["image_intermediates"][0]
-        grid = tuple(tower.grid_size) if plain else tuple(tokens.shape[-2:])
+        found = out["image_intermediates"]
+        grid = tuple(tower.grid_size) if plain else one_grid(found)
         if not plain:
-            tokens = tokens.flatten(2).transpose(1, 2)
+            found = [tokens.flatten(2).transpose(1, 2) for tokens in found]
         if config.tokens == "all":
             prefix = out.get("image_intermediates_prefix")
             if not prefix:
                 raise ConfigError("`tokens: all` with a tower without class token", "`tokens: patches`")
-            tokens, grid = torch.cat([prefix[0], tokens], dim=1), None
-        return (tokens @ tower.proj if config.project else tokens), grid
+            found, grid = [torch.cat(both, dim=1) for both in zip(prefix, found, strict=True)], None
+        if config.project:
+            found = [tokens @ tower.proj for tokens in found]
+        return side_by_side(in_order(found, indexes)), grid
 
     def load_weights(self) -> None:
         """Fill the tower from `config.weights`; tensors of the text tower are left out. Raises CheckpointError."""

@@ -35,10 +35,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
 from mmtune import jsons
+from mmtune.encoders._layers import LayersConfig, block_outputs, side_by_side
 from mmtune.encoders._settings import plain_config
 from mmtune.encoders._tower import TowerEncoder
 from mmtune.encoders._weights import fill, locate, read_tensors
-from mmtune.encoders.base import EncoderConfig
 from mmtune.errors import CheckpointError, ConfigError, MediaError, Reason
 from mmtune.media import Sampling
 from mmtune.media._resample import resample
@@ -63,17 +63,21 @@ class _Family:
     """Its result's name."""
     prefixes: tuple[str, ...]
     """What may stand before the tower's names in a file of the whole model."""
+    norm: str | None
+    """Name of the norm behind the blocks; none where the tower has stages of several widths in the place of blocks."""
 
 
 AST = "audio-spectrogram-transformer"
 FAMILIES = {
-    AST: _Family(ASTModel, ASTFeatureExtractor, "input_values", ()),
-    "whisper": _Family(WhisperEncoder, WhisperFeatureExtractor, "input_features", ("model.encoder.", "encoder.")),
-    "clap_audio_model": _Family(ClapAudioModel, ClapFeatureExtractor, "input_features", ("audio_model.",)),
+    AST: _Family(ASTModel, ASTFeatureExtractor, "input_values", (), "layernorm"),
+    "whisper": _Family(
+        WhisperEncoder, WhisperFeatureExtractor, "input_features", ("model.encoder.", "encoder."), "layer_norm"
+    ),
+    "clap_audio_model": _Family(ClapAudioModel, ClapFeatureExtractor, "input_features", ("audio_model.",), None),
 }
 
 
-class Config(EncoderConfig):
+class Config(LayersConfig):
     name: str = "hf_audio"
     model: str | None = None
     """Folder or hub repository of `config.json` and `preprocessor_config.json`; null takes `weights`."""
@@ -150,8 +154,12 @@ class HfAudio(TowerEncoder):
 
     def tower_forward(self, tower: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
         """Prepared segments [R,...] -> tokens [R,N,E]; the grid for `patches`, (1,1) for `pooled`, none for `all`."""
-        out, wanted, prefix = tower(x), self.config.tokens, 0
-        tokens = out.last_hidden_state
+        wanted, prefix = self.config.tokens, 0
+        if self.config.layers is None:
+            out = tower(x)
+            tokens = out.last_hidden_state
+        else:
+            tokens = self._layers(tower, x)
         if self._settings.model_type == AST:
             prefix = 2
             high = (self._settings.num_mel_bins - self._settings.patch_size) // self._settings.frequency_stride + 1
@@ -165,6 +173,18 @@ class HfAudio(TowerEncoder):
             pooled = getattr(out, "pooler_output", None)
             return (tokens.mean(1) if pooled is None else pooled)[:, None], (1, 1)
         return (tokens, None if prefix else grid) if wanted == "all" else (tokens[:, prefix:], grid)
+
+    def _layers(self, tower: nn.Module, x: Tensor) -> Tensor:
+        """Prepared segments [R,...] -> what comes out of some blocks, each normed as the last one is, [R,N,layers*E]"""
+        if self._family.norm is None:
+            raise ConfigError(
+                f"encoder `hf_audio` with layers {list(self.config.layers)} of a {self._settings.model_type}",
+                "a tower of blocks of one width: AST, or the encoder of Whisper",
+                "leave out `layers`",
+            )
+        indexes = self.config.indexes(len(tower.layers), f"the {type(tower).__name__}")
+        norm = tower.get_submodule(self._family.norm)
+        return side_by_side([norm(tokens) for tokens in block_outputs(lambda: tower(x), tower.layers, indexes)])
 
     def sampling(self, kind: Kind) -> Sampling:
         """The sound at the tower's rate, no more of it than is heard."""

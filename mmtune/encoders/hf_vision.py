@@ -10,7 +10,7 @@ Keys: `tower.*`, those of the library's vision model without the leading `vision
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
@@ -19,11 +19,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from mmtune import jsons
 from mmtune.encoders import _known
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
+from mmtune.encoders._layers import LayersConfig, block_outputs, side_by_side
 from mmtune.encoders._settings import plain_config
-from mmtune.encoders._tower import layer_index
 from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.encoders.base import weights_path
-from mmtune.errors import CheckpointError, ConfigError, MmtuneError, ModelError
+from mmtune.errors import CheckpointError, ConfigError, MmtuneError
 from mmtune.paths import resolve
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
@@ -35,7 +35,7 @@ PADDING = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcesso
 """Image processors that fill a picture up to a square where `do_pad` says so."""
 
 
-class Config(ImageConfig):
+class Config(LayersConfig, ImageConfig):
     name: str = "hf_vision"
     model: str | None = None
     """Folder or hub repository of `config.json`; null takes `weights`."""
@@ -90,9 +90,13 @@ class HfVision(ImageEncoder):
             options["interpolate_pos_encoding"] = True
         if config.tokens == "pooled":
             return tower(x, **options).pooler_output[:, None], (1, 1)
-        tokens = _block_output(tower, x, config.layer, options)
+        blocks: nn.ModuleList = tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+        indexes = config.indexes(len(blocks), f"the {type(tower).__name__}", config.layer)
+        found = block_outputs(lambda: tower(x, **options), blocks, indexes)
         if config.norm:
-            tokens = next(getattr(tower, name) for name in NORMS if hasattr(tower, name))(tokens)
+            norm = next(getattr(tower, name) for name in NORMS if hasattr(tower, name))
+            found = [norm(tokens) for tokens in found]
+        tokens = side_by_side(found)
         if config.tokens == "all":
             return tokens, None
         grid = (x.shape[-2] // size, x.shape[-1] // size)
@@ -110,43 +114,6 @@ class HfVision(ImageEncoder):
             if name.startswith(prefix) and name.removeprefix(prefix) not in UNUSED:
                 own[name.removeprefix(prefix)] = tensor
         fill(self.tower, own, str(path))
-
-
-def _block_output(tower: nn.Module, x: Tensor, layer: int, options: dict[str, Any]) -> Tensor:
-    """Output of one block, before any final norm, without running the blocks above it.  [R,N,E]"""
-    holder = tower.encoder
-    blocks: nn.ModuleList = holder.layers if hasattr(holder, "layers") else holder.layer
-    block = blocks[layer_index(layer, len(blocks), f"the {type(tower).__name__}")]
-    with _Stop(block) as stop:
-        try:
-            tower(x, **options)
-        except _Reached:
-            return stop.output
-    raise ModelError("the tower ran without its own block", "a tower of transformers", "update transformers")
-
-
-class _Reached(Exception):
-    """Leaves the tower's forward once the wanted block is done."""
-
-
-class _Stop:
-    """Keeps a block's output and leaves the tower there, for the time of one call."""
-
-    output: Tensor
-
-    def __init__(self, block: nn.Module) -> None:
-        self.block = block
-
-    def __enter__(self) -> Self:
-        self.handle = self.block.register_forward_hook(self._keep)
-        return self
-
-    def _keep(self, block: nn.Module, args: Any, output: Any) -> None:
-        self.output = output[0] if isinstance(output, tuple) else output
-        raise _Reached
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
 
 
 def _trees(text: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from mmtune.encoders._fbank import least, log_mel
 from mmtune.encoders._imagebind import Tower, read
+from mmtune.encoders._layers import LayersConfig
 from mmtune.encoders._tower import TowerEncoder
 from mmtune.encoders._weights import fill
-from mmtune.encoders.base import EncoderConfig
 from mmtune.errors import ConfigError, MediaError, Reason
 from mmtune.media import Sampling
 from mmtune.media._resample import resample
 from mmtune.types import Kind, Media
 
 
-class Config(EncoderConfig):
+class Config(LayersConfig):
     name: str = "imagebind_audio"
     frames: int = Field(default=3, ge=1, le=10_000)
     """Clips taken from a sound, whatever its length (ImageBind 3, Video-LLaMA 8)."""
@@ -104,7 +104,7 @@ class ImagebindAudio(TowerEncoder):
         assert isinstance(tower, Tower)
         if self.config.tokens == "pooled":
             return tower(x)[:, None], (1, 1)
-        tokens = tower.encode(tower.embed(x))
+        tokens = tower.layers(x, self.config.indexes(self.config.depth, "the encoder `imagebind_audio`"))
         return (tokens, None) if self.config.tokens == "all" else (tokens[:, 1:], tower.grid)
 
     def sampling(self, kind: Kind) -> Sampling:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from mmtune.encoders._image import ImageConfig, ImageEncoder, PillowPixels
 from mmtune.encoders._imagebind import Tower, read
+from mmtune.encoders._layers import LayersConfig
 from mmtune.encoders._weights import fill
 from mmtune.errors import ConfigError
 from mmtune.media import Sampling
@@ -32,7 +33,7 @@ SIDE = 224
 """Height and width in pixels that the published position table is for."""
 
 
-class Config(ImageConfig):
+class Config(LayersConfig, ImageConfig):
     name: str = "imagebind_vision"
     clip: Literal[1, 2] = 1
     """Frames of a video in one clip, which is what counts as a frame after that: 1 shows each frame twice, 2 takes
@@ -104,7 +105,7 @@ class ImagebindVision(ImageEncoder):
             x = x[:, :, None].expand(-1, -1, PAIR, -1, -1)
         if self.config.tokens == "pooled":
             return tower(x)[:, None], (1, 1)
-        tokens = tower.encode(tower.embed(x))
+        tokens = tower.layers(x, self.config.indexes(self.config.depth, "the encoder `imagebind_vision`"))
         return (tokens, None) if self.config.tokens == "all" else (tokens[:, 1:], tower.grid)
 
     def sampling(self, kind: Kind) -> Sampling:

@@ -117,7 +117,7 @@ class P2PPoints(Encoder):
             sizes = (config.near, config.inner_width, config.point_width, size)
             self.draw = ImageEncoder.seeded(lambda: clouds.Canvas(*sizes))
         self.width, self.tokens_per_frame = self.image.width, self.image.tokens_per_frame
-        self.grid = self.image.grid
+        self.grid, self.layers = self.image.grid, self.image.layers
         self.views = VIEWS[config.views] if isinstance(config.views, str) else config.views
         if not self.views:
             raise ConfigError("`views: []`", "at least one view", "views: front")

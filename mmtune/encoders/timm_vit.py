@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmtune import jsons
 from mmtune.encoders._image import ImageConfig, ImageEncoder, Pixels
-from mmtune.encoders._tower import layer_index
+from mmtune.encoders._layers import LayersConfig, in_order, one_grid, side_by_side
 from mmtune.encoders._weights import fill, locate, read_tensors
 from mmtune.errors import CheckpointError, ConfigError, ModelError
 from mmtune.layers.positions import resize_grid
@@ -38,7 +38,7 @@ REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint
 Value = bool | int | float | str | tuple[int, ...] | None
 
 
-class Config(ImageConfig):
+class Config(LayersConfig, ImageConfig):
     name: str = "timm_vit"
     model: str | None = None
     """Architecture, as timm calls it (`deit_base_patch16_224`); null reads it from the folder of `weights`."""
@@ -124,17 +124,18 @@ class TimmVit(ImageEncoder):
         prefix = getattr(tower, "num_prefix_tokens", 0) or 0
         if config.tokens == "all" and not prefix:
             raise ConfigError("`tokens: all` with a tower without class token", "`tokens: patches`")
-        index = layer_index(config.layer, len(tower.feature_info), f"the tower `{self._architecture}`")
+        indexes = config.indexes(len(tower.feature_info), f"the tower `{self._architecture}`", config.layer)
         how: dict[str, Any] = {"return_prefix_tokens": True} if prefix else {}
-        (out,) = tower.forward_intermediates(
-            x, indices=[index], norm=config.norm, stop_early=True, intermediates_only=True, output_fmt="NCHW", **how
+        outs = tower.forward_intermediates(
+            x, indices=indexes, norm=config.norm, stop_early=True, intermediates_only=True, output_fmt="NCHW", **how
         )
-        patches, front = out if prefix else (out, None)
-        grid = (patches.shape[-2], patches.shape[-1])
-        tokens = patches.flatten(2).transpose(1, 2)
+        outs = in_order(outs, indexes)
+        pictures = [out[0] if prefix else out for out in outs]
+        grid = one_grid(pictures)
+        found = [patches.flatten(2).transpose(1, 2) for patches in pictures]
         if config.tokens == "all":
-            return torch.cat([front, tokens], dim=1), None
-        return tokens, grid
+            found, grid = [torch.cat([out[1], tokens], dim=1) for out, tokens in zip(outs, found, strict=True)], None
+        return side_by_side(found), grid
 
     def load_weights(self) -> None:
         """Fill the tower from `config.weights`, a classifier only where one is asked for. Raises CheckpointError."""

@@ -88,14 +88,15 @@ def projector(layout: Layout, first: str, second: str) -> list[Rule]:
 # --------------------------------------------------------------------------------------------------------- settings
 
 
-def check(hf_config: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
+def check(hf_config: Mapping[str, Any], kinds: tuple[str, ...], several: bool = False) -> None:
     """Refuse settings that mmtune has no counterpart for.
 
     Args:
         hf_config: config.json. kinds: allowed values of `model_type`.
+        several: whether the layout's own code reads features of several layers.
 
     Raises:
-        CheckpointError: another architecture, several feature layers, another activation, no bias in the projector.
+        CheckpointError: another architecture, another activation, no bias in the projector.
     """
     if hf_config.get("model_type") not in kinds:
         raise unlike("model_type of config.json", hf_config.get("model_type"), " or ".join(kinds))
@@ -109,8 +110,10 @@ def check(hf_config: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
         hf_config.get("vision_feature_layer", -2),
         hf_config.get("vision_feature_select_strategy", "default"),
     )
-    if not isinstance(layer, int) or isinstance(layer, bool) or layer == 0:
-        raise unlike("vision_feature_layer", layer, "one layer, not 0", "this variant is not supported")
+    layers = layer if isinstance(layer, list) and several else [layer]
+    if not layers or not all(isinstance(one, int) and not isinstance(one, bool) and one != 0 for one in layers):
+        wanted = "one layer, or several, and not 0" if several else "one layer, not 0"
+        raise unlike("vision_feature_layer", layer, wanted, "this variant is not supported")
     if strategy not in ("default", "full") or (strategy == "default" and _kind(hf_config) in CLASSLESS):
         raise unlike(
             f"vision_feature_select_strategy with a {_kind(hf_config)}",
@@ -128,11 +131,12 @@ def encoder(hf_config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe's encoder: `hf_vision` on the part `sight`."""
     stored = hf_config.get("vision_feature_layer", -2)
     # transformers counts the embeddings as hidden state 0, we count blocks
-    layer = stored - 1 if stored > 0 else stored
+    blocks = [one - 1 if one > 0 else one for one in (stored if isinstance(stored, list) else [stored])]
+    chosen = {"layers": blocks} if isinstance(stored, list) else {"layer": blocks[0]}
     whole = hf_config.get("vision_feature_select_strategy", "default") == "full"
     # without a class token all tokens are patches, and keep their grid
     tokens = "all" if whole and _kind(hf_config) not in CLASSLESS else "patches"
-    return {"name": "hf_vision", "weights": f"{HERE}sight", "layer": layer, "tokens": tokens, **more}
+    return {"name": "hf_vision", "weights": f"{HERE}sight", **chosen, "tokens": tokens, **more}
 
 
 def parts(source: Source, hf_config: Mapping[str, Any], tower_name: str = "tower") -> dict[str, Part]:

@@ -93,13 +93,14 @@ def config_of(run: Opened, kind: str, encoder: Any) -> dict[str, Any]:
     text = run.model.llm.model.config.to_dict()
     for name in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_attn_implementation"):
         text.pop(name, None)
-    layer = encoder.config.layer
+    # transformers counts the embeddings as hidden state 0, we count blocks
+    layers = [layer + 1 if layer >= 0 else layer for layer in encoder.config.layers or (encoder.config.layer,)]
     _refuse_settings(encoder)
     return {
         "model_type": kind,
         "text_config": text,
         "vision_config": dict(encoder.structure),
-        "vision_feature_layer": layer + 1 if layer >= 0 else layer,
+        "vision_feature_layer": layers if encoder.config.layers else layers[0],
         "vision_feature_select_strategy": _strategy(encoder),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,

@@ -34,7 +34,8 @@ _INSIDE = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-_CARRIED = ("layer", "tokens", "norm", "frames", "rule", "fps", "decode_side", "channels", "chunk", "random_crop")
+_CARRIED = ("layer", "layers", "tokens", "norm", "frames", "rule", "fps", "decode_side", "channels", "chunk")
+_CARRIED += ("random_crop",)
 """Settings that both encoders have and mean alike."""
 
 

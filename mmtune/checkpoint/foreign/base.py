@@ -263,6 +263,8 @@ class Foreign(ABC):
     about: ClassVar[str] = ""
     """One line for `mmtune import --list`."""
     roles: ClassVar[tuple[Role, ...]] = ()
+    several_layers: ClassVar[bool] = False
+    """Whether the layout has a word for encoders whose features are those of several layers."""
     imports: ClassVar[Literal["run", "encoder", "llm"]] = "run"
     """What it makes of its sources: a whole run, or one of its parts alone."""
 

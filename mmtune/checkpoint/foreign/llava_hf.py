@@ -51,6 +51,7 @@ class LlavaHf(Foreign):
 
     Config = Config
     config: Config
+    several_layers = True
     about: ClassVar[str] = "LLaVA 1.5 and 1.6 in transformers' layout, as in the llava-hf repositories"
     roles: ClassVar[tuple[Role, ...]] = (Role("folder", "folder with config.json, weights and tokenizer"),)
 
@@ -77,7 +78,7 @@ class LlavaHf(Foreign):
     def read(self, sources: Mapping[str, Source]) -> Imported:
         source = sources["folder"]
         hf_config = source.json()
-        _llava.check(hf_config, KINDS)
+        _llava.check(hf_config, KINDS, several=True)
         later, pooled = hf_config["model_type"] == "llava_next", self.config.pool is not None
         tiled = later and not pooled
         if tiled and self.config.resize is not None:
