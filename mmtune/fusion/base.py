@@ -26,6 +26,8 @@ class Fusion(nn.Module):
     Config: ClassVar[type[FusionConfig]] = FusionConfig
     uses_placeholders: ClassVar[bool] = True
     """Whether media items occupy K positions in the text, or none."""
+    through_llm: ClassVar[bool] = True
+    """Whether a gradient goes through the language model; where none does, nothing of its layers is kept for one."""
     default_image_branch: str | None = None
     """Branch that is shown an all-zero picture where a conversation has none for it; none for no such thing."""
 

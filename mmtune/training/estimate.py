@@ -1,9 +1,9 @@
 """What a run will take, by arithmetic: tokens, memory of each device, time of a step.
 
 Weights, gradients and optimizer states are counted. Activations follow from what the operations of a Llama layer keep
-for the backward pass: a frozen matrix keeps nothing, a trained one its input. Not counted: what encoders and connectors
-keep or need for a moment, scales and biases that a tuner puts behind matrices, what the allocator loses, libraries of
-the device. Times are floating point operations divided by what the device is said to do.
+for the backward pass: a frozen matrix keeps nothing, a trained one its input. Not counted: what encoders, connectors
+and fusions keep or need for a moment, scales and biases that a tuner puts behind matrices, what the allocator loses,
+libraries of the device. Times are floating point operations divided by what the device is said to do.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Shape:
     """Bytes that optimizers keep."""
     states_cut: int
     """Of these, what `shard_all` cuts: in the same layers, by optimizers that work on parts."""
+    backward: bool = True
+    """Whether a gradient goes through the layers."""
 
     @property
     def trained(self) -> int:
@@ -150,6 +152,7 @@ def shape_of(model: Any, groups: Groups, settings: Mapping[str, ParameterGroup])
         head=model.llm.width * model.llm.tokenizer.vocabulary,
         states=sum(whole for whole, _ in states.values()),
         states_cut=sum(cut for _, cut in states.values()),
+        backward=model.fusion.through_llm,
     )
 
 
@@ -208,6 +211,8 @@ def activations(shape: Shape, tokens: int, activation_checkpointing: bool = Fals
     kept = tokens * shape.depth * layer + casts
     if activation_checkpointing:
         kept = tokens * (shape.depth * shape.width * small + layer) + casts // shape.depth
+    if not shape.backward:
+        kept = 0
     return int(kept + COPIES * 4 * min(tokens * shape.vocabulary, LOGITS))
 
 
@@ -250,6 +255,8 @@ def time_of(
     forward = 2 * (shape.layers + shape.head) + 2 * shape.depth * shape.width * length
     # backwards through everything, into the weights only where they train, and forward again where nothing was kept
     passes = forward * (3 if activation_checkpointing else 2) + 2 * shape.layers_trained
+    if not shape.backward:
+        passes = forward
     small = 2 if bf16 else 4
     part = (devices - 1) / devices
     frozen, trained = shape.layers_frozen * small, shape.layers_trained * 4
