@@ -319,6 +319,48 @@ ADDITIONS = {
         ''', records=(record({"ask": "how many", "say": "two"}),)),
 }  # fmt: skip
 
+TRIALS = {
+    "a side network over several layers": ("connectors", Addition("Side", '''
+        """A state climbs from layer to layer of the encoder: a gate mixes it with the next one, and a step follows."""
+        import torch
+        from torch import nn
+
+        from mmtune.connectors.base import Connector, ConnectorConfig
+        from mmtune.types import Embeds
+
+
+        class Config(ConnectorConfig):
+            width: int = 8
+            """Width of the state."""
+
+
+        class Side(Connector):
+            Config = Config
+
+            def __init__(self, config, shape, llm_width):
+                super().__init__(config, shape, llm_width)
+                layers, wide = shape.layers, config.width
+                self.down = nn.ModuleList(nn.Linear(shape.layer_width, wide) for _ in range(layers))
+                self.step = nn.ModuleList(nn.Linear(wide, wide) for _ in range(layers))
+                self.gate, self.up = nn.Parameter(torch.zeros(layers)), nn.Linear(wide, llm_width)
+
+            def tokens_out(self, frames):
+                return frames * self.shape.tokens
+
+            def forward(self, features):
+                tokens = features.tokens[..., : self.shape.layers * self.shape.layer_width].to(self.gate.dtype)
+                state = 1
+                for layer, x in enumerate(tokens.split(self.shape.layer_width, -1)):
+                    share = self.gate[layer].sigmoid()
+                    state = share * state + (1 - share) * self.down[layer](x)
+                    state = state + torch.tanh(self.step[layer](state))
+                mask = features.frame_mask[..., None].expand(tokens.shape[:3])
+                return Embeds(self.up(state).flatten(1, 2), mask.flatten(1))
+        ''', lines=40)),
+}  # fmt: skip
+"""More of what somebody may write: name to the room and the file."""
+WRITTEN = {room: (room, addition) for room, addition in ADDITIONS.items()} | TRIALS
+
 
 def state() -> str:
     """What differs from the last commit in the package."""
@@ -329,33 +371,37 @@ def state() -> str:
 @pytest.fixture
 def written(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """package.module:Class of an addition that lies in a folder of its own, allowed as a person allows it."""
-    room = request.param
-    package = f"additions_{room.replace('/', '_')}"
+    addition = WRITTEN[request.param][1]
+    package = f"additions_{request.param.replace('/', '_').replace(' ', '_')}"
     (tmp_path / package).mkdir()
-    (tmp_path / package / "mine.py").write_text(dedent(ADDITIONS[room].text).lstrip())
+    (tmp_path / package / "mine.py").write_text(dedent(addition.text).lstrip())
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    name = f"{package}.mine:{ADDITIONS[room].cls}"
+    name = f"{package}.mine:{addition.cls}"
     monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), name})
     return name
 
 
-def more(room: str) -> dict[str, Any]:
-    return {"records": ADDITIONS[room].records} if ADDITIONS[room].records else {}
+def more(addition: Addition) -> dict[str, Any]:
+    return {"records": addition.records} if addition.records else {}
 
 
-@pytest.mark.parametrize(("written", "room"), [(room, room) for room in testing.ROOMS], indirect=["written"])
+def test_every_room_is_added_to() -> None:
+    assert set(ADDITIONS) == set(testing.ROOMS)
+
+
+@pytest.mark.parametrize(("written", "addition"), [(name, name) for name in WRITTEN], indirect=["written"])
 def test_an_addition_is_one_file_and_keeps_the_contract(
-    written: str, room: str, tmp_path: Path, record_property: Any
+    written: str, addition: str, tmp_path: Path, record_property: Any
 ) -> None:
-    before = state()
-    testing.check(room, written, ADDITIONS[room].options, **more(room))
+    before, (room, chosen) = state(), WRITTEN[addition]
+    testing.check(room, written, chosen.options, **more(chosen))
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     lines = sum(len(path.read_text().splitlines()) for path in files)
     record_property("files written", len(files))
     record_property("lines", lines)
-    print(f"{room:<14}{len(files)} file written, 0 edited, {lines} lines")
-    assert len(files) == 1 and lines <= ADDITIONS[room].lines
+    print(f"{addition:<36}{len(files)} file written, 0 edited, {lines} lines")
+    assert len(files) == 1 and lines <= chosen.lines
     assert state() == before, "a file of the package was edited"
 
 
@@ -386,7 +432,31 @@ def test_the_checks_see_what_breaks_the_contract(room: str, tmp_path: Path, monk
     name = f"{package}:{ADDITIONS[room].cls}"
     monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), name})
     with pytest.raises(AssertionError):
-        testing.check(room, name, ADDITIONS[room].options, **more(room))
+        testing.check(room, name, ADDITIONS[room].options, **more(ADDITIONS[room]))
+
+
+def test_a_side_network_reads_the_layers_of_any_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a tower that gives two layers: each of them counts, and nothing of the package was edited."""
+    import torch
+
+    from mmtune import config
+    from tests.encoders.tiny import hf_folder
+
+    before, addition = state(), TRIALS["a side network over several layers"][1]
+    (tmp_path / "trial_side.py").write_text(dedent(addition.text).lstrip())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), "trial_side:Side"})
+    encoder = testing.make("encoders", "hf_vision", {"weights": str(hf_folder(tmp_path / "w")), "layers": [-1, 0]})
+    cls = registry.find("connectors", "trial_side:Side")
+    side = cls(config.validate(cls.Config, {"name": "trial_side:Side"}), encoder.shape, 16)
+    assert len(side.down) == 2 and side.down[0].in_features == 32
+    x = testing.encoders.item(encoder, 1)[None]
+    features = encoder(x, torch.ones(1, 1, dtype=torch.bool))
+    features.tokens = features.tokens.detach().requires_grad_()
+    side(features).tokens.sum().backward()
+    assert all(bool(part.any()) for part in features.tokens.grad.split(32, -1))
+    assert state() == before
 
 
 def test_a_room_without_checks_is_named() -> None:

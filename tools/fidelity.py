@@ -63,14 +63,17 @@ IMAGE: dict[str, Any] = {
     "channels": "bgr", "size": 48, "resize": "pad", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.3, 0.2],
     "frames": 5, "rule": "first", "decode_side": 100, "random_crop": [0.5, 1.0], "chunk": 7,
 }  # fmt: skip
+LAYERS = {"layers": [-1, 0]}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "hf_vision": {**IMAGE, "layer": -1, "tokens": "all", "norm": True, "tokens ": "pooled", "resize ": "stretch"},
-    "clip": {**IMAGE, "layer": -2, "tokens": "patches", "norm": False, "project": False},
-    "blip2_eva": {**IMAGE, "tokens": "all", "norm": False},
-    "imagebind_vision": {**IMAGE, "tokens": "patches", "clip": 2},
+    "hf_vision": {
+        **IMAGE, "layer": -1, **LAYERS, "tokens": "all", "norm": True, "tokens ": "pooled", "resize ": "stretch",
+    },
+    "clip": {**IMAGE, "layer": -2, **LAYERS, "tokens": "patches", "norm": False, "project": False},
+    "blip2_eva": {**IMAGE, **LAYERS, "tokens": "all", "norm": False},
+    "imagebind_vision": {**IMAGE, **LAYERS, "tokens": "patches", "clip": 2},
     "imagebind_audio": {
         "frames": 2, "spacing": "short", "centre": "clip", "clip_seconds": 0.3, "rate": 8000, "mean": -4.0, "std": 8.0,
-        "tokens": "patches", "chunk": 7, "length": 21,
+        "tokens": "patches", "chunk": 7, "length": 21, **LAYERS,
     },
     "p2p_points": {
         "points": 48, "normalise": False, "skip_origin": 0.1, "extent": 2.0, "up": "z", "views": "test", "near": 5,
@@ -100,8 +103,8 @@ SIZES: dict[str, set[str]] = {
 """Sizes that weights tell, so that a run with another one is another model; and what training draws, or plain colouring
 has, which no layout holds."""
 SHORT = {
-    "llava_hf": ("lora + dora", "oft", "lily", "channels", "layer"),
-    "pllava": ("lora", "norm"),
+    "llava_hf": ("lora + dora", "oft", "lily", "channels", "layer", "layers"),
+    "pllava": ("lora", "norm", "layers"),
     "llama_adapter_v1": ("lora",),
     "eva": ("mean",),
 }

@@ -111,8 +111,9 @@ def check(hf_config: Mapping[str, Any], kinds: tuple[str, ...], several: bool = 
         hf_config.get("vision_feature_select_strategy", "default"),
     )
     layers = layer if isinstance(layer, list) and several else [layer]
-    if not layers or not all(isinstance(one, int) and not isinstance(one, bool) and one != 0 for one in layers):
-        wanted = "one layer, or several, and not 0" if several else "one layer, not 0"
+    wrong = [one for one in layers if not isinstance(one, int) or isinstance(one, bool) or one == 0]
+    if wrong or not layers or len(set(layers)) < len(layers):
+        wanted = "one layer, or several, each once and none of them 0" if several else "one layer, not 0"
         raise unlike("vision_feature_layer", layer, wanted, "this variant is not supported")
     if strategy not in ("default", "full") or (strategy == "default" and _kind(hf_config) in CLASSLESS):
         raise unlike(

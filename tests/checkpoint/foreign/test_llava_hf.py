@@ -86,6 +86,30 @@ def test_same_logits_and_answer(kind: str, width: int, height: int, tmp_path: Pa
     check(folder, model, run, picture(tmp_path, width, height))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_several_layers_come_in_and_go_out(kind: str, tmp_path: Path) -> None:
+    """The last but one layer, and hidden state 1, which is what comes out of the first block."""
+    folder, model = tiny.folder(tmp_path / "published", kind, layers=[-2, 1])
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
+    encoder = store.read_recipe(run).model.branches["sight"].encoder
+    assert (encoder.encoder if kind == "llava_next" else encoder).layers == (-2, 0)
+    check(folder, model, run, picture(tmp_path))
+    out = convert.export_checkpoint(run, "llava_hf", tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["vision_feature_layer"] == [-2, 1]
+    check(out, reload(out), run, picture(tmp_path))
+
+
+def test_a_layout_of_one_layer_refuses_several_by_name(tmp_path: Path) -> None:
+    folder, _ = tiny.folder(tmp_path / "published", layers=[-2, -1])
+    with pytest.raises(CheckpointError, match="vision_feature_layer"):
+        convert.import_checkpoint("pllava", [str(folder)], tmp_path / "pllava", ["lora_alpha=4"])
+    run = convert.import_checkpoint("llava_hf", [str(folder)], tmp_path / "run")
+    for layout in ("pllava", "llama_adapter_v2"):
+        with pytest.raises(CheckpointError, match="branch sight: 2 layers(.|\n)*llava_hf"):
+            convert.export_checkpoint(run, layout, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def respell(folder: Path, layout: str) -> None:
     """Rename the tensors of a folder from how transformers saves them."""
     tensors = load_file(folder / "model.safetensors")
@@ -142,7 +166,10 @@ def test_pixels_are_those_of_the_published_processor(kind: str, tmp_path: Path) 
     [
         ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias"),
-        ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
+        ({"vision_feature_layer": [-2, 0]}, "vision_feature_layer"),
+        ({"vision_feature_layer": []}, "vision_feature_layer"),
+        ({"vision_feature_layer": [-2, True]}, "vision_feature_layer"),
+        ({"vision_feature_layer": [-2, -2]}, "vision_feature_layer"),
         ({"model_type": "video_llava"}, "video_llava"),
     ],
 )

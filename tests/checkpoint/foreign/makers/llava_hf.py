@@ -18,8 +18,8 @@ PIXELS = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width"
 PIXELS |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3}
 
 
-def folder(path: Path, kind: str = "llava", **changes):
-    """The folder, and the model that was saved in it."""
+def folder(path: Path, kind: str = "llava", layers: int | list[int] = -2, **changes):
+    """The folder, and the model that was saved in it; `layers` are the tower's that the projector reads."""
     import transformers as t
 
     path.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,7 @@ def folder(path: Path, kind: str = "llava", **changes):
     common = {"vision_config": t.CLIPVisionConfig(**VISION, initializer_range=0.3), "text_config": text}
     common["image_token_index"] = tokenizer.token_to_id("<image>")
     common["tie_word_embeddings"] = changes.get("tie_word_embeddings", False)
+    common["vision_feature_layer"] = layers
     if kind == "llava":
         hf_config = t.LlavaConfig(**common, image_seq_length=(SIZE // 8) ** 2)
         model = t.LlavaForConditionalGeneration(hf_config)
