@@ -195,7 +195,7 @@ def export_opened(
     _check_written(layout)
     foreign = importer(layout, options)
     with _atomic_folder(Path(out)) as (draft, scratch):
-        _check_layers(layout, run)
+        _check_layers(foreign, layout, run)
         dtype = foreign.config.dtype or foreign.type_of(run)
         comparison = fidelity.Comparison(layout, dtypes.TYPES[dtype], run.model.llm.depth)
         write.write_export(foreign.write(run), draft, dtype)
@@ -212,10 +212,10 @@ def _check_written(layout: str) -> None:
         )
 
 
-def _check_layers(layout: str, run: Opened) -> None:
+def _check_layers(foreign: Foreign, layout: str, run: Opened) -> None:
     """Raise CheckpointError for features of several layers, in a layout that would take them for those of one."""
     several = {name: branch.encoder.layers for name, branch in run.model.branches.items() if branch.encoder.layers > 1}
-    if several and not registry.find(ROOM, layout).several_layers:
+    if several and not foreign.several_layers:
         told = ", ".join(f"branch {name}: {layers} layers side by side" for name, layers in several.items())
         kinds = [one for one in layouts_out() if registry.find(ROOM, one).several_layers]
         raise CheckpointError(
