@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmtune import config
+from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.data.features import FeatureCache
 from mmtune.generate import answer_batch, stream
@@ -72,8 +73,7 @@ def test_stopped_and_taken_up_it_is_the_same_run(trained, tmp_path, monkeypatch)
 def test_all_that_is_meant_to_learn_has_moved(trained):
     recipe, straight = trained
     model, _, _ = store.load_run(straight)
-    fresh = loop.assemble(recipe, straight.parent, loop.Runtime("cpu"), loop.Progress("off")).model
-    begun = dict(fresh.named_parameters())
+    begun = dict(models.build(recipe.model, seed=recipe.run.seed).named_parameters())
     names = [name for file in (straight / "weights").glob("*.safetensors") for name in load_file(file)]
     still = [name for name in names if torch.equal(model.get_parameter(name), begun[name])]
     assert names and still == []
@@ -104,9 +104,7 @@ def test_stored_features_hold_all_layers(trained):
     assert got is not None and got.shape == (1, encoder.tokens_per_frame, layers * 32)
     assert encoder.shape.layers == layers and model.branches["sight"].connector.shape.layer_width == 32
     tree = config.override(recipe.model_dump(mode="json"), "model.branches.sight.encoder.layers=[0, -1]")
-    other = loop.assemble(
-        config.validate(Recipe, tree), straight.parent, loop.Runtime("cpu"), loop.Progress("off")
-    ).model
+    other = models.build(config.validate(Recipe, tree).model)
     assert other.branches["sight"].encoder.fingerprint() != encoder.fingerprint()
 
 
