@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmtune.collate import collate
 from mmtune.errors import UsageError
-from mmtune.types import Batch, Embeds, Example
+from mmtune.types import IGNORE, Batch, Embeds, Example
 
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
@@ -244,3 +244,24 @@ class _Reader:
         self.embeds = embeds
         texts = (batch.tokens, batch.labels, batch.positions, batch.segments)
         self.batch = Batch(*(text[kept] for text in texts), media, frames, slots)
+
+
+def score(model: MultimodalModel, examples: Sequence[Example | None], rows: int = 16) -> list[tuple[float, int]]:
+    """Log-likelihood of the labelled tokens of each example, nats, summed; and their number. (0, 0) for None.
+
+    Args:
+        rows: examples at once.
+    """
+    found = [(0.0, 0)] * len(examples)
+    there = [index for index, example in enumerate(examples) if example is not None]
+    there.sort(key=lambda index: len(examples[index]))  # type: ignore[arg-type]
+    for start in range(0, len(there), rows):
+        indexes = there[start : start + rows]
+        texts = [[examples[index]] for index in indexes]
+        batch = collate(texts, model.llm.tokenizer.pad, multiple=1).to(model.device)  # type: ignore[arg-type]
+        hidden, wanted = model(batch), batch.labels != IGNORE
+        likely = model.token_log_probs(hidden[wanted], batch.labels[wanted])
+        counts = wanted.sum(1).tolist()
+        for index, part, count in zip(indexes, likely.double().cpu().split(counts), counts, strict=True):
+            found[index] = (float(part.sum()), count)
+    return found

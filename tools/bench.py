@@ -1,11 +1,15 @@
 """How long things take on this machine.
 
     tools/bench start [--runs N] [--cold] [--against FOLDER]
+    tools/bench order [--samples N] [--length TOKENS] [--rows N]
 
 `start`: from pressing return to the end of `import mmtune`, of `mmtune --help`, and of the first answer of
 `mmtune chat --image` with the packaged model. Each is a process of its own, N times, in turns with the others, so that
 a busy minute falls on all alike; medians are printed, and the processor time beside them, which a busy machine changes
 less.
+
+`order`: how full rows are, and how many tokens a second trains, in orders that know lengths and in those that do not;
+see tools/bench_order.py.
 """
 
 from __future__ import annotations
@@ -123,10 +127,20 @@ def main() -> None:
     begin.add_argument(
         "--against", type=Path, metavar="FOLDER", help="another checkout, measured in turns with this one"
     )
+    packing = tasks.add_parser("order", help="full rows, by the order of samples")
+    packing.add_argument("--samples", type=int, default=1200, help="docstrings that are trained on, about")
+    packing.add_argument("--length", type=int, default=512, help="tokens of a row")
+    packing.add_argument("--rows", type=int, default=4, help="rows of a step")
     a = ask.parse_args()
-    if a.runs < 1:
-        ask.error("--runs is at least 1")
-    start(a.runs, a.cold, a.against)
+    if min(vars(a).get("runs", 1), vars(a).get("samples", 1), vars(a).get("rows", 1)) < 1:
+        ask.error("counts are at least 1")
+    if a.task == "order":
+        sys.path.insert(0, str(ROOT))  # it names an order of its own as tools.bench_order:Alike
+        from tools import bench_order
+
+        bench_order.order(a.samples, a.length, a.rows)
+    else:
+        start(a.runs, a.cold, a.against)
 
 
 if __name__ == "__main__":

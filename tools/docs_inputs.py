@@ -90,7 +90,8 @@ def _talks(folder: Path, clips: list[tuple[bytes, dict]]) -> None:
 
 def _talk(name: str, kind: str) -> dict:
     said = [("human", f"<{kind}>\nWhat happens here?"), ("gpt", "something moves")]
-    return {kind: name, "conversations": [{"from": who, "value": text} for who, text in said]}
+    choices = ["something moves", "nothing moves"]
+    return {kind: name, "conversations": [{"from": who, "value": text} for who, text in said], "choices": choices}
 
 
 def _shard(path: Path, items: list[tuple[str, bytes, str]]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mmtune.eval import instructions
 from mmtune.eval.controls import EXPERTS, EXPERTS_BLIND
 from mmtune.eval.metrics import OVERALL, STATIC, TEMPORAL, Mark, constant_answers, exact_match, rows_of, table
 from mmtune.eval.tasks.base import Outcome, Task
@@ -60,6 +61,8 @@ def text(result: Mapping[str, Any]) -> str:
         lines += ["", f"{'control':<20}" + "".join(f"{row:>25}" for row in shown)]
         for control, rows in {**scores, "constant": constant}.items():
             lines.append(f"{control:<20}" + "".join(f"{_short(rows[row]):>25}" for row in shown))
+    if "instructions" in result:
+        lines += instructions.text(result["instructions"]["measures"])
     return "\n".join(lines)
 
 

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmtune import config, disk, generate, paths, registry
+from mmtune import config, disk, paths, registry
 from mmtune.addresses import without_secrets
 from mmtune.checkpoint.store import load_run
 from mmtune.data.formats.base import unreadable
 from mmtune.data.shards import Corpus
 from mmtune.errors import DataError, MediaError, Note, UsageError
 from mmtune.eval import controls as ctl
-from mmtune.eval import report
-from mmtune.eval.likelihood import answer_nats, answered
+from mmtune.eval import instructions, report
+from mmtune.eval.answers import ask, fits
 from mmtune.eval.metrics import Mark
 from mmtune.eval.tasks.base import Outcome, Question, Task
 from mmtune.items import encode_item, use_features
@@ -128,6 +128,7 @@ def evaluate(
     if experts is not None:
         experts.within(processor.limits)
         tallies |= {row: _Tally() for row in (ctl.EXPERTS, *[ctl.EXPERTS_BLIND] * ("blind" in asked))}
+    tallies |= {row: _Tally() for row in instructions.rows(task)}
     records = 0
     memo = _Memo()
     with torch.inference_mode(), use_features(model, [processor], memo):
@@ -159,6 +160,9 @@ def evaluate(
         },
         "answers": {control: tally.answers for control, tally in tallies.items()},
     }
+    if wordings := instructions.rows(task):
+        measured = {row: result["measures"][row]["overall"] for row in wordings if row in result["measures"]}
+        result["instructions"] = {"texts": wordings, "measures": instructions.spread(measured)}
     if not quiet:
         print(report.text(result))
     if target is not None:
@@ -311,10 +315,11 @@ def _ask(
     for ref in spare:
         prepared.setdefault(id(ref), (ref, processor.branch_of(ref), processor.prepare(ref)))
     true = memo.features = _encode(model, prepared, "plain")
-    chunk[:] = [kept for one in chunk if (kept := [q for q in one if _fits(processor, q, account.skipped)])]
+    chunk[:] = [kept for one in chunk if (kept := [q for q in one if fits(processor, q, task, account.skipped)])]
     if not chunk:
         return spare
     advised: list[Sample] = []
+    wordings = instructions.rows(task)
     for control, tally in tallies.items():
         memo.features = _encode(model, prepared, control) if control in ("shuffled", "reversed") else true
         questions = [question for one in chunk for question in one]
@@ -327,16 +332,12 @@ def _ask(
         elif control in (ctl.EXPERTS, ctl.EXPERTS_BLIND) and experts is not None:
             advised = advised or [_advised(processor, experts, sample) for sample in samples]
             samples = [ctl.without_media(one) for one in advised] if control == ctl.EXPERTS_BLIND else advised
-        examples = [processor.example(sample, answer=True) for sample in samples]
-        answers = generate.answer_batch(model, examples, processor.stops, max_tokens)
-        nats = [(0.0, 0)] * len(questions)
-        if task.likelihood:
-            pairs = zip(samples, questions, strict=True)
-            nats = answer_nats(model, [answered(processor, sample, one.answers[0]) for sample, one in pairs])
-        for question, ids, (lost, count) in zip(questions, answers, nats, strict=True):
-            text = processor.tokenizer.decode(ids).strip()
-            scores = task.judge(question, text)
-            tally.outcomes.append(Outcome(question, text, scores, lost, count))
+        elif control in wordings:
+            samples = [instructions.reworded(sample, wordings[control]) for sample in samples]
+        answers = ask(model, processor, task, questions, samples, max_tokens)
+        for question, answer in zip(questions, answers, strict=True):
+            text, scores = answer.text, task.judge(question, answer.text)
+            tally.outcomes.append(Outcome(question, text, scores, answer.nats, answer.tokens, answer.choices))
             right = task.is_right(scores)
             medium = "+".join(sorted({ref.kind for ref in question.sample.media}))
             tally.marks.append(Mark(question.type, question.temporal, bool(right), text, question.answers[0], medium))
@@ -351,20 +352,11 @@ def _ask(
                     "truth": question.answers[0],
                     "right": right,
                     "scores": scores,
-                    **({"nats": lost, "tokens": count} if task.likelihood else {}),
+                    **({"nats": answer.nats, "tokens": answer.tokens} if task.likelihood else {}),
+                    **({"choices": answer.by_choice(question)} if question.choices else {}),
                 }
             )
     return list({ref.kind: ref for ref in (*spare, *refs)}.values())
-
-
-def _fits(processor: Processor, question: Question, skipped: Counter[str]) -> bool:
-    """Whether the model can be asked a question; if not, it is counted and left out under every control."""
-    try:
-        processor.example(question.sample, answer=True)
-    except DataError as error:
-        skipped[error.reason.value] += 1
-        return False
-    return True
 
 
 def _advised(processor: Processor, experts: Adviser, sample: Sample) -> Sample:

@@ -216,9 +216,10 @@ class Validator:
 
 
 def task_of(recipe: Recipe) -> Task | None:
-    """The task that a recipe names."""
+    """The task that a recipe names; while training, its questions are asked in their own wording only."""
     section = recipe.eval.task
-    return None if section is None else registry.find("eval/tasks", section.name)(section)
+    plain = section and section.model_copy(update={"instructions": ()})
+    return None if plain is None else registry.find("eval/tasks", plain.name)(plain)
 
 
 def _unusable(name: str, skipped: Sequence[Mapping[str, Any]]) -> DataError:

@@ -18,6 +18,10 @@ RECORDS = {
     "pocket_qa": [
         Record("s/1", {"json": json.dumps({"video": "1.mp4", "questions": [ASKED]}).encode(), "mp4": b"film"}, "1")
     ],
+    "choice": [
+        Record("s/1", {"json": json.dumps({"conversations": TALK, "choices": ["a cat", "a dog"]}).encode()}, "1"),
+        Record("s/2", {"json": json.dumps({"conversations": TALK, "choices": {"A": "a dog", "B": "b"}}).encode()}, "2"),
+    ],
     "qa": [Record("s/1", {"json": json.dumps({"conversations": TALK, "type": "thing"}).encode()}, "1")],
 }
 """Records that a task asks about."""

@@ -135,7 +135,7 @@ def test_captions_and_the_command_line(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_task_says_which_there_are(run: Path, shard: str) -> None:
-    with pytest.raises(UsageError, match="no task\nexpected: one of pocket_qa, qa"):
+    with pytest.raises(UsageError, match="no task\nexpected: one of choice, pocket_qa, qa"):
         evaluate(run, data=[shard], device="cpu")
     with pytest.raises(ConfigError, match="qaa"):
         evaluate(run, "qaa", [shard], device="cpu")

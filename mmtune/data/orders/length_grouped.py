@@ -32,6 +32,7 @@ class LengthGrouped(Order):
 
     Config = Config
     config: Config
+    even = True
 
     @property
     def columns(self) -> tuple[str, ...]:

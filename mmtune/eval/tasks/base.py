@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mmtune.config import Config
+from pydantic import field_validator
+
+from mmtune.config import Config, cross_field
 from mmtune.errors import ConfigError
+from mmtune.eval.instructions import PLACE
 from mmtune.types import Sample
 
 
@@ -19,6 +22,18 @@ class TaskConfig(Config):
     """Name of the task: its file in this room, or package.module:Class."""
     max_tokens: int = 24
     """Longest answer, tokens."""
+    instructions: tuple[str, ...] = ()
+    """Wordings, each with {question} in it, in which every question is asked once more: two at least, or none. The
+    report then says how far the scores depend on the wording."""
+
+    @field_validator("instructions")
+    @classmethod
+    def _can_be_compared(cls, instructions: tuple[str, ...]) -> tuple[str, ...]:
+        bare = [text for text in instructions if PLACE not in text]
+        if bare or len(set(instructions)) < len(instructions) or len(instructions) == 1:
+            what = f"{bare[0]!r} has no {PLACE}" if bare else f"{len(set(instructions))} wording"
+            raise cross_field(f"{what}; two wordings or more that differ, each with {PLACE} in it")
+        return instructions
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,9 @@ class Question:
     """Scores are also given per kind."""
     temporal: bool = False
     """Whether the answer depends on the order of the frames; such questions are also scored apart."""
+    choices: tuple[str, ...] = ()
+    """What may be answered: the answer is then the likeliest of these, and nothing is decoded. The accepted answers are
+    among them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,8 @@ class Outcome:
     """Cross entropy of the first accepted answer, summed over its tokens; 0 unless the task has `likelihood`."""
     tokens: int = 0
     """Tokens of that answer, the one that ends it included."""
+    choices: tuple[float, ...] = ()
+    """Log-likelihood of each choice of the question, nats, if it has any."""
 
 
 class Task(ABC):
