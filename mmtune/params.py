@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from torch.nn import Parameter
 
 from mmtune import config, registry
@@ -68,6 +68,30 @@ class ParameterGroup(Config):
     def trained_by(self, stream: str) -> bool:
         """Whether steps of a stream train the group."""
         return not self.streams or stream in self.streams
+
+
+class GradientSection(Config):
+    """Where gradients come from."""
+
+    name: Literal["backward", "two_point"]
+    """A backward pass, or forward passes alone."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """two_point: how far weights are moved along a direction, to both sides."""
+    directions: Annotated[int, Field(ge=1, le=1024)] = 1
+    """two_point: directions in a step, two forward passes each."""
+
+    @model_validator(mode="after")
+    def _reads_its_options(self) -> GradientSection:
+        fields = type(self).model_fields
+        set_ = [key for key in ("epsilon", "directions") if getattr(self, key) != fields[key].default]
+        if self.name == "backward" and set_:
+            raise config.cross_field(f"backward has no {' and no '.join(set_)}; two_point has")
+        return self
+
+
+Gradient = Annotated[
+    GradientSection, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
+]
 
 
 def partition(model: Tunable, groups: Mapping[str, ParameterGroup], frozen: Sequence[str] = ()) -> dict[str, Named]:

@@ -20,7 +20,7 @@ from mmtune import config, registry
 from mmtune.config import Config, Words, entry
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.media import Limits
-from mmtune.params import ParameterGroup, SchedulerType
+from mmtune.params import Gradient, GradientSection, ParameterGroup, SchedulerType
 from mmtune.types import Kind
 
 NAME = r"[a-z][a-z0-9_]*"
@@ -234,6 +234,10 @@ class RunSection(Config):
     """Of frozen weights and of the arithmetic; what trains is kept in fp32."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient of a group; 0 turns clipping off."""
+    gradient: Gradient = GradientSection(name="backward")
+    """backward: a backward pass. two_point: the slope of the loss along random directions, by forward passes alone
+    (zeroth order, MeZO): nothing is kept for a backward pass, and many more steps are needed. A name, or a name with
+    options."""
     out_of_memory: Literal["stop", "smaller"] = "stop"
     """When a micro-step does not fit: stop, or do the step again in smaller pieces, the same but for rounding."""
     activation_checkpointing: bool = False

@@ -118,6 +118,7 @@ SECTIONS = {
     "EvalSection": r"(eval|_section|section)$",
     "ChatSection": r"(^|\.)(chat|settings|section)$",
     "Recipe": r"(recipe|loaded|made|told|settled|self|asked)$",
+    "GradientSection": r"(gradient|settings)$",
     "ParameterGroup": r"(group|settings|self|groups\[\w+\])$",
 }
 """Section to the names by which the program calls one, so that a field of another thing is not taken for a reader."""

@@ -61,15 +61,15 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
         said.append(f"note: {rows} rows on {devices.count} devices leave some of them idle; raise run.batch_tokens")
     if not bf16 and devices.tflops == H100:
         said.append(f"note: {H100:g} TFLOPS are for bf16; say with --device-tflops what a device does in fp32")
+    directions = section.gradient.directions if section.gradient.name == "two_point" else 0
     found = []
     for strategy in ("replicate", "shard", "shard_all") if shape.layers_frozen else ("replicate", "shard_all"):
-        for again in (False, True):
-            held = estimate.memory_of(shape, tokens, strategy, devices.count, again, bf16)
+        for again in (False,) if directions else (False, True):
+            held = estimate.memory_of(shape, tokens, strategy, devices.count, again, bf16, directions > 0)
             flops, link = devices.tflops * devices.share * 1e12, devices.link * GB
-            time = estimate.time_of(
-                shape, tokens, section.length, strategy, devices.count, again, bf16, section.accumulate, flops, link
-            )
-            found.append((strategy, "again" if again else "kept", held, time))
+            rest = (section.accumulate, flops, link, directions)
+            time = estimate.time_of(shape, tokens, section.length, strategy, devices.count, again, bf16, *rest)
+            found.append((strategy, "none" if directions else "again" if again else "kept", held, time))
     small = max(held.total for _, _, held, _ in found) < GB / 10  # a table of zeros would be useless
     unit, clock, size, second = ("MB", "ms", GB / 1e3, 1e-3) if small else ("GB", "s", GB, 1.0)
     sizes = ("weights", "gradients", "optimizer", "activations", f"sum {unit}")

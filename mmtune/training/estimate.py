@@ -180,12 +180,14 @@ def memory_of(
     devices: int = 1,
     activation_checkpointing: bool = False,
     bf16: bool = False,
+    forward_only: bool = False,
 ) -> Memory:
     """Bytes of one device.
 
     Args:
         tokens: tokens of one micro-step on this device.
         bf16: frozen weights and activations in two bytes; what trains stays in four.
+        forward_only: no backward pass: a copy of what trains beside the gradient, and one layer's activations.
     """
     small = 2 if bf16 else 4
     frozen_cut = devices if strategy != "replicate" else 1
@@ -197,19 +199,26 @@ def memory_of(
     return Memory(
         weights=weights,
         gathered=2 * one,  # the one that is computed, and the next
-        gradients=trained * 4,
+        gradients=trained * 4 * (2 if forward_only else 1),
         optimizer=shape.states - shape.states_cut + shape.states_cut // trained_cut,
-        activations=activations(shape, tokens, activation_checkpointing, bf16),
+        activations=activations(shape, tokens, activation_checkpointing, bf16, forward_only),
     )
 
 
-def activations(shape: Shape, tokens: int, activation_checkpointing: bool = False, bf16: bool = False) -> int:
-    """Bytes kept for the backward pass by the decoder layers, and by one piece of the loss."""
+def activations(
+    shape: Shape, tokens: int, activation_checkpointing: bool = False, bf16: bool = False, forward_only: bool = False
+) -> int:
+    """Bytes kept for the backward pass by the decoder layers, and by one piece of the loss.
+
+    Forward only, they are those of one layer, as an upper bound.
+    """
     small = 2 if bf16 else 4
     layer = layer_activations(shape, bf16)
     casts = shape.matrices_trained * 2 if bf16 else 0  # autocast's copies of trained matrices
     kept = tokens * shape.depth * layer + casts
-    if activation_checkpointing:
+    if forward_only:
+        kept = tokens * layer
+    elif activation_checkpointing:
         kept = tokens * (shape.depth * shape.width * small + layer) + casts // shape.depth
     if not shape.backward:
         kept = 0
@@ -243,6 +252,7 @@ def time_of(
     accumulate: int,
     flops: float,
     link: float,
+    directions: int = 0,
 ) -> Time:
     """Seconds of a step.
 
@@ -251,6 +261,7 @@ def time_of(
         length: tokens of a row, each of which sees half of the others on average.
         flops: floating point operations per second that the device reaches.
         link: bytes per second between this device and the others.
+        directions: of two forward passes each, in place of forward and backward; 0 for those.
     """
     forward = 2 * (shape.layers + shape.head) + 2 * shape.depth * shape.width * length
     # backwards through everything, into the weights only where they train, and forward again where nothing was kept
@@ -260,6 +271,10 @@ def time_of(
     small = 2 if bf16 else 4
     part = (devices - 1) / devices
     frozen, trained = shape.layers_frozen * small, shape.layers_trained * 4
+    if directions:  # only losses are sent, and what is cut
+        cut = {"replicate": 0, "shard": frozen, "shard_all": frozen + trained}[strategy]
+        times = accumulate * 2 * directions
+        return Time(times * tokens * forward / flops, times * cut * part / link)
     moved = 2 * 4 * shape.trained * part  # an all-reduce sends everything twice
     if strategy == "shard":
         moved += accumulate * 2 * frozen * part
@@ -284,7 +299,8 @@ def estimate(
     """
     run, shape = recipe.run, shape_of(model, groups, recipe.groups)
     tokens = tokens_of(run, devices)
-    held = memory_of(shape, tokens, run.strategy, devices, run.activation_checkpointing, run.precision == "bf16")
+    forward_only, bf16 = run.gradient.name == "two_point", run.precision == "bf16"
+    held = memory_of(shape, tokens, run.strategy, devices, run.activation_checkpointing, bf16, forward_only)
     return Estimate(steps, run.batch_tokens * run.accumulate, dict(samples), shape, held)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from mmtune.training import terms
 from mmtune.training.split_batch import padding, singles
 from mmtune.types import Batch
@@ -25,7 +27,7 @@ class Trial:
     loss: float
     """Mean over what its objective counts: supervised tokens, or pairs."""
     norms: dict[str, float]
-    """Gradient norm of each group that its stream trains."""
+    """Gradient norm of each group that its stream trains; none in a run without backward passes."""
 
     @property
     def finite(self) -> bool:
@@ -33,18 +35,19 @@ class Trial:
 
 
 def run_alone(model: MultimodalModel, batch: Batch, train_plan: TrainPlan, runtime: Runtime) -> Trial:
-    """Forward and backward of a batch of one sample; gradients are dropped."""
+    """Forward, and backward where the run has backward passes, of a batch of one sample; gradients are dropped."""
     objective = train_plan.objectives[batch.stream]
     counts = terms.counts_of(objective, batch)
     weight = terms.primary(counts) or 1
     batch = batch.to(runtime.device)
-    with runtime.autocast():
+    both = train_plan.gradient.name == "backward"
+    with runtime.autocast(), torch.set_grad_enabled(both):
         loss = terms.total(objective.loss(model, batch), counts)
     try:
         if loss.requires_grad:
             loss.backward()
         norms = {}
-        for name in train_plan.groups_by_stream[batch.stream]:
+        for name in train_plan.groups_by_stream[batch.stream] if both else ():
             train_plan.optimizers[name].accumulate(weight)
             train_plan.optimizers[name].restore_grads()
             norms[name] = float(train_plan.optimizers[name].norm())
@@ -86,6 +89,6 @@ def report(trials: Iterable[Trial]) -> list[str]:
     """A line for each trial."""
     return [
         f"{'finite    ' if trial.finite else 'NOT FINITE'}  {trial.id}  loss {trial.loss:.4f}  gradient "
-        + ", ".join(f"{name} {norm:.4g}" for name, norm in trial.norms.items())
+        + (", ".join(f"{name} {norm:.4g}" for name, norm in trial.norms.items()) or "not taken")
         for trial in trials
     ]

@@ -7,7 +7,7 @@ even on a zero gradient. With one optimizer per group a step touches what it own
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -94,10 +94,9 @@ class GroupOptimizer:
             parameter.grad = grad
         self._held = {}
 
-    @property
-    def unused(self) -> bool:
-        """Whether no parameter has a gradient, not even one of zeros."""
-        return all(parameter.grad is None for parameter in self.parameters)
+    def holds(self, ids: Collection[int]) -> bool:
+        """Whether any parameter's id is among these."""
+        return any(id(parameter) in ids for parameter in self.parameters)
 
     def zero_grad_params(self) -> list[str]:
         """Names of parameters without a gradient, or with one of zeros."""

@@ -2,22 +2,21 @@
 
 A stream's loss reaches its own groups only. Where a step holds several streams, each one's gradients are taken up by
 its groups before the next one's are made, so nothing leaks from one to the other, and every group still moves once.
+Where gradients come from is told by `mmtune.training.gradients`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import Parameter
-
 from mmtune.objectives.base import Objective
 from mmtune.training import terms
+from mmtune.training.gradients import Gradients, Tally, backward
 from mmtune.training.optim import GroupOptimizer
-from mmtune.types import IGNORE, Batch
+from mmtune.types import Batch
 
 if TYPE_CHECKING:
     from mmtune.model import MultimodalModel
@@ -58,37 +57,6 @@ class Outcome:
         return values | {f"loss/{s}/{term}": mean for s, means in self.terms.items() for term, mean in means.items()}
 
 
-class OutOfMemory(Exception):
-    """Some ranks had no room for a forward or backward pass. Gradients are dropped and no weight moved, on any rank."""
-
-    def __init__(self, ranks: Sequence[int], shape: tuple[int, int], said: str) -> None:
-        super().__init__(said)
-        self.ranks, self.shape, self.said = list(ranks), shape, said
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """Sums over the micro-steps of one stream, on all ranks."""
-
-    sums: dict[str, float]
-    counts: dict[str, float]
-    supervised: int
-    tokens: int
-    samples: int
-
-    @property
-    def loss(self) -> float:
-        return terms.total(self.sums, self.counts)
-
-    @property
-    def weight(self) -> float:
-        return terms.primary(self.counts)
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.loss) and self.weight > 0
-
-
 def take_step(
     model: MultimodalModel,
     batches: Sequence[Batch],
@@ -100,6 +68,7 @@ def take_step(
     step_callbacks: Sequence[StepCallback] = (),
     shares: Mapping[str, float] | None = None,
     check_grads: bool = False,
+    gradients: Gradients = backward,
 ) -> Outcome:
     """Forward, backward, and one update of the groups that the batches' streams train.
 
@@ -116,25 +85,25 @@ def take_step(
         step_callbacks: of tuners whose parameters these streams train.
         shares: stream to its weight in groups that it has in common with others; 1 where there is none.
         check_grads: say which parameters got no gradient; costs a look at every tensor.
+        gradients: where they come from.
 
     Raises:
         OutOfMemory: on every rank, when any of them had no room.
         ConfigError: records with weights, and an objective that does not read them.
     """
     shares = shares or {}
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     streams = list(dict.fromkeys(batch.stream for batch in batches))
     trained_groups = list(dict.fromkeys(name for stream in streams for name in groups_by_stream[stream]))
     reached: set[str] = set()
     try:
         for stream in streams:
             mine = [batch for batch in batches if batch.stream == stream]
-            tally = tallies[stream] = _backward(model, mine, objectives[stream], runtime)
+            named = [pair for name in groups_by_stream[stream] for pair in optimizers[name].named]
+            tally = tallies[stream] = gradients(model, mine, objectives[stream], named, runtime)
             if not tally.finite:
                 break
-            # before the sum, which gives every parameter a gradient
-            reached.update(name for name in groups_by_stream[stream] if check_grads and not optimizers[name].unused)
-            runtime.sum_gradients(_parameters(optimizers, groups_by_stream[stream]))
+            reached.update(name for name in groups_by_stream[stream] if optimizers[name].holds(tally.reached))
             for name in groups_by_stream[stream]:
                 rivals = sum(shares.get(other, 1.0) for other in streams if name in groups_by_stream[other])
                 optimizers[name].accumulate(tally.weight * rivals / shares.get(stream, 1.0))
@@ -182,57 +151,6 @@ def take_step(
     )
 
 
-def _backward(model: MultimodalModel, batches: Sequence[Batch], objective: Objective, runtime: Runtime) -> _Tally:
-    """Forward and backward of one stream's micro-steps; gradients are summed up where they fall."""
-    counts = _count(objective, batches, runtime)  # of all, before any: a term is scaled by them on its way back
-    sums, supervised, tokens, samples, full = dict.fromkeys(counts, 0.0), 0, 0, 0, ""
-    for batch in batches:
-        learned = int((batch.labels != IGNORE).sum())
-        try:
-            batch = batch.to(runtime.device)
-            with runtime.autocast():
-                found = objective.loss(model, batch)
-                loss = terms.total(found, counts)
-            for term, value in found.items():
-                sums[term] += float(value.detach())
-            if loss.requires_grad:
-                loss.backward()  # also of a loss that is not finite: other ranks may wait for this one's modules
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not ran_out(error):
-                raise
-            full = f"{type(error).__name__}: {error}"  # the words only: the error holds every tensor of the pass
-            break
-        supervised += learned
-        tokens += int((batch.segments > 0).sum())
-        samples += len(batch.ids)
-    out = [float(bool(full) and rank == runtime.rank) for rank in range(runtime.world)]
-    supervised, tokens, samples, *rest = runtime.all_reduce([supervised, tokens, samples, *sums.values(), *out])
-    if any(out := rest[len(sums) :]):
-        rows, length = max(tuple(batch.tokens.shape) for batch in batches)
-        raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
-    sums = dict(zip(sums, rest[: len(sums)], strict=True))
-    return _Tally(sums, counts, int(supervised), int(tokens), int(samples))
-
-
-def _count(objective: Objective, batches: Sequence[Batch], runtime: Runtime) -> dict[str, float]:
-    """What the micro-steps of all ranks count, by term."""
-    each = [terms.counts_of(objective, batch) for batch in batches]
-    found = runtime.all_reduce([sum(float(counts[term]) for counts in each) for term in each[0]])
-    return dict(zip(each[0], found, strict=True))
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left; the processor's allocator has no class of its own for it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
-
-
 def _zero_grad(optimizers: Mapping[str, GroupOptimizer], held: bool = False) -> None:
     for optimizer in optimizers.values():
         optimizer.zero_grad(held)
-
-
-def _parameters(optimizers: Mapping[str, GroupOptimizer], names: Iterable[str]) -> list[Parameter]:
-    return [parameter for name in names for parameter in optimizers[name].parameters]

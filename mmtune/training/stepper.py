@@ -12,9 +12,10 @@ from mmtune.errors import DataError, ModelError, Reason
 from mmtune.training import nonfinite
 from mmtune.training import resume as states
 from mmtune.training.gradient_check import GradientCheck
+from mmtune.training.gradients import OutOfMemory, gradients_of
 from mmtune.training.setup import Say, Setup
 from mmtune.training.split_batch import split_batch
-from mmtune.training.step import Outcome, OutOfMemory, take_step
+from mmtune.training.step import Outcome, take_step
 from mmtune.training.trainer_state import TrainerState
 from mmtune.types import Batch
 
@@ -76,7 +77,8 @@ class Stepper:
         """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
         setup, run, plan = self.setup, self.setup.recipe.run, self.setup.train_plan
         callbacks = plan.callbacks_for(self._callbacks, setup.loader.held)
-        rest = (setup.runtime, plan.objectives, callbacks, plan.shares, check_grads)
+        gradients = gradients_of(run.gradient, run.seed, self.state.step)
+        rest = (setup.runtime, plan.objectives, callbacks, plan.shares, check_grads, gradients)
         while True:
             parts = [part for batch in batches for part in split_batch(batch, self.state.micro_step_parts)]
             try:

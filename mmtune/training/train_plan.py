@@ -73,7 +73,7 @@ class TrainPlan:
     """
 
     def __init__(self, recipe: Recipe, groups: Mapping[str, Named], schedule: Schedule, steps: int) -> None:
-        self.schedule = schedule
+        self.schedule, self.gradient = schedule, recipe.run.gradient
         self.groups_by_stream = groups_by_stream_of(recipe)
         self.lr_schedules = lr_schedules_of(recipe, schedule, steps)
         self.shares = {name: stream.share for name, stream in recipe.streams.items()}

@@ -14,8 +14,9 @@ from torch import nn
 
 from mmtune.objectives.base import label_count
 from mmtune.training.distributed import Runtime
+from mmtune.training.gradients import OutOfMemory
 from mmtune.training.optim import GroupOptimizer
-from mmtune.training.step import OutOfMemory, take_step
+from mmtune.training.step import take_step
 from mmtune.types import Batch
 from tests.losses import Streams
 

@@ -138,7 +138,7 @@ def test_a_sample_tried_alone_is_the_mean_by_weight(folder):
 
     model = make(folder)
     train_plan = SimpleNamespace(
-        objectives=ASKED,
+        objectives=ASKED, gradient=SimpleNamespace(name="backward"),
         groups_by_stream={"s": ["norms"]}, optimizers=optimizers(model),
     )  # fmt: skip
     light = run_alone(model, batches(examples(model, [(1e-3, 1e-3)]), [[0]])[0], train_plan, Runtime("cpu"))

@@ -182,7 +182,7 @@ def order_of(out: Any) -> list[list[Any]]:
 _STEP, _STEPPER = "mmtune.training.step", "mmtune.training.stepper"
 
 GUARDS = (
-    Guard("the loss is finite", _STEP, "_Tally.finite", "math.isfinite(self.loss) and ", ""),
+    Guard("the loss is finite", "mmtune.training.gradients", "Tally.finite", "math.isfinite(self.loss) and ", ""),
     Guard(
         "gradients are finite",
         _STEP,
