@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from mmtune import config, registry
+from mmtune import config, other_models, registry
 from mmtune.config import Config, Words, entry
 from mmtune.errors import ConfigError, MmtuneError
 from mmtune.media import Limits
@@ -343,6 +343,8 @@ class Recipe(Config):
     """One line for people."""
     model: ModelSection
     """The parts of the model."""
+    models: dict[Name, other_models.OtherModel] = {}
+    """Name to another model that objectives ask, such as a teacher; it is not trained."""
     streams: dict[Name, StreamSection] = {}
     """Name to data."""
     groups: dict[Name, ParameterGroup] = {}
@@ -375,7 +377,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        checks = (_branches, _groups, _interleave, _numbers, _eval, _prompts)
+        checks = (_branches, _groups, _interleave, _numbers, _eval, _prompts, other_models.problems)
         config.raise_problems("Recipe", [problem for check in checks for problem in check(self)])
         return self
 
@@ -416,14 +418,10 @@ Problems = list[dict[str, Any]]
 def _branches(recipe: Recipe) -> Problems:
     claimed = Counter(kind for branch in recipe.model.branches.values() for kind in branch.kinds or ())
     problems = []
-    for kind, times in claimed.items():
-        if times > 1:
-            names = [name for name, branch in recipe.model.branches.items() if kind in (branch.kinds or ())]
-            problems.append(
-                config.problem(
-                    "model.branches", f"{kind} goes to {' and '.join(names)}; say `kinds` of each, one branch a kind"
-                )
-            )
+    for kind in (kind for kind, times in claimed.items() if times > 1):
+        names = " and ".join(name for name, branch in recipe.model.branches.items() if kind in (branch.kinds or ()))
+        message = f"{kind} goes to {names}; say `kinds` of each, one branch a kind"
+        problems.append(config.problem("model.branches", message))
     return problems
 
 
@@ -444,12 +442,8 @@ def _groups(recipe: Recipe) -> Problems:
                     config.problem(f"groups.{name}.match", f"no tuner {pattern}; {_known(pattern[1:], tuners)}")
                 )
             elif head == "branches" and re.fullmatch(NAME, branch) and branch not in recipe.model.branches:
-                problems.append(
-                    config.problem(
-                        f"groups.{name}.match",
-                        f"{pattern}: no branch {branch}; {_known(branch, recipe.model.branches)}",
-                    )
-                )
+                message = f"{pattern}: no branch {branch}; {_known(branch, recipe.model.branches)}"
+                problems.append(config.problem(f"groups.{name}.match", message))
     for name in recipe.streams:
         if not any(not group.streams or name in group.streams for group in recipe.groups.values()):
             named = "name it under `streams` of one"

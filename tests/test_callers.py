@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from mmtune import params, recipe
+from mmtune import other_models, params, recipe
 from mmtune.config import Config
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mmtune"
@@ -119,6 +119,7 @@ SECTIONS = {
     "ChatSection": r"(^|\.)(chat|settings|section)$",
     "Recipe": r"(recipe|loaded|made|told|settled|self|asked)$",
     "GradientSection": r"(gradient|settings)$",
+    "OtherModel": r"section$|models\[\w+\]$",
     "ParameterGroup": r"(group|settings|self|groups\[\w+\])$",
 }
 """Section to the names by which the program calls one, so that a field of another thing is not taken for a reader."""
@@ -127,7 +128,7 @@ SECTIONS = {
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_field_of_a_recipe_has_a_reader(section: str) -> None:
     """What checks a field is no reader: private functions of the file that describes it do not count."""
-    cls = getattr(recipe, section, None) or getattr(params, section)
+    cls = next(getattr(home, section) for home in (recipe, params, other_models) if hasattr(home, section))
     home = Path(inspect.getfile(cls))
     wanted = re.compile(SECTIONS[section])
     read = {

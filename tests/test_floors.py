@@ -21,8 +21,8 @@ FLOORS = {
     "random_state": 0, "dtypes": 1, "collate": 1, "items": 2, "jsons": 1, "weights_file": 1,
     "encoders": 2, "connectors": 2, "llm": 2, "prompt": 2, "params": 2,
     "fusion": 3, "tuners": 3, "optimizers": 3, "draft": 3,
-    "recipe": 4, "bounds": 4,
-    "processor": 5, "model": 5, "generate": 5,
+    "recipe": 4, "bounds": 4, "other_models": 2,
+    "processor": 5, "model": 5, "frozen_model": 5, "generate": 5,
     "data": 6, "checkpoint": 6, "objectives": 6,
     "training": 7, "eval": 7, "experts": 7,
     "serve": 8, "testing": 8,
@@ -38,6 +38,7 @@ NEIGHBOURS = {
     ("config", "renamed"),
     ("media", "config"),
     ("generate", "model"),
+    ("frozen_model", "model"),
     ("training", "eval"),  # a run asks the questions of its task while it trains
     ("cli", "commands"),
     ("__main__", "cli"),

@@ -27,6 +27,9 @@ def make(folder: Path) -> None:
     """Fill a folder with everything that the pages name. Some seconds."""
     transformers.utils.logging.disable_progress_bar()
     clips = _clips(folder / "drawn")
+    shutil.copytree(folder / "drawn", folder / "shards" / "pocket")
+    for shard in (folder / "shards" / "pocket").glob("*.tar"):
+        shard.rename(shard.with_name("full-train-0000.tar"))  # as the card of the pocket world calls its shards
     _films(folder, clips)
     _talks(folder, clips)
     shutil.copytree(ROOT / "mmtune" / "pocket" / "chat", folder / "runs" / "small")

@@ -21,7 +21,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="WHAT",
-            help="Resume although this changed: recipe, data, tokenizer, base, prompts, code, ledger, or all. Repeat.",
+            help="Resume although this changed: recipe, data, tokenizer, base, models, prompts, code, ledger, or all. "
+            "Repeat.",
         ),
     ] = None,
     allow_remote: AllowRemote = False,

@@ -57,6 +57,8 @@ def lines(recipe: str, overrides: list[str], devices: Devices) -> list[str]:
         f"a micro-step has {rows} rows of {section.length} tokens, {tokens:,} tokens on a device; a step has "
         f"{section.accumulate}",
     ]
+    if loaded.models:
+        said.append(f"note: the weights of {', '.join(loaded.models)} are not counted; each device holds them as well")
     if rows % devices.count:
         said.append(f"note: {rows} rows on {devices.count} devices leave some of them idle; raise run.batch_tokens")
     if not bf16 and devices.tflops == H100:

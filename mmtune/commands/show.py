@@ -40,6 +40,8 @@ def run(recipe: str, overrides: list[str], groups: bool) -> None:
         )
     llm = model.llm
     print(f"llm: width {llm.width}, depth {llm.depth}, heads {llm.heads}, vocabulary {llm.tokenizer.vocabulary}")
+    for name, other in loaded.models.items():
+        print(f"model {name}: the run {other.run}, frozen")
     print(params.table(model, parts, loaded.groups))
     if groups:
         from mmtune.commands import _groups

@@ -13,6 +13,7 @@ from mmtune.params import Named
 from mmtune.types import IGNORE, Batch
 
 if TYPE_CHECKING:
+    from mmtune.frozen_model import FrozenModel
     from mmtune.model import MultimodalModel
 
 
@@ -21,6 +22,10 @@ class ObjectiveConfig(Config):
 
     name: str
     """Name of the objective: its file in this room, or package.module:Class."""
+
+    def model_names(self) -> tuple[str, ...]:
+        """The other models that it asks, by their names in the section `models`."""
+        return ()
 
 
 class Objective(ABC):
@@ -47,7 +52,7 @@ class Objective(ABC):
         """Called once, before the first step. Raises ConfigError when this model cannot be trained that way."""
 
     def begin(  # noqa: B027
-        self, model: MultimodalModel, groups: Mapping[str, Named], models: Mapping[str, MultimodalModel]
+        self, model: MultimodalModel, groups: Mapping[str, Named], models: Mapping[str, FrozenModel]
     ) -> None:
         """Called once, after `check` and before `load`, with the model as it is before its first step.
 

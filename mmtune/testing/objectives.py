@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmtune.collate import collate
+from mmtune.frozen_model import FrozenModel
 from mmtune.model import MultimodalModel
 from mmtune.objectives.base import Objective, ObjectiveConfig
 from mmtune.testing import _pocket
@@ -43,10 +44,23 @@ def text_model() -> MultimodalModel:
 
 
 def begun(objective: Objective, model: MultimodalModel) -> Objective:
-    """An objective as the loop has it before the first step, with all that trains in one group."""
+    """An objective as the loop has it before the first step, with all that trains in one group. Other models that it
+    asks are all the same: one that is surer of what it says than the model itself."""
     objective.check(model)
-    objective.begin(model, {"all": [(n, p) for n, p in model.named_parameters() if p.requires_grad]}, {})
+    groups = {"all": [(n, p) for n, p in model.named_parameters() if p.requires_grad]}
+    objective.begin(model, groups, {name: _surer_model() for name in objective.config.model_names()})
     return objective
+
+
+def _surer_model() -> FrozenModel:
+    model = _pocket.text_model()
+    head = model.llm.head
+
+    def louder(hidden: Tensor) -> Tensor:
+        return 1.5 * head(hidden)
+
+    model.llm.head = louder
+    return FrozenModel(model)
 
 
 Asked = tuple[dict[str, Tensor], dict[str, float], Tensor]

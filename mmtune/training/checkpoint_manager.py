@@ -31,10 +31,11 @@ HARMLESS = {
     ),
     "eval": None,
     "chat": None,
+    "models": None,  # what they are is compared, not where they lie
 }
 """What a recipe may change between a stop and a resume without changing a weight; none stands for the whole section."""
 
-KINDS = ("recipe", "data", "tokenizer", "base", "prompts", "code", "ledger")
+KINDS = ("recipe", "data", "tokenizer", "base", "models", "prompts", "code", "ledger")
 """What may be allowed to differ when a run is resumed."""
 
 
@@ -71,6 +72,7 @@ class CheckpointManager:
         return {
             "recipe": without_secrets(recipe),
             "base": {part: one["sha256"] for part, one in self.setup.base.items()},
+            "models": self.setup.others.digests,
             "tokenizer": self.model.llm.tokenizer.fingerprint(),
             "data": self.loader.fingerprint(),
             "prompts": {
@@ -148,6 +150,7 @@ class CheckpointManager:
             return
         before = state.info["facts"]
         now, stored = self.facts(), without_secrets(renamed.fields(before["recipe"]))
+        before.setdefault("models", {})
         before["recipe"] = with_new_fields(stored, now["recipe"], self.recipe)
         prompts = before.get("prompts")
         if isinstance(prompts, dict):

@@ -80,8 +80,6 @@ class Runtime:
         else:
             self.device = _device(device)
         self._watchdog = Watchdog(self.rank, self.world, deadline) if self.world > 1 else None
-        self.settled: dict[str, tuple[str, int]] = {}
-        """What `parallelize` changed among the types of frozen weights."""
         self._gloo: torch.distributed.ProcessGroup | None = None
         self._barriers = 0
 
@@ -90,34 +88,49 @@ class Runtime:
         """Whether this rank writes files and talks."""
         return self.rank == 0
 
-    def autocast(self) -> AbstractContextManager[None]:
-        if self.precision == "fp32":
+    def autocast(self, precision: dtypes.Precision | None = None) -> AbstractContextManager[None]:
+        """Within, matrices are multiplied in this precision, the run's own when none is given."""
+        half = (precision or self.precision) == "bf16"
+        # there is something to switch off only within the context of another precision
+        if not half and not torch.is_autocast_enabled(self.device.type):
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     # ------------------------------------------------------------------------------------------------------ the model
 
-    def parallelize(self, model: nn.Module, say: Callable[[str], None] = lambda line: None) -> nn.Module:
+    def parallelize(
+        self,
+        model: nn.Module,
+        say: Callable[[str], None] = lambda line: None,
+        precision: dtypes.Precision | None = None,
+    ) -> bool:
         """Move the model to the device, cut as the strategy says, with the types that `mmtune.dtypes` settles. What is
         cut has new parameters under the same names, see `refresh_parameters`.
 
         Args:
             say: gets a line where frozen weights were held in another type.
+            precision: of frozen weights; the run's own when none is given.
+
+        Returns:
+            Whether the type of a frozen weight changed.
 
         Raises ConfigError where there is nothing to cut.
         """
-        self.settled = dtypes.settle(model, self.precision)
-        for what, (first, count) in self.settled.items():
+        settled = dtypes.settle(model, precision or self.precision)
+        for what, (first, count) in settled.items():
             why = f"as run.precision={self.precision} says"
             say(f"frozen weights from {what}, {why}: {count:,} values, {first} the first")
         if self.strategy != "replicate" and self.world > 1:
             # layer by layer from the main memory, so that the whole model need not fit the device at any moment
             self._cut(model.llm)
-        model = model.to(self.device) if not self.offload or self.world == 1 else _but_cut(model, self.device)
+        if not self.offload or self.world == 1:
+            model.to(self.device)
+        else:
+            _move_uncut(model, self.device)
         if self.compile:
             for layer in model.llm.layers():
                 layer.compile(dynamic=True)  # in place: names and classes stay
-        return model
+        return bool(settled)
 
     def _cut(self, llm: LLM) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -288,7 +301,7 @@ class Runtime:
             pass
 
 
-def _but_cut(model: nn.Module, device: torch.device) -> nn.Module:
+def _move_uncut(model: nn.Module, device: torch.device) -> None:
     """Move all tensors that are not cut; those are brought to the device layer by layer."""
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -299,7 +312,6 @@ def _but_cut(model: nn.Module, device: torch.device) -> nn.Module:
                     tensor.data = tensor.data.to(device)
                 else:
                     held[name] = tensor.to(device)
-    return model
 
 
 def _bytes(data: bytes, size: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmtune.data.features import FeatureCache
 from mmtune.data.loader import Stream
 from mmtune.items import set_features
+from mmtune.model import Branch
 from mmtune.training.log import Progress
 from mmtune.training.setup import Setup
 
@@ -24,6 +25,10 @@ def fill_feature_cache(setup: Setup, held_out: Sequence[Stream], progress: Progr
     for name in [name for name, branch in frozen.items() if branch.encoder.draws]:
         progress.line(f"features of {name} are not kept: its encoder draws views, crops or frames again each time")
         del frozen[name]
+    for other, asked in setup.others.models.items():
+        for name in [name for name, b in frozen.items() if not _same_encoder(b, asked.branches[name])]:
+            progress.line(f"features of {name} are not kept: model {other} has another encoder there")
+            del frozen[name]
     if not frozen:
         return
     cache = FeatureCache(recipe.run.feature_cache, frozen, recipe.limits)
@@ -35,6 +40,12 @@ def fill_feature_cache(setup: Setup, held_out: Sequence[Stream], progress: Progr
         progress.line("features: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     setup.runtime.barrier()
     cache.reload()
-    set_features(model, [stream.processor for stream in streams], cache, frozen)
+    for asked in (model, *setup.others.models.values()):
+        set_features(asked, [stream.processor for stream in streams], cache, frozen)
     if model.fusion.default_image_branch in frozen:  # here, because a data worker must not touch the device
         frozen[model.fusion.default_image_branch].black_image()
+
+
+def _same_encoder(one: Branch, other: Branch) -> bool:
+    """Whether features of one are those of the other, to the bit."""
+    return one.encoder.fingerprint() == other.encoder.fingerprint()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from mmtune.checkpoint import store
+from mmtune.checkpoint import store, tensors
 from mmtune.errors import CheckpointError
 from mmtune.training.setup import Setup
 
@@ -14,22 +15,27 @@ class FrozenCheck:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        # settling types changed what the digests of `base` were taken of
-        self._digests = _digests(setup.base) if not setup.runtime.settled else self._digests_now()
-        self._marks = store.marks_of(setup.model, setup.groups)
+        base = setup.base if not setup.settled else self._base_now()
+        self._digests = {**_digests(base), **_named(setup.others.digests)}
+        self._marks = self._marks_now()
 
     def quick(self) -> None:
         """A sum over each part, at every save. Raises CheckpointError for a part that moved."""
-        self._compare(self._marks, store.marks_of(self._setup.model, self._setup.groups))
+        self._compare(self._marks, self._marks_now())
 
     def whole(self) -> None:
         """Digests, at the end. Raises CheckpointError for a part that moved."""
         with self._setup.runtime.without_deadline("looking at frozen weights"):
-            now = self._digests_now()
+            now = {**_digests(self._base_now()), **_named(self._setup.others.digests_now())}
         self._compare(self._digests, now)
 
-    def _digests_now(self) -> dict[str, str]:
-        return _digests(store.base_of(self._setup.model, self._setup.recipe, self._setup.groups))
+    def _base_now(self) -> dict[str, dict[str, Any]]:
+        return store.base_of(self._setup.model, self._setup.recipe, self._setup.groups)
+
+    def _marks_now(self) -> dict[str, int]:
+        others = self._setup.others.models.items()
+        marks = store.marks_of(self._setup.model, self._setup.groups)
+        return {**marks, **_named({name: tensors.mark(model.state_dict()) for name, model in others})}
 
     @staticmethod
     def _compare(before: Mapping[str, object], now: Mapping[str, object]) -> None:
@@ -39,6 +45,10 @@ class FrozenCheck:
                 expected="frozen parts equal to the bit",
                 hint="this is a fault of the program; the last saved state is from before",
             )
+
+
+def _named(others: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"models.{name}": value for name, value in others.items()}
 
 
 def _digests(base: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -69,8 +69,8 @@ def train(
         resume: go on from the newest whole state in `out`; with no state there, start from the first step.
         dry_run: build everything, take one step, write nothing.
         progress: how to talk, see `Progress`.
-        allow: what may have changed since the state was saved: recipe, data, tokenizer, base, prompts, code,
-            ledger, or all.
+        allow: what may have changed since the state was saved: recipe, data, tokenizer, base, models, prompts,
+            code, ledger, or all.
         allow_code: classes outside mmtune that the recipe may use, see `mmtune.registry.allow`. No run remembers it.
 
     Raises:

@@ -19,10 +19,12 @@ from mmtune.data.build import loader_of
 from mmtune.data.loader import Loader
 from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
+from mmtune.training import other_models
 from mmtune.training import resume as states
 from mmtune.training.distributed import Runtime
 from mmtune.training.epochs import steps_of
 from mmtune.training.estimate import estimate
+from mmtune.training.other_models import OtherModels
 from mmtune.training.train_plan import TrainPlan
 
 Say = Callable[[str], None]
@@ -50,6 +52,10 @@ class Setup:
     """Who trains what."""
     base: dict[str, dict[str, Any]]
     """What each frozen part is, see `store.base_of`."""
+    settled: bool
+    """Whether frozen weights have another type by now than `base` was taken of."""
+    others: OtherModels
+    """The recipe's other models."""
     loader: Loader
     steps: int
     """Of the whole run."""
@@ -86,22 +92,23 @@ def build(
         say(f"{taken} tensors from {recipe.run.init_from}; {_count(fresh)} begin as they otherwise would")
     say(params.table(model, groups, recipe.groups))
     base = store.base_of(model, recipe, groups)
-    runtime.parallelize(model, say)
+    settled = runtime.parallelize(model, say)
     groups = runtime.refresh_parameters(model, groups)
     model.train()
     if recipe.run.activation_checkpointing:
         model.llm.checkpoint_activations()
+    others = other_models.build(recipe, model, runtime, say)
     loader = _loader(recipe, model, out, runtime, say)
     steps = recipe.schedule.steps or steps_of(loader, recipe.schedule.epochs or 1.0, runtime, say)
     train_plan = TrainPlan(recipe, groups, loader.schedule, steps)
     for objective in train_plan.objectives.values():
         objective.check(model)
-        objective.begin(model, groups, {})
+        objective.begin(model, groups, others.models)
     train_plan.begin(list(model.llm.step_callbacks.values()), steps)
     cost = estimate(model, groups, loader.counts(), steps, recipe, runtime.world)
     for line in [*train_plan.warnings(), *cost.lines()]:
         say(line)
-    return Setup(recipe, out, runtime, model, groups, base, loader, steps, train_plan)
+    return Setup(recipe, out, runtime, model, groups, base, settled, others, loader, steps, train_plan)
 
 
 def _loader(recipe: Recipe, model: MultimodalModel, out: Path | None, runtime: Runtime, say: Say) -> Loader:
