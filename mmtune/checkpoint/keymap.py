@@ -45,7 +45,7 @@ class Rule:
         object.__setattr__(self, "_patterns", (_compile(self.theirs), _compile(self.ours)))
 
     def match(self, name: str, reverse: bool) -> str | None:
-        """The name on the other side, or none when this rule is not about `name`."""
+        """The name on the other side, or None when this rule is not about `name`."""
         found = self._patterns[reverse].fullmatch(name)
         if not found:
             return None
@@ -124,7 +124,7 @@ class KeyMap:
         return result
 
     def theirs(self, ours: str) -> str | None:
-        """The published name of one of our names; none when no rule has it."""
+        """The published name of one of our names; None when no rule has it."""
         return next((name for rule in self.rules if (name := rule.match(ours, reverse=True))), None)
 
 

@@ -47,5 +47,5 @@ def methods(incomplete: str) -> list[str]:
 
 
 def encoders(incomplete: str) -> list[str]:
-    """The small parts of the package, and entries in front of a folder or repository."""
+    """The small parts of the package, and entries before a folder or repository."""
     return _starting(("pocket", *(f"{name}:" for name in registry.names("encoders"))), incomplete)

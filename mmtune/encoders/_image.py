@@ -101,7 +101,7 @@ class Pixels:
                 )
         if not _is_side(self.short, 4 * SIDE):
             seen = f"preprocessing of pictures with a short side of {self.short!r}"[:200]
-            raise CheckpointError(seen, f"1 to {4 * SIDE:,} pixels", "compare it with what was published")
+            raise CheckpointError(seen, f"1 to {4 * SIDE:,} pixels", "compare it with the published file")
 
     def overridden(self, config: ImageConfig) -> Pixels:
         """These settings with what the config sets itself."""

@@ -124,7 +124,7 @@ def _init(module: nn.Module) -> None:
 
 
 def read(weights: str) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a folder or file that `mmtune import imagebind` wrote, and where they lie.
+    """Tensors of a folder or file that `mmtune import imagebind` wrote, and where they are.
 
     Says once in a process what the licence of the published weights is. Raises CheckpointError, also for tensors that
     still have their published names.

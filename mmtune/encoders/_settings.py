@@ -1,4 +1,4 @@
-"""Settings of a tower that somebody else wrote: numbers that a tower can be made of, and nothing that asks for more."""
+"""Settings of a published tower: checks that a tower can be built from them, and that they ask for nothing else."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class TowerEncoder(Encoder):
         raise NotImplementedError
 
     def identity(self) -> list[Any]:
-        """What besides weights and the config decides the features; part of the fingerprint."""
+        """Everything beside weights and config that decides the features; part of the fingerprint."""
         return [self.structure]
 
     @staticmethod
@@ -87,7 +87,7 @@ class TowerEncoder(Encoder):
         return Features(out + done.sum() * 0 if blank else out.index_put((frames,), done), frames, self.grid)
 
     def fingerprint(self) -> str:
-        """sha256 over what the tower is built from, its settings and its weights, wherever these lie."""
+        """sha256 over what the tower is built from, its settings and its weights, wherever these are."""
         config = self.config.model_dump(mode="json", exclude={"weights", "model", "revision", "chunk"})
         about = json.dumps([type(self).__qualname__, config, *self.identity()], sort_keys=True, default=str)
         return digest(sorted(self.state_dict().items()), about)

@@ -1,4 +1,4 @@
-"""Shared by encoders: where weights lie, and filling a module from safetensors, strictly.
+"""Shared by encoders: finds weights, and fills a module from safetensors, strictly.
 
 Only safetensors are read, because reading them runs no code.
 """

@@ -4,7 +4,7 @@ The picture is fitted into the one of some grids of tiles that shows most of it 
 and cut into tiles of the inner encoder's size. The first frame is the whole picture, squeezed to one tile whatever the
 ratio of its sides. Tokens that show border only are not meant for the language model.
 
-Where a token belongs travels with it, in two more features behind those of the inner encoder:
+Where a token belongs travels with it, in two more features after those of the inner encoder:
 
     line    0: one of a plain frame, in its own order; -1: not shown; n: on the n-th line of the picture of all tiles
     column  place on that line, from 1

@@ -1,6 +1,6 @@
 """The contract of encoders: prepared media to `Features`, one item with its frames at a time.
 
-The base does what all share (sampling from the config, the fingerprint); an entry says what is different.
+The base class has the common part (sampling from the config, the fingerprint); an entry has the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EncoderConfig(Config):
     name: str
     """Name of the encoder: its file in this room, or package.module:Class."""
     weights: str | None = None
-    """Where the weights lie; each encoder documents what it takes. None: seeded random weights."""
+    """Path of the weights; each encoder documents its layout. None: seeded random weights."""
 
 
 class Encoder(nn.Module):
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
     def fingerprint(self) -> str:
         """sha256 over config and weights, in hex: the key of the feature cache.
 
-        Where the weights lie is left out: the same numbers give the same features from any folder.
+        The path of the weights is left out: the same numbers give the same features from any folder.
         """
         config = self.config.model_dump(mode="json", exclude={"weights"})
         about = json.dumps([type(self).__module__, type(self).__qualname__, config], sort_keys=True)

@@ -53,7 +53,7 @@ class Config(LayersConfig, ImageConfig):
     vit_width: int = Field(default=1408, ge=1)
     """Width of the tower."""
     vit_depth: int = Field(default=39, ge=1)
-    """Blocks of the tower; the published file has one more, whose output nobody reads."""
+    """Blocks of the tower; the published file has one more, whose output is not used."""
     vit_heads: int = Field(default=16, ge=1)
     """Attention heads of the tower; divides its width."""
     vit_hidden: int = Field(default=6144, ge=1)

@@ -51,7 +51,7 @@ class Config(LayersConfig, ImageConfig):
 
 
 class HfVision(ImageEncoder):
-    """Image tower; see the module for what it loads. Raises ConfigError for a model that is none of the four kinds."""
+    """Image tower; see the module for what it loads. Raises ConfigError for a model of another kind than these four."""
 
     Config = Config
     config: Config

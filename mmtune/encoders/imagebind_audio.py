@@ -52,7 +52,7 @@ class Config(LayersConfig):
     """Divided by after that."""
     tokens: Literal["pooled", "patches", "all"] = "pooled"
     """`pooled` is the vector of a clip, of length 20 in the published weights; `patches` are the tokens after the last
-    block (low mel row first), `all` puts the class token in front of them."""
+    block (low mel row first), `all` puts the class token before them."""
     tower_width: int = Field(default=768, ge=1)
     """Width of the tower."""
     depth: int = Field(default=12, ge=1)
@@ -154,7 +154,7 @@ class ImagebindAudio(TowerEncoder):
 def clip_spans(
     samples: int, rate: int, seconds: float, clips: int, spacing: Literal["full", "short"]
 ) -> list[tuple[int, int]]:
-    """First sample of each clip and the one after its last; an end may lie beyond the sound.
+    """First sample of each clip and the one after its last; an end may be beyond the sound.
 
     Exact fractions of the sound's length as a float, cut to whole samples: 5.3 s between two gaps at 16 kHz is sample
     42399, because 7.3 - 2.0 is a little less than 5.3.

@@ -40,7 +40,7 @@ class Config(LayersConfig, ImageConfig):
     twice as many frames and shows them in pairs. A still image is always shown twice."""
     tokens: Literal["pooled", "patches", "all"] = "pooled"
     """`pooled` is the vector of a picture, of length 1; `patches` are the tokens after the last block, `all` puts the
-    class token in front of them."""
+    class token before them."""
     tower_width: int = Field(default=1280, ge=1)
     """Width of the tower."""
     depth: int = Field(default=32, ge=1)

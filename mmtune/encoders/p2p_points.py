@@ -1,7 +1,7 @@
 """Point clouds through any image encoder: each view of a cloud becomes a picture, and a frame of the item.
 
 Source: P2P, arXiv 2208.02812. `colouring: learned` is the published form: features of points, summed where they fall,
-coloured by a small network that trains (its groups are `branches.NAME.encoder.draw.*`) in front of an image tower that
+coloured by a small network that trains (its groups are `branches.NAME.encoder.draw.*`) before an image tower that
 mostly does not. Its batch norms use the statistics of the batch while they train, as published. `colouring: plain`
 learns nothing: each pixel takes the colour of the nearest point, and the image encoder sees what an eye would see.
 
@@ -197,7 +197,7 @@ class P2PPoints(Encoder):
         return turned * torch.from_numpy(scale).float() + torch.from_numpy(shift).float()
 
     def _pixels(self, seen: Tensor, side: int) -> tuple[Tensor, Tensor | None]:
-        """Turned points [R,P,3] -> pixels int64 [R,P,9,2], and which of them lie inside where some may not."""
+        """Turned points [R,P,3] -> pixels int64 [R,P,9,2], and which of them are inside where some may not."""
         if self.config.extent is None:
             return clouds.project(seen, side).index, None
         return clouds.to_pixels(seen, side, self.config.extent)

@@ -52,7 +52,7 @@ class Config(LayersConfig, ImageConfig):
     pooled` and `logits`."""
     tokens: Literal["patches", "all", "pooled", "logits"] = "patches"
     """`patches` drops class, register and distillation tokens and keeps the grid, `all` keeps them in front, `pooled`
-    is the vector in front of the classifier, `logits` the classifier's answer."""
+    is the vector before the classifier, `logits` the classifier's answer."""
     norm: bool = True
     """Apply the tower's final norm to the tokens, where it has one that fits; with `layer: -1` the tokens are those of
     timm's `forward_features`."""

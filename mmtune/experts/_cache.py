@@ -1,4 +1,4 @@
-"""What experts found, kept on disk, so that a picture is looked at once and not once for each question and run.
+"""Results of experts, cached on disk, so that a picture is read once and not once for each question and run.
 
 An entry is a small JSON file with its own digest. One that is damaged, or of another layout, is as if it were not
 there, and the next result is written over it.
@@ -44,14 +44,14 @@ class Cache:
     """Results by key.
 
     Args:
-        folder: where they lie, made when the first is written, for its owner only; none keeps nothing.
+        folder: the folder of the cache, created at the first result, for its owner only; None disables the cache.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def get(self, name: str) -> tuple[tuple[Evidence, ...], bool] | None:
-        """Evidence and whether it was cut; none for what is not there or is damaged."""
+        """Evidence and whether it was cut; None for an entry that is missing or damaged."""
         if self.folder is None:
             return None
         try:

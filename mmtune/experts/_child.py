@@ -39,7 +39,7 @@ def main() -> None:
             reply = getattr(served, facts["do"])(facts, data)
         except MmtuneError as error:
             reply = _error("; ".join(str(error).splitlines()))
-        except Exception as error:  # whatever an expert raises is told in one line
+        except Exception as error:  # every error of an expert is reported in one line
             reply = _error(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         _protocol.write(answers, reply)
 

@@ -1,4 +1,4 @@
-"""A picture described by a model of transformers that lies in a folder; the only file here that knows transformers."""
+"""Describes a picture by a model of transformers in a folder; the only file of the room that imports transformers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Describer:
         """What the model says of a picture, uint8 [height,width,3].
 
         Args:
-            request: what it is asked; a model without a chat template goes on from it, and may be given nothing.
+            request: the question; a model without a chat template continues it, and it may be empty.
             otherwise: what a model with a chat template is asked where the request is empty.
         """
         from PIL import Image

@@ -39,7 +39,7 @@ class Process:
     """A child that serves one expert.
 
     Args:
-        setup: what it is told first: name and options of the expert, and whether it may use the network.
+        setup: the first message to it: name and options of the expert, and whether it may use the network.
         folders: more places where it looks for modules.
     """
 
@@ -97,7 +97,7 @@ class Process:
         self._child.end()
 
     def _ending(self) -> str:
-        """What became of a child whose output has ended."""
+        """How a child ended whose output has ended."""
         try:
             code = self._child.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -105,7 +105,7 @@ class Process:
         return f"it was ended by {_signal(-code)}" if code < 0 else f"it ended with code {code}"
 
     def _listen(self) -> None:
-        """Thread: what the child says, until it ends or says more than it was asked for."""
+        """Thread: reads the child's messages, until it ends or sends more than it was asked for."""
         assert self._child.process.stdout is not None
         with self._child.process.stdout as file:
             try:
@@ -120,7 +120,7 @@ class Process:
                 self.kill()  # nothing more is read of it
 
     def _write(self) -> None:
-        """Thread: what the child is told. One that does not read would hold up whoever waits for an answer."""
+        """Thread: writes to the child. A child that does not read would block the thread that waits for an answer."""
         assert self._child.process.stdin is not None
         with contextlib.suppress(OSError, ValueError), self._child.process.stdin as file:
             while (told := self._told.get()) is not None:

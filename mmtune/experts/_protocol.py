@@ -2,7 +2,7 @@
 
 A frame is its length (8 bytes, big-endian) and so many bytes. Asked: one frame of facts, one of the medium. Answered:
 one frame. The limits are applied where evidence is made, so that a flood never leaves the expert's process, and again
-where it is read, because what comes out of that process is only believed after a look at it.
+where it is read, because the output of that process is not trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmtune.errors import ShapeError
 from mmtune.experts.base import Evidence
 
 MAX_ITEMS = 200
-"""Most pieces of evidence that are listened to."""
+"""Most pieces of evidence that are accepted."""
 MAX_TEXT = 2_000
 """Most characters of one piece."""
 MAX_CHARS = 20_000
@@ -26,7 +26,7 @@ MAX_REPLY = 1 << 20
 
 
 class WireError(Exception):
-    """What came is no answer; the text says why."""
+    """The message is no answer; the text says why."""
 
 
 class Told(WireError):
@@ -34,7 +34,7 @@ class Told(WireError):
 
 
 def write(file: BinaryIO, data: bytes) -> None:
-    """One frame. Raises OSError or ValueError when nobody listens any more."""
+    """Write one frame. Raises OSError or ValueError when the reader is gone."""
     file.write(len(data).to_bytes(8, "big"))
     file.write(data)
     file.flush()
@@ -55,7 +55,7 @@ def read(file: BinaryIO, most: int | None = None) -> bytes | None:
 
 
 def gather(found: Iterable[Any]) -> tuple[list[Evidence], bool]:
-    """Evidence within the limits, and whether something was cut off. Raises TypeError for what is no evidence."""
+    """Evidence within the limits, and whether something was cut off. Raises TypeError for other values."""
     kept: list[Evidence] = []
     room, cut = MAX_CHARS, False
     for one in found:
@@ -100,7 +100,7 @@ def unpack(data: bytes) -> tuple[tuple[Evidence, ...], bool]:
     except (ValueError, RecursionError, ShapeError) as error:
         raise WireError(f"it said something that is no evidence: {' '.join(str(error).split())[:200]}") from error
     if sum(len(one.text) for one in found) > MAX_CHARS:
-        raise WireError("it said more than was to be listened to")
+        raise WireError("its message is longer than the limit")
     return found, tree["cut"]
 
 

@@ -1,8 +1,7 @@
 """Evidence to the one line of text that a model reads, and frames to evidence.
 
-The text comes out of media, so whoever made the media wrote it. It is cleaned of everything that is not visible and
-bounded here; that it stays inside its marks and cannot become a control token is the business of `mmtune.prompt` and of
-the tokenizer.
+The text comes from media, so the author of the media wrote it. Invisible characters are removed and its length is
+limited here; `mmtune.prompt` and the tokenizer keep it inside its marks and free of control tokens.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ _OVERLAP = 0.3
 
 
 def quote(label: str, evidence: Iterable[Evidence], config: ExpertConfig, cut: bool = False) -> Quote | None:
-    """Evidence as a quote, or none when nothing is left of it.
+    """Evidence as a quote, or None when nothing is left of it.
 
     Args:
         label: who says it.
-        cut: whether the expert had more to say than was listened to.
+        cut: whether the expert found more than the limit allows.
     """
     words: dict[str, str] = {}
     for one in evidence:
@@ -61,9 +60,9 @@ def plain(text: str) -> str:
 
 
 def over_frames(readings: Sequence[tuple[float | None, Sequence[Evidence]]]) -> list[Evidence]:
-    """Evidence of single frames as evidence of the whole: what is found again is said once.
+    """Evidence of single frames as evidence of the whole: repeated findings are merged.
 
-    Two findings are one when their texts are equal, or when they lie at one place and are alike, as two readings of one
+    Two findings are one when their texts are equal, or when they are at one place and are alike, as two readings of one
     sign are; the reading with the larger sum of scores is kept. What most frames show comes first. What every frame
     shows has no span, all else lasts from the first to the last frame that shows it.
 

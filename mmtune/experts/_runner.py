@@ -1,4 +1,4 @@
-"""Asks experts: out of the cache when it knows, else in a child process; whatever goes wrong becomes one plain line.
+"""Asks experts: from the cache if it has the result, else in a child process; a failure becomes one plain line.
 
 Nothing that an expert does, or fails to do, is raised here. An expert that fails several times in a row is left alone
 for a while, so that a broken one costs its deadline a few times and not at every question.
@@ -30,7 +30,7 @@ PATIENCE = 3
 REST = 300.0
 """For so long, seconds."""
 DESCRIBE = 30.0
-"""For so long an expert from outside may take to be imported and to say what it takes, seconds."""
+"""Seconds in which an expert from outside has to be imported and to report its kinds of media."""
 
 Status = Literal["found", "nothing", "failed"]
 Said = TypeVar("Said")
@@ -38,7 +38,7 @@ Said = TypeVar("Said")
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of asking one expert about one medium."""
+    """The result of asking one expert about one medium."""
 
     expert: str
     ref: MediaRef
@@ -48,7 +48,7 @@ class Finding:
     """What the model is to read; none unless something was found."""
     cached: bool = False
     cut: bool = False
-    """Whether the expert had more to say than was listened to."""
+    """Whether the expert found more than the limit allows."""
     seconds: float = 0.0
     note: str = ""
     """Why it failed, or why what it said was left out: one plain line."""
@@ -90,7 +90,7 @@ class _Described(ExpertConfig):
 class Runner:
     """One expert with its child process, which is started by the first call that needs it and stays warm.
 
-    An expert from outside is imported by its process only; that is asked for what it takes when the runner is made.
+    An expert from outside is imported by its process only, which reports its kinds of media when the runner is made.
 
     Args:
         config: of the expert.
@@ -99,8 +99,8 @@ class Runner:
         limits: the most that an item may cost; the usual ones when not given.
 
     Raises:
-        ConfigError, ModelError: there is no such expert, nobody allowed it, or it cannot be made. This is a mistake of
-            whoever named it, so it is raised.
+        ConfigError, ModelError: the expert is unknown, was not allowed, or cannot be made. The caller made this
+        mistake, so it is raised.
 
     Attributes:
         config: with every default written out.
@@ -240,7 +240,7 @@ class Runner:
         return reply
 
     def _name(self, ref: MediaRef, data: bytes, question: str | None, until: float) -> str | None:
-        """What a result is kept under; none where nothing is kept."""
+        """The key of a result in the cache; None without a cache."""
         if self._cache.folder is None:
             return None
         said = self._talk({"do": "version"}, b"", until, lambda reply: _protocol.answer(reply, "version"))

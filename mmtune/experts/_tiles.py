@@ -1,7 +1,7 @@
-"""Large pictures in overlapping tiles: where the tiles lie, and the lines that are read in them as lines of the whole.
+"""Large pictures in overlapping tiles: the positions of the tiles, and the merging of lines that are read in them.
 
 Reading a picture in one piece shrinks its longer side until the engine takes it, and the letters with it: 400 x 9000
-pixels become 88 x 2000. In tiles the letters keep their size. What lies in the overlap is read twice and said once; a
+pixels become 88 x 2000. In tiles the letters keep their size. Lines in the overlap are read twice and reported once; a
 line that a border cuts is put together again and read again, as a whole.
 """
 
@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a picture: left, top, right, bottom, and which of these sides lie inside the picture."""
+    """A part of a picture: left, top, right, bottom, and which of these sides are inside the picture."""
 
     box: tuple[int, int, int, int]
     inner: tuple[bool, bool, bool, bool]
@@ -95,7 +95,7 @@ def merged(lines: Sequence[Line], reread: Callable[[Box], tuple[str, float] | No
     """The lines of the picture, each once and whole.
 
     Args:
-        reread: reads the one line that lies in a box.
+        reread: reads the one line that is in a box.
     """
     kept: list[Line] = []
     for line in sorted((one for one in lines if not any(one.cut)), key=lambda one: -_area(one.box)):
@@ -106,7 +106,7 @@ def merged(lines: Sequence[Line], reread: Callable[[Box], tuple[str, float] | No
     for group in _chains([*cut, *(line for line in kept if line not in result)]):
         if len(group) == 1:
             if group[0].cut[1] or group[0].cut[3]:
-                continue  # a strip of letters, whose whole line nobody found
+                continue  # a strip of letters, whose whole line was not found
             result.append(group[0])
             continue
         box = _around(line.box for line in group)

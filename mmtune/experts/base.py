@@ -1,4 +1,4 @@
-"""The contract of experts: small programs that look at a medium and say what they find, while a model answers.
+"""The contract of experts: small programs that read a medium and report what they find, beside the model that answers.
 
 An expert is plugged in at inference only (LLaMA-Adapter V2): nothing of the model is trained for it. What it finds
 enters the user's turn as quoted data, never as an instruction; see `_quote.py`. It runs in a child process with a
@@ -6,7 +6,7 @@ deadline, see `_runner.py`, so it may be slow, crash or hang without harm to the
 
 An expert is a file of this room, an entry point of the group `mmtune.experts`, or `package.module:Class`. One from
 outside is imported by its own process only; a file of this room by the program that answers too, to read its `Config`.
-Heavy packages are imported in `start`, for what the expert takes is asked before there is anything to look at.
+Heavy packages are imported in `start`, since the kinds of media are needed before there is a medium.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Evidence:
 
     text: str
     score: float | None = None
-    """How sure it is, 0..1; none where it cannot say."""
+    """Confidence, 0..1; None if the expert has none."""
     span: tuple[float, float] | None = None
     """From when to when, seconds; none for the whole medium."""
     box: tuple[float, float, float, float] | None = None
@@ -101,7 +101,7 @@ class ExpertConfig(Config):
 
 
 AFTERWARDS = frozenset({"seconds", "min_score", "max_chars", "network"})
-"""Fields that do not change what an expert finds, so they are no part of what it is remembered by."""
+"""Fields that do not change the findings of an expert, so they are not part of its key in the cache."""
 
 
 class Expert(ABC):
@@ -129,13 +129,13 @@ class Expert(ABC):
         return False
 
     def start(self) -> None:  # noqa: B027  # not every expert has something to load
-        """Load what is heavy. Called once, in the child process, before the first `look`."""
+        """Load weights and heavy packages. Called once, in the child process, before the first `look`."""
 
     @abstractmethod
     def look(self, ref: MediaRef, question: str | None) -> Iterable[Evidence]:
         """What it finds, most important first. `ref` holds the encoded bytes; `load` decodes them.
 
-        question: what the person asks; none where `asks` is false.
+        question: the user's question; None where `asks` is false.
         """
 
     def load(self, ref: MediaRef) -> Media:

@@ -4,7 +4,7 @@
     mmtune chat --image a.jpg --expert caption:folder=models/blip "What is this?"
 
 A run is asked as it is in a chat. A model of transformers sees single pictures, of a video a few frames with their
-times. Both lie in folders; nothing is fetched.
+times. Both are read from folders; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Config(ExpertConfig):
     folder: str | None = None
     """Folder of a model for image-text-to-text, as transformers saves it; instead of `run`."""
     request: str = ""
-    """What it is asked; empty for "Describe what you see.", and for nothing where a model only goes on from text."""
+    """The question to it; empty for "Describe what you see.", or for no text where a model only continues text."""
     ask: bool = False
     """Ask what the person asks instead."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 80
@@ -122,7 +122,7 @@ def _kinds(run: Path) -> tuple[Kind, ...]:
         branches = configs.read(run / "recipe.yaml")["model"]["branches"]
         found = {kind for branch in branches.values() for kind in branch["kinds"]}
     except (MmtuneError, LookupError, TypeError, AttributeError):
-        return ("image", "video")  # what is wrong with it is said when it is asked
+        return ("image", "video")  # the mistake is reported when the expert is asked
     return tuple(kind for kind in KINDS if kind in found)
 
 

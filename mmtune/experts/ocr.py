@@ -1,8 +1,8 @@
 """Reads letters in pictures and in frames of videos, with rapidocr on onnxruntime (`pip install 'mmtune[ocr]'`).
 
-The models lie in rapidocr's wheel, so nothing is fetched. A video is read in a few frames; what is read in all of them
-is said once, everything else with its time. The engine shrinks a picture until its longer side has 2000 pixels; a
-larger one is read in tiles instead, see `_tiles.py`, so that its letters keep their size.
+The models are part of rapidocr's wheel, so nothing is downloaded. A few frames of a video are read; a text that is in
+all of them is reported once, every other one with its time. The engine shrinks a picture until its longer side has
+2000 pixels; a larger one is read in tiles instead, see `_tiles.py`, so that its letters keep their size.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Config(ExpertConfig):
     """latin leaves out lines with letters of other scripts, which patterns are easily taken for."""
     turned: bool = False
     """Also look for lines that stand on their head. Short upright words are then at times read upside down. Without it
-    a page that lies on its left side or stands on its head gives next to nothing: of five lines one and none, with it
-    four and five."""
+    a page that is rotated by 90 or 180 degrees gives almost nothing: of five lines one and none, with it four and
+    five."""
     side: Annotated[int, Field(ge=32, le=4096)] = 736
     """Pictures are enlarged until their shorter side has so many pixels before lines are looked for; less is faster."""
     tiles: Annotated[int, Field(ge=1, le=256)] = 16
-    """Most tiles of 1600 x 1600 pixels that a larger picture is read in, some seconds each; what is left out is said.
+    """Most tiles of 1600 x 1600 pixels that a larger picture is read in, some seconds each; omitted parts are reported.
     Frames of a video share them, and are read in one piece where they need more."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of the engine; 0 lets it choose."""

@@ -108,7 +108,7 @@ def to_pixels(cloud: Tensor, side: int, extent: float) -> tuple[Tensor, Tensor]:
     """[R,P,>=2] onto squares that show -extent..extent, wherever the object is.
 
     Returns:
-        int64 [R,P,9,2] as `Projection.index`, and bool [R,P,9], which of them lie inside.
+        int64 [R,P,9,2] as `Projection.index`, and bool [R,P,9], which of them are inside.
     """
     cell = torch.floor((cloud[..., :2].float() + extent) * (side / (2 * extent)))
     around = torch.tensor(NEIGHBOURS, dtype=cell.dtype, device=cell.device)

@@ -84,12 +84,12 @@ def _settled(shape: tuple[int, ...], gate: Gate) -> tuple[int, int]:
 
 
 def _is_turned(shape: tuple[int, ...]) -> bool:
-    """Whether the points lie side by side: a few rows that are much longer than any point is."""
+    """Whether the points are side by side: a few rows that are much longer than any point is."""
     return shape[0] in _CHANNELS and shape[1] >= _LONG
 
 
 def _fields(flat: np.ndarray) -> Columns:
-    """Fields of numbers as columns; one of three values may be called xyz or rgb. Others are nobody's business."""
+    """Fields of numbers as columns; one of three values may be called xyz or rgb. Others are ignored."""
     columns: Columns = []
     for name in flat.dtype.names or ():
         kind = flat.dtype[name]

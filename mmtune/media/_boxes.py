@@ -1,6 +1,6 @@
 """MP4 boxes, counted before a library opens the file: it makes an entry of every sample that a table promises.
 
-Tables say "thirty million samples of one size" in twenty bytes. What they promise is held against the limit of packets
+Tables say "thirty million samples of one size" in twenty bytes. What they promise is compared with the limit of packets
 and, where samples have a size, against the bytes of the file.
 """
 
@@ -16,7 +16,7 @@ from mmtune.media._limits import Limits
 _HOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex"})
 _DEEP = 12
 _BOXES = 200_000
-"""Boxes looked at; a fragmented film of four hours has some thirty thousand."""
+"""Most boxes that are read; a fragmented film of four hours has some thirty thousand."""
 _EDITS = 4_000_000
 """Edits of a track times its samples: each edit may show all of them again."""
 _TRACKS = 4

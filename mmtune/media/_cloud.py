@@ -1,4 +1,4 @@
-"""Shared by readers of point clouds: columns as they lie in the file, and the gate that each passes before it reads.
+"""Shared by readers of point clouds: columns as they are in the file, and the gate that each passes before it reads.
 
 A reader says how many points of how many bytes the header claims; the gate holds that against the limits and against
 the bytes that are there, so a header alone allocates nothing.
@@ -39,7 +39,7 @@ class Gate:
         """Refuse a claim before anything is allocated.
 
         Args:
-            points, columns: what the header says.
+            points, columns: numbers from the header.
             stride: bytes of a point; 0 where they cannot be known (text).
             there: bytes that are left for them.
 
@@ -73,7 +73,7 @@ class Gate:
 
 
 def named(table: np.ndarray, names: tuple[str, ...] = ("x", "y", "z")) -> Columns:
-    """[points,columns] as columns; those behind the last name have none."""
+    """[points,columns] as columns; those after the last name have none."""
     names += ("",) * (table.shape[1] - len(names))
     return [(name, table[:, index]) for index, name in enumerate(names)]
 

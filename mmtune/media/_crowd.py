@@ -10,7 +10,7 @@ import re
 MOST = 32
 """Pictures in a packet."""
 _UNITS = 100_000
-"""Units of a packet that are looked at."""
+"""Most units of a packet that are read."""
 _FIRST_SLICE = re.compile(rb"\x00\x00\x01[\x01\x21\x41\x61\x05\x25\x45\x65][\x80-\xff]")
 """Start code, unit of a slice, and number 0 as its first block: a picture of H.264 begins."""
 

@@ -22,7 +22,7 @@ def orientation(exif: bytes = b"", xmp: bytes = b"") -> int:
 
 
 def _of_tiff(data: bytes) -> int | None:
-    """The tag in the first directory of a TIFF; none where it is not there or makes no sense."""
+    """The tag in the first directory of a TIFF; None if it is missing or not valid."""
     order = {b"II": "little", b"MM": "big"}.get(data[:2])
     if order is None or len(data) < 8:
         return None
@@ -40,7 +40,7 @@ def _of_tiff(data: bytes) -> int | None:
 
 
 def profile(text: bytes, packed: bool) -> bytes:
-    """EXIF out of a PNG text called "Raw profile type exif": hexadecimal digits behind three lines."""
+    """EXIF out of a PNG text called "Raw profile type exif": hexadecimal digits after three lines."""
     if packed:
         try:
             text = zlib.decompressobj().decompress(text, _PROFILE)

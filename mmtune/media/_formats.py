@@ -34,7 +34,7 @@ FORMATS: dict[str, tuple[Kind, ...]] = {
     "off": ("points",),
     "xyz": ("points",),
 }
-"""Format to the kinds that it may be declared as. The first is what the bytes are called when nobody says."""
+"""Format to the kinds that it may be declared as. The first is the default."""
 
 _PREFIXES = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -65,14 +65,14 @@ _GAP = re.compile(rb"[ \t]*[,;][ \t]*|[ \t]+")
 _COUNT = re.compile(rb"\d{1,15}")
 _BOM = b"\xef\xbb\xbf"
 _TEXT = 4096
-"""Bytes in which a text must have come to its first point, and a sound behind a tag must have begun."""
+"""Bytes within which the first point of a text, or a sound after a tag, must begin."""
 _SOUND = re.compile(rb"fLaC\x00\x00\x00\x22|OggS\x00\x02")
 """How FLAC and OGG begin."""
 _ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
 def locate(data: bytes) -> tuple[str | None, int]:
-    """The name in `FORMATS` of these bytes, and where in them the format begins, behind tags and torn frames of sound.
+    """The name in `FORMATS` of these bytes, and where in them the format begins, after tags and torn frames of sound.
 
     None and 0 when they are of no format that is read here.
     """
@@ -88,7 +88,7 @@ def locate(data: bytes) -> tuple[str | None, int]:
     found = _mpeg.first_frame(data, start)
     if found is not None:
         return "mp3", found
-    if mark := _SOUND.search(data, 0, start + _TEXT):  # behind a tag that is not as long as it says, or rubbish
+    if mark := _SOUND.search(data, 0, start + _TEXT):  # after a tag that is not as long as it says, or rubbish
         return _begin(mark[0]), mark.start()
     return name, min(tags, len(data)) if name else 0
 

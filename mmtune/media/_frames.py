@@ -17,7 +17,7 @@ from mmtune.media import _pllava
 from mmtune.media.base import Sampling
 
 SLACK = 1.0
-"""Seconds by which the end of a clip may be behind that of the item: ranges are often written in whole seconds."""
+"""Seconds by which the end of a clip may exceed the item: ranges are often written in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Clip:
 def clip(line: Timeline, start: float | None, end: float | None) -> Clip:
     """The frames that are on screen from `start` to `end`, seconds from the first frame.
 
-    An end that is behind the last frame's by no more than `SLACK` seconds is that of the last frame.
+    An end that is after the last frame's by no more than `SLACK` seconds is that of the last frame.
 
     Raises ValueError: the timeline is shorter.
     """

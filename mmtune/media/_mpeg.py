@@ -1,4 +1,4 @@
-"""Where the sound begins in a file with something in front of it: an ID3v2 tag, zero bytes, the rest of a frame."""
+"""Where the sound begins in a file with something before it: an ID3v2 tag, zero bytes, the rest of a frame."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _KBPS = {
 """Bit rates of Layer III by MPEG version: 1, and 2 with 2.5."""
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _ROW = 4
-"""Frames in a row, one behind the other, that make a sound of what begins with something else."""
+"""Consecutive frames by which a file that begins with other bytes counts as a sound."""
 _TORN = 4096
-"""Bytes of a frame that was cut in front of the first whole frame."""
+"""Bytes of a frame that was cut before the first whole frame."""
 _ZEROS = re.compile(rb"\x00*")
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 _TAGS = 1000
-"""Most tags one behind the other."""
+"""Most tags one after the other."""
 
 
 def frame(data: bytes, at: int) -> tuple[int, int] | None:
-    """Bytes of the Layer III frame at `at`, and what stays the same from frame to frame; none where there is none."""
+    """Bytes of the Layer III frame at `at`, and what stays the same from frame to frame; None where there is none."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
         return None
@@ -34,7 +34,7 @@ def frame(data: bytes, at: int) -> tuple[int, int] | None:
 
 
 def behind_tags(data: bytes) -> int:
-    """Where the bytes behind ID3v2 tags begin; 0 where there are none."""
+    """Where the bytes after ID3v2 tags begin; 0 where there are none."""
     at = 0
     for _ in range(_TAGS):
         if data[at : at + 3] != b"ID3" or len(data) < at + 10 or max(data[at + 6 : at + 10]) > 127:
@@ -47,13 +47,13 @@ def behind_tags(data: bytes) -> int:
 
 
 def behind_zeros(data: bytes, at: int) -> int:
-    """Where the first byte that is not zero lies, from `at` on."""
+    """Position of the first byte that is not zero, from `at` on."""
     match = _ZEROS.match(data, at)
     return match.end() if match else at
 
 
 def first_frame(data: bytes, start: int = 0) -> int | None:
-    """Where the first of several whole frames of MP3 in a row begins, near `start`; none where there are none."""
+    """Where the first of several whole frames of MP3 in a row begins, near `start`; None where there are none."""
     for match in _SYNC.finditer(data, start, min(len(data), start + _TORN)):
         at, seen, kind = match.start(), 0, None
         while seen < _ROW and (found := frame(data, at)) and kind in (None, found[1]):

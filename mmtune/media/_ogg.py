@@ -1,8 +1,8 @@
 """When the packets of an OGG with Opus are due: pages say where they end, and the library counts past gaps.
 
-A page's position is that of its last packet's end. Where it is later than the packets in front of it and in it add up
-to, nothing was sent for a while: behind a packet in it with which an encoder says that it falls silent, else before the
-page (RFC 7845, 4.1). FFmpeg closes a page by the clock, by default after a second, so that the first packet behind a
+A page's position is that of its last packet's end. Where it is later than the packets before it and in it add up
+to, nothing was sent for a while: after a packet in it with which an encoder says that it falls silent, else before the
+page (RFC 7845, 4.1). FFmpeg closes a page by the clock, by default after a second, so that the first packet after a
 longer gap closes its page: such a page lasts longer than any holds, but holds less. Where else in a page a gap was, the
 file does not say.
 """
@@ -65,7 +65,7 @@ def starts(pages: list[Page]) -> list[tuple[int, int]]:
 
 
 def _closed_by_clock(pages: list[Page]) -> float:
-    """Samples of a gap above which the packet behind it closes its page; infinite where pages are not closed so."""
+    """Samples of a gap above which the packet after it closes its page; infinite where pages are not closed so."""
     full = max((page.length for page in pages), default=0)
     for before, page in pairwise(pages):
         lasts = page.position - before.position - page.packets[-1][1]
@@ -75,7 +75,7 @@ def _closed_by_clock(pages: list[Page]) -> float:
 
 
 def _pages(data: bytes) -> list[Page] | None:
-    """The pages behind the two packets of the header; none for anything but one stream of Opus of at most so many
+    """The pages after the two packets of the header; none for anything but one stream of Opus of at most so many
     packets."""
     pages: list[Page] = []
     packets = 0

@@ -48,7 +48,7 @@ def read(data: bytes, gate: Gate) -> Columns:
         )
     flat = unpack(data[body + 8 : body + 8 + packed], whole, gate)
     columns, start = [], 0
-    for name in layout.names or ():  # each field lies whole behind the other
+    for name in layout.names or ():  # fields are stored one after the other, each as a whole
         kind, shape = layout[name].base, layout[name].shape
         size = count * layout[name].itemsize
         if not name.startswith("."):

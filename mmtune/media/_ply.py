@@ -1,6 +1,6 @@
 """PLY: the element `vertex` of ascii, little-endian and big-endian files, with all its plain properties.
 
-Elements in front of the points, and lists among them, are stepped over. Elements behind (faces) are not read; that
+Elements before the points, and lists among them, are stepped over. Elements after (faces) are not read; that
 they can be there at all is checked by their least size.
 """
 
@@ -125,7 +125,7 @@ def _header(data: bytes, gate: Gate) -> tuple[str, list[_Element], int]:
 
 
 def _add(element: _Element, name: str, kind: str, items: str = "") -> None:
-    """A further property. A list, and what has the name of another, gets a name that nobody reads."""
+    """A further property. A list, and a property with the name of another, gets an unused name."""
     plain = name and name not in element.names and not name.startswith(".")
     element.names.add(name)
     element.properties.append(_ply_lists.Property(name if plain else f".{len(element.properties)}", kind, items))

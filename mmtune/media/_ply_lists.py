@@ -73,7 +73,7 @@ def _same(data: bytes, start: int, count: int, properties: list[Property], order
 
 
 def _length(data: bytes, at: int, one: Property, order: str) -> int | None:
-    """The length that ends at `at`; none where it is none."""
+    """The length that ends at `at`; None if it is not valid."""
     size = np.dtype(one.kind).itemsize
     if at > len(data):
         return None
@@ -84,7 +84,7 @@ def _length(data: bytes, at: int, one: Property, order: str) -> int | None:
 def _walk(
     data: bytes, start: int, count: int, properties: list[Property], order: str, gate: Gate
 ) -> tuple[bytearray, int]:
-    """The plain properties of all items, one behind the other, and where the items end."""
+    """The plain properties of all items, one after the other, and where the items end."""
     values = bytearray()
     at, steps, deadline = start, 0, time.monotonic() + gate.limits.wall_seconds
     runs = _runs(properties, order)
@@ -110,7 +110,7 @@ def _walk(
 
 def _runs(properties: list[Property], order: str) -> list[tuple[int, struct.Struct | None, int]]:
     """What an item is made of: bytes of plain properties, then how the length of a list is read and the bytes of each
-    thing in it, or none behind the last."""
+    thing in it, or none after the last."""
     runs: list[tuple[int, struct.Struct | None, int]] = []
     plain = 0
     for one in properties:
@@ -152,7 +152,7 @@ def _plain(words: list[bytes], properties: list[Property], gate: Gate) -> bytes:
 
 def typed(columns: Columns, properties: list[Property]) -> Columns:
     """Numbers of a text in the types of the header, which say what range colours have; a column stays as it is where
-    its numbers are not of its type. Those that nobody reads are left out."""
+    its numbers are not of its type. Unused ones are left out."""
     done: Columns = []
     for (name, values), one in zip(columns, properties, strict=True):
         if name.startswith("."):

@@ -2,7 +2,7 @@
 
 out[n] = sum over k of x[k] * h(k / rate_in - n / rate_out), where h is a sinc cut off a little below half the lower
 rate and windowed by a squared cosine. With 6 zero crossings on each side and a cut-off at 0.99 these are the numbers
-of torchaudio's default `resample`, behind which published audio encoders were trained.
+of torchaudio's default `resample`, with which published audio encoders were trained.
 
 Round ratios (44100 to 16000) are one matrix product with a kept kernel; for odd ones (44101 to 16000) the kernel, which
 torchaudio makes in each call, would fill gigabytes, so taps are gathered per output sample instead. `docs/libraries.md`

@@ -14,7 +14,7 @@ from mmtune.media._cloud import Gate
 LINE = 1 << 20
 """Most bytes of a line, and bytes that are read at a time."""
 _NAN = re.compile(rb"[-+]?(?:(?i:nan)\(\w*\)|1\.#\w+)")
-"""How other libraries of C write what is no number."""
+"""Spellings of NaN and infinity by other C libraries."""
 _COMMENT = re.compile(rb"(#|//)[^\r\n]*")
 _BLANK = re.compile(rb"(?:^|(?<=\n))[ \t]*\n")
 _GAPS = (b"\n", b" ", b"\t")

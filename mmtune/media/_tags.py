@@ -1,4 +1,4 @@
-"""Texts beside a sound or film: title, artist, chapters. Nobody reads them, and a library looks each up among all that
+"""Texts beside a sound or film: title, artist, chapters. They are not used, and a library looks each up among all that
 came before, so that a few megabytes of them take it hours.
 
 Of FLAC and WAV they are taken out before the library sees the file. Of the others they are counted, and a file with
@@ -20,7 +20,7 @@ _FLAC_COMMENTS = re.compile(rb"[\x04\x84]...", re.DOTALL)
 """How packets with texts begin: of Opus, of Vorbis, and of FLAC, with a length in three bytes."""
 _VENDOR = 1 << 14
 _HEAD = 1 << 16
-"""Bytes of a packet that are looked at: up to the number of its texts."""
+"""Bytes of a packet that are read: up to the number of its texts."""
 _HEADERS = 3
 """Packets of a stream in which texts may be; in FLAC it is all before the first frame."""
 _TAGS = re.compile(rb"\x12\x54\xc3\x67")
@@ -41,7 +41,7 @@ def refusal(count: int, reason: Reason, origin: str) -> MediaError:
 
 
 def plain_flac(data: bytes) -> bytes:
-    """A FLAC with nothing but its first block, which says how to read it, in front of the sound."""
+    """A FLAC with nothing but its first block, which says how to read it, before the sound."""
     at, last = 4, False
     while not last and at + 4 <= len(data):
         last, size = bool(data[at] & 0x80), int.from_bytes(data[at + 1 : at + 4], "big")

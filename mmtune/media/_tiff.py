@@ -1,7 +1,7 @@
 """A TIFF with the first directory alone, and in it what says how pixels are read.
 
 Other tags, however many bytes they claim, further pictures and directories that lead to each other are taken out before
-the library sees the file. How many strips there are, and how long the rest is, is looked at.
+the library sees the file. The number of strips, and the length of the rest, are checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _READ = frozenset(
 )
 """Sizes, strips and tiles, kinds of samples, ways of packing, colours, orientation."""
 _SMALL = {282: 16, 283: 16, 296: 16, 700: 1 << 16}
-"""Resolution, of which what is odd is noted, and XMP, which may tell orientation: values up to which they are kept."""
+"""Resolution, noted where it is odd, and XMP, which may hold the orientation: most values that are kept."""
 _MOST = 1 << 18
 """Most values of one that is read. A picture has as many strips as rows at most."""
 _ENTRIES = 1 << 16
@@ -22,7 +22,7 @@ _ENTRIES = 1 << 16
 
 
 def trim(data: bytes, origin: str) -> bytes:
-    """The file without what nobody reads; as it is where its first directory is not there. The library judges it then.
+    """The file without unused tags; unchanged if its first directory is missing, which the library then reports.
 
     Raises MediaError: unreadable_image, where what is read has millions of values.
     """
@@ -49,6 +49,6 @@ def trim(data: bytes, origin: str) -> bytes:
         if tag in _READ or count <= _SMALL.get(tag, -1):
             kept.append(data[at : at + entry])
     directory = len(kept).to_bytes(few, order) + b"".join(kept)  # type: ignore[arg-type]
-    room = few + entries * entry + wide  # behind it nothing, where the offset of the next one was
+    room = few + entries * entry + wide  # after it nothing, where the offset of the next one was
     whole = memoryview(data)  # pixels are copied once
     return b"".join([whole[:start], directory.ljust(room, b"\x00"), whole[end + wide :]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 LATE = 0.04
-"""Seconds by which a block may come late before there is a gap in front of it. Live recorders stamp their blocks some
+"""Seconds by which a block may come late before there is a gap before it. Live recorders stamp their blocks some
 milliseconds off; what is not filled adds up, so times are never off by more."""
 
 
@@ -37,7 +37,7 @@ class Track:
         self.begin, self.end = begin, end
         self._step = _PIECE // channels
         self.head, self.silent, self.kept = 0, 0, 0
-        self._loose = True  # the next block lies where its time says, and not behind another
+        self._loose = True  # the next block is placed by its time, not after the last one
         self._pieces: list[np.ndarray] = []
         self._used = 0  # samples written into pieces
 
@@ -47,7 +47,7 @@ class Track:
         return self.end is not None and self.head >= self.end
 
     def put(self, block: np.ndarray, at: int | None) -> None:
-        """A block [channels,samples] whose first sample is number `at`; none for right behind the last block.
+        """A block [channels,samples] whose first sample is number `at`; None places it right after the last block.
 
         Raises Full.
         """
@@ -61,7 +61,7 @@ class Track:
         self._keep(block)
 
     def skip(self, head: int) -> None:
-        """Go on to sample `head` without any sound, which must be in front of the window."""
+        """Go on to sample `head` without any sound, which must be before the window."""
         self.head, self._loose = max(head, self.head), True
 
     def stack(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class Track:
         self.head += block.shape[1]
 
     def _add(self, block: np.ndarray | None, length: int) -> None:
-        """Write a block, or so much silence, behind what is there."""
+        """Append a block, or so much silence."""
         done = 0
         while done < length:
             at = self._used % self._step

@@ -1,4 +1,4 @@
-"""JPEG and PNG without what nobody reads: profiles, texts, thumbnails, lists of further pictures.
+"""JPEG and PNG without unused parts: profiles, texts, thumbnails, lists of further pictures.
 
 They are taken out before a library sees the file, so none of them is unpacked, checked or warned of, however large or
 damaged it is. What is said of the way the picture is turned is kept beside. A file whose structure is not understood
@@ -18,7 +18,7 @@ _KEPT = {0xE0: b"JFIF\x00", 0xEE: b"Adobe"}
 _MOST = 100_000
 """Most segments or chunks of a file: each takes a library time and memory, and there is no use for so many."""
 _TRANSPARENT = {0: range(2, 7), 2: range(6, 9), 3: range(257)}
-"""Bytes of what is transparent, by the PNG's type of colour: grey, RGB, palette. Others have opacity of their own."""
+"""Bytes of the transparent colour, by the PNG's colour type: grey, RGB, palette. Others have an alpha channel."""
 _MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _XMP = b"http://ns.adobe.com/xap/1.0/\x00"
 
@@ -97,7 +97,7 @@ def _scans(data: bytes, at: int, origin: str) -> int:
 
 
 def gif(data: bytes, origin: str) -> Trimmed:
-    """Without remarks and the like in front of the first picture. Raises MediaError: there are too many."""
+    """Without remarks and the like before the first picture. Raises MediaError: there are too many."""
     flags = data[10] if len(data) > 10 else 0
     start = at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     control, parts = b"", 0

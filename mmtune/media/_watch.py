@@ -18,7 +18,7 @@ from mmtune.errors import MediaError, Reason
 from mmtune.media._limits import Limits
 
 _LOOK = 8 << 20
-"""Bytes that may have been taken before memory is looked at again, which takes a system call."""
+"""Bytes that may be allocated before memory is checked again, which takes a system call."""
 _PER_PIECE = 1 << 20
 """What a library may build of a piece of a file, 32 kB: tables of known containers take up to 30 times their bytes."""
 

@@ -1,4 +1,4 @@
-"""WAV headers: how many bytes of sound they promise, and what is written where the writer could not know."""
+"""WAV headers: the bytes of sound that they promise, and the values of writers that did not know the length."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _BESIDE = 4096
 
 @dataclass(frozen=True)
 class Wave:
-    """Where the sound lies."""
+    """Where the sound is in the file."""
 
     start: int
     """First byte of it."""
     promised: int | None
-    """Bytes of it as the header says; none where it does not know."""
+    """Bytes of it by the header; None for an unknown length."""
     form: bytes
     """The chunks that say how to read it."""
 
 
 def find(data: bytes) -> Wave | None:
-    """The chunk of sound; none where the header has none."""
+    """The chunk of sound; None where the header has none."""
     at, wide, form = 12, None, b""
     for _ in range(_CHUNKS):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")

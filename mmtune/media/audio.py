@@ -37,14 +37,14 @@ _FRAME = 1 << 20
 which take a decoder as much memory as hours of sound do."""
 
 _PREROLL = 1.0
-"""Seconds of sound decoded in front of a clip: every codec in use has come to its right values by then."""
+"""Seconds of sound decoded before a clip: every codec in use has come to its right values by then."""
 
 
 def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str, span: Span = (None, None)) -> Media:
     """`data` of format `name` to Media with float32 [channels,samples] in -1..1 at `sampling.rate`.
 
     All channels are kept. Where the timestamps say that nothing was sent, there is silence; also before a sound that
-    begins later than the file. Sound in front of the first frame beside it is left out. With `sampling.seconds` only
+    begins later than the file. Sound before the first frame beside it is left out. With `sampling.seconds` only
     so much from the start is decoded.
 
     Args:
@@ -106,7 +106,7 @@ def _whole_wave(data: bytes, notes: list[Note], limits: Limits, origin: str) -> 
 
 
 def _window(sampling: Sampling, span: Span, rate: int) -> tuple[int | None, int | None]:
-    """The samples wanted, first and behind the last; none for no bound."""
+    """The samples wanted, first and the one after the last; None for no bound."""
     begin = None if span[0] is None else round(span[0] * rate)
     end = None if span[1] is None else round(span[1] * rate)
     if sampling.seconds is not None:
@@ -118,7 +118,7 @@ def _window(sampling: Sampling, span: Span, rate: int) -> tuple[int | None, int 
 
 
 def _check_range(track: Track, span: Span, origin: str, notes: list[Note]) -> None:
-    """Refuse a clip that the sound does not hold; an end behind the sound's by rounding is that of the sound."""
+    """Refuse a clip that the sound does not hold; an end after the sound's by rounding is that of the sound."""
     have, (start, end) = track.head / track.rate, span
     late = (start or 0) >= have or (end is not None and not track.done and end - have > SLACK)
     if span != (None, None) and late:
@@ -200,7 +200,7 @@ class _Clock:
         self._unit = float(stream.time_base)  # fractions are exact, and slow
 
     def tick(self, packet: Any) -> float | None:
-        """Take note of the next packet; gives when its sound is over, seconds, or none where that is not known."""
+        """Note the next packet; returns the end of its sound in seconds, or None if that is unknown."""
         self._number += 1
         if not self.stamped or not packet.size or packet.pts is None:
             return None
@@ -219,7 +219,7 @@ class _Clock:
         return self.last
 
     def at(self, frame: Any, rate: int) -> int | None:
-        """The sample at which a decoded frame begins; none where that is not known."""
+        """The sample at which a decoded frame begins; None where that is not known."""
         if not self.stamped or frame.pts is None:
             return None
         return round((frame.pts * self._unit + self._due - self.zero) * rate)

@@ -1,4 +1,4 @@
-"""Encoded bytes to `Media`: what is asked for (`Sampling`), and the way in (`load`).
+"""Encoded bytes to `Media`: the request (`Sampling`), and the function that decodes (`load`).
 
 Every refusal is a `MediaError` with a `Reason`, whatever the decoder underneath raised. Nothing is replaced by
 something else: a damaged file is refused, never turned into zeros or another file.
@@ -110,7 +110,7 @@ def load(ref: MediaRef, sampling: Sampling | None = None, limits: Limits | None 
         [points,3+extra] with `columns`. On the CPU, contiguous.
 
     Raises:
-        MediaError: with the Reason; the message names the item and what was wrong.
+        MediaError: with the Reason; the message names the item and the fault.
     """
     sampling, limits, origin = sampling or Sampling(), _limits.settled(limits), ref.origin or "unnamed media"
     data, name, junk = _declared(ref, limits, origin)
@@ -156,7 +156,7 @@ def outside(origin: str, span: Span, seconds: float) -> MediaError:
 
 def _declared(ref: MediaRef, limits: Limits, origin: str) -> tuple[bytes, str, bool]:
     """The bytes of an item, their format, which must be one that can hold the declared kind, and whether there was
-    something else in front of them."""
+    something else before them."""
     data = _read(ref, limits, Reason(f"unreadable_{ref.kind}"), origin)
     name, start = _formats.locate(data)
     if name is None or ref.kind not in _formats.FORMATS[name]:

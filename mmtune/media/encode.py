@@ -1,4 +1,4 @@
-"""Values in memory to encoded bytes that `load` reads back: exactly, so that what is shown is what was given.
+"""Encodes values in memory into bytes that `load` reads back exactly, so that the model sees the given values.
 
 Pictures become PNG, frames FFV1 in Matroska, sound WAV, points NPY.
 """
@@ -116,7 +116,7 @@ def cloud(points: Any) -> bytes:
 
 def array(value: Any) -> Array:
     """A tensor or whatever numpy reads as numbers. Raises UsageError for anything else."""
-    if hasattr(value, "detach"):  # a tensor, wherever it lies
+    if hasattr(value, "detach"):  # a tensor, wherever it is
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     try:

@@ -70,7 +70,7 @@ def decode(data: bytes, name: str, sampling: Sampling, limits: Limits, origin: s
 def _pixels(
     data: bytes, name: str, sampling: Sampling, limits: Limits, origin: str
 ) -> tuple[np.ndarray, tuple[Note, ...]]:
-    """uint8 [3,height,width], and what was unusual."""
+    """uint8 [3,height,width], and notes on the file."""
     if name == "webp" and (size := _webp_size(data)) is not None:  # opening one takes memory for the whole canvas
         _check_size(*size, limits, origin)
     if name == "tiff":
@@ -104,7 +104,7 @@ def _pixels(
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP's canvas, by its first chunk (RFC 9649); none where there is no such chunk."""
+    """(width, height) of a WebP's canvas, by its first chunk (RFC 9649); None where there is no such chunk."""
     kind, head = data[12:16], data[20:30]
     if len(head) < 10:
         return None

@@ -4,7 +4,7 @@ One convention for all of them: x, y and z first, as they are in the file; then 
 are colours; then what else a point has, in the order of the file. `Media.columns` says which is which. Nothing is
 moved, scaled or thinned here: what a cloud means is the encoder's business.
 
-A file without names may hold colours: three columns behind x, y and z, all whole numbers in 0..255 and some above 1,
+A file without names may hold colours: three columns after x, y and z, all whole numbers in 0..255 and some above 1,
 are called red, green and blue. Other columns of such a file have no name. A point without a finite place, as an
 organised cloud has where nothing was hit, is left out; so is any other column that is not finite throughout. Both are
 noted.

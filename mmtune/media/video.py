@@ -130,7 +130,7 @@ class _Clip:
             self.exceed("video_seconds", f"{promised:.0f} seconds")
         self.split = _gops.nal_splitter(context.extradata) if context.name == "h264" else None
         self.packets = Packets(self._whole(self.container, self.stream), self._again, context.name, self.split)
-        # AVI keeps no presentation times; with reordered pictures only the order of what comes out tells them.
+        # AVI stores no presentation times; with reordered pictures only the order of decoded frames tells them.
         blind = self.name == "avi" and context.has_b_frames
         packets = self.packets
         self.stamped = not blind and packets.known(packets.pts) == len(packets)
@@ -165,7 +165,7 @@ class _Clip:
             self.exceed("decoded_frames", f"{frames} frames to decode, from the entry points before those chosen")
 
     def check_packet(self, packet: Any) -> None:
-        """Refuse a packet that is so much work that the clock could not be looked at in time."""
+        """Refuse a packet of so much work that the clock could not be checked in time."""
         context, data = self.stream.codec_context, bytes(packet)
         if (count := _crowd.pictures(data, context.name, context.extradata)) > _crowd.MOST:
             self.refuse(f"{count} or more pictures in one packet", f"at most {_crowd.MOST}", Reason.video_limits)
@@ -188,7 +188,7 @@ class _Clip:
             yield self._whole(container, container.streams[self.stream.index])
 
     def _check_length(self, promised: float | None) -> None:
-        """Compare what is there with what the header promised; a cut file is a damaged file."""
+        """Compare the packets with the promise of the header; a truncated file is a damaged file."""
         share, have = self.limits.complete, len(self.packets)
         promised_frames = len(self.stream.index_entries)
         if self.name == "avi":
@@ -234,7 +234,7 @@ def _first_that_opens(
 
 
 def _pyav(clip: _Clip, chosen: list[int], side: int | None) -> tuple[torch.Tensor, list[int]]:
-    """Decode what is needed; when a chosen frame does not come, decode everything and choose among what did."""
+    """Decode the needed part; if a chosen frame is missing, decode everything and choose among the decoded frames."""
     if clip.stamped:
         stamps = {clip.line.stamps[index] for index in chosen}
         painter = Painter(side)

@@ -15,7 +15,7 @@ Finish = Literal["waiting", "stop", "length", "interrupted"]
 
 @dataclass
 class Facts:
-    """What is known of an answer so far; whoever makes the answer fills it in."""
+    """The facts known about an answer so far; the engine that makes the answer fills them in."""
 
     text: str = ""
     finish: Finish = "waiting"
@@ -38,7 +38,7 @@ class Answer:
     """An answer that comes when it is wanted.
 
     Iterate over it for the pieces of text as they are said. Anything else that is read of it (`text`, `print(answer)`,
-    a field of `Facts`) waits for the whole first, unless the iteration has begun: then it is what is known so far.
+    a field of `Facts`) waits for the whole first, unless the iteration has begun: then it gives the part known so far.
 
     Closing it early (`close`, or Ctrl-C inside the iteration) keeps what was said so far.
     """
@@ -78,7 +78,7 @@ class Answer:
         return f"<Answer {self._facts.text!r}, {self._facts.finish}>"
 
     def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        """How a notebook shows the last value of a cell: whoever looks at an answer there wants what it says."""
+        """A notebook shows the text of an answer that is the last value of a cell."""
         printer.text(str(self))
 
     def whole(self) -> str:
@@ -95,7 +95,7 @@ class Answer:
         self._run.close()  # type: ignore[attr-defined]
 
     def settle(self) -> None:
-        """Let the conversation go on: say it as a whole if nobody has listened yet, else stop it where it is."""
+        """Let the conversation continue: complete the answer if it was not read yet, else stop it where it is."""
         if self._begun:
             self.close()
         else:

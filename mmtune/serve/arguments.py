@@ -1,4 +1,4 @@
-"""What the words behind `mmtune chat` mean: a run, media with ranges, a question."""
+"""The arguments of `mmtune chat`: a run, media with ranges, a question."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def parse(words: list[str], named: list[tuple[Kind | None, str]]) -> Words:
         named: media given by options, as kind and path; a range that stands first belongs to the only one of them.
 
     Raises:
-        UsageError: a file that is not there or holds no media, several questions, or a word that is plainly the path of
-            a run and is none.
+        UsageError: a file that does not exist or holds no media, several questions, or a path that looks like that of
+        a run but is none.
     """
     words, found = list(words), Words(media=[_named(kind, path) for kind, path in named])
     if words and _is_run(words[0]):
@@ -63,7 +63,7 @@ def parse(words: list[str], named: list[tuple[Kind | None, str]]) -> Words:
 
 
 def _named(kind: Kind | None, path: str) -> MediaRef:
-    """A medium of an option; a range may stand behind the path in the same word."""
+    """A medium of an option; a range may follow the path in the same word."""
     if " " in path and path != "-" and not _exists(path):
         head, _, tail = path.rpartition(" ")
         span, rest = time_ranges.leading(tail)
@@ -110,7 +110,7 @@ def _is_run(word: str) -> bool:
 
 
 def _refuse_path(word: str, alone: bool) -> str:
-    """Refuse a word that nobody would ask: a folder, or a path that leads nowhere. Returns a note on one that could be
+    """Refuse a question that is a folder, or a path that does not exist. Returns a note on one that could be
     either, as `yes/no`: a question where it is alone and not even its first folder is there."""
     try:
         path = Path(word).expanduser()

@@ -30,9 +30,9 @@ class Options:
     words: list[str] = field(default_factory=list)
     """[RUN] [FILE [RANGE]]... [QUESTION]; no run takes the small model inside the package."""
     media: list[tuple[Kind | None, str]] = field(default_factory=list)
-    """Kind (none: look at the content) and path (`-`: standard input)."""
+    """Kind (None: detect it by content) and path (`-`: standard input)."""
     go_on: bool = False
-    """Go on with the last conversation."""
+    """Continue the last conversation."""
     experts: list[str] = field(default_factory=list)
     """NAME[:key=value,...], beside those of the recipe."""
     no_experts: bool = False
@@ -92,7 +92,7 @@ def command(options: Options) -> int:
 
 
 def _of_run(info: run_info.RunInfo, options: Options) -> tuple[dict[str, Any], ...]:
-    """Those of the recipe's experts that are on: whoever wrote the recipe is seldom who runs it."""
+    """The recipe's experts that are on; the author of the recipe is often not the person who runs it."""
     if options.no_experts or not info.experts:
         return ()
     if options.experts_of_run or info.packaged:
@@ -111,13 +111,13 @@ def _run(named: Path | None, saved: transcript.Saved | None) -> Path:
         raise UsageError(
             seen=f"the last conversation was with {saved.run}, and there is no run there any more",
             expected="the folder of a run",
-            hint="mmtune chat RUN -c goes on with another run",
+            hint="mmtune chat RUN -c continues it with another run",
         )
     return Path(saved.run)
 
 
 def _settings(options: Options, info: run_info.RunInfo, saved: transcript.Saved | None) -> Settings:
-    """What the command line says, else what the conversation had, else what the recipe says."""
+    """The setting of the command line, else of the conversation, else of the recipe."""
     values = {"max_tokens": info.max_tokens, "temperature": info.temperature, "seed": 0}
     if saved is not None:
         values |= saved.settings
@@ -131,13 +131,13 @@ def _settings(options: Options, info: run_info.RunInfo, saved: transcript.Saved 
 
 
 def _take_piped(conversation: Conversation, info: run_info.RunInfo, options: Options) -> None:
-    """Put what is piped in beside a question in front of it, and say so."""
+    """Put text that is piped in before the question, and print a note."""
     if any(path == "-" for _, path in options.media):
         return
     more = beside()
     if isinstance(more, Quote):
         conversation.quote(more)
-        say(f"(standard input: {len(more.text)} characters, quoted in front of the question)")
+        say(f"(standard input: {len(more.text)} characters, quoted before the question)")
     elif more is not None:
         info.check(more.kind, more.origin)
         say(f"({conversation.attach(more).line()})")
@@ -164,7 +164,7 @@ def _one_answer(conversation: Conversation, question: str, options: Options, loa
 
 
 def _piped_question(options: Options) -> str | None:
-    """The question on standard input; none when a person is there to be asked."""
+    """The question on standard input; None at a terminal."""
     if any(path == "-" for _, path in options.media):
         raise UsageError(
             seen="media on standard input and no question",

@@ -48,7 +48,7 @@ def _files(line: str, begin: int) -> list[str]:
 
 
 def _starts(line: str) -> list[int]:
-    """Where a name may begin: an open quote, the last blank, behind a command, or where a path plainly begins."""
+    """Where a name may begin: an open quote, the last blank, after a command, or where a path clearly begins."""
     quoted = [match.start() for match in re.finditer(r"(?<!\S)['\"]", line)]
     blanks = [match.end() for match in re.finditer(r"(?<!\\)\s+|^", line)]
     opened = [at for at in quoted if line.find(line[at], at + 1) < 0]

@@ -1,6 +1,6 @@
 """One conversation: history, media waiting to be asked about, settings, answers that stream, undo and retry.
 
-It knows turns and an engine; terminals, browsers and protocols are its callers' business. A turn joins the history only
+It handles turns and an engine; terminals, browsers and protocols are left to its callers. A turn joins the history only
 when its answer has ended, so a failed or abandoned question leaves no trace.
 
 Text that is not the user's own becomes a marked part of the turn, never an instruction, and the transcript shows it.
@@ -35,7 +35,7 @@ class _Asked:
 
     question: Turn
     given: tuple[MediaRef | Quote, ...]
-    """What the user put in front of it; experts may have added more."""
+    """Media and quotes that the user put before it; experts may have added more."""
     told: Told
     """What experts have said about it."""
 
@@ -47,7 +47,7 @@ class Conversation:
         engine: a loaded run.
         system: text of a system turn before everything else; none for no such turn.
         settings: how answers are drawn.
-        experts: who is asked about media; none for nobody.
+        experts: the panel that is asked about media; None for no experts.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Conversation:
         self._waiting: list[MediaRef | Quote] = []
         self._looked: dict[MediaRef, MediaUse] = {}  # what attaching cost, for the answer that it is for
         self._asked: list[_Asked] = []
-        self._open: Answer | None = None  # the last one, which nobody may have listened to
+        self._open: Answer | None = None  # the last one, perhaps not read yet
 
     def __repr__(self) -> str:
         return f"<Conversation of {sum(turn.role == 'user' for turn in self._turns)} questions: ask(), attach(), turns>"
@@ -87,17 +87,17 @@ class Conversation:
     def attach(
         self, medium: Any, kind: Kind | None = None, start: float | None = None, end: float | None = None
     ) -> MediaUse:
-        """Put a medium in front of the next question. It is decoded and encoded now, once for the conversation.
+        """Put a medium before the next question. It is decoded and encoded now, once for the conversation.
 
         Args:
             medium: a reference, a file, encoded bytes, or a picture, frames, sound or points in memory, as
                 `mmtune.serve.values.reference_to` takes them.
-            kind: what it is; told by its content when not given.
+            kind: the kind of media; detected by content when not given.
             start: where the part of a clip begins that is meant, seconds.
             end: where it ends, seconds.
 
         Raises:
-            UsageError: no branch of the run takes this kind of media, or it cannot be told what it is.
+            UsageError: no branch of the run takes this kind of media, or the kind cannot be detected.
             MediaError: it cannot be decoded.
         """
         from mmtune.serve.values import reference_to
@@ -111,7 +111,7 @@ class Conversation:
         return use
 
     def quote(self, quote: Quote) -> None:
-        """Put text from elsewhere in front of the next question, as marked data."""
+        """Put text from elsewhere before the next question, as marked data."""
         self.waiting.append(quote)
 
     # -- questions and answers
@@ -119,8 +119,8 @@ class Conversation:
     def ask(self, text: str, *, image: Any = None, video: Any = None, audio: Any = None, points: Any = None) -> Answer:
         """Ask about these media, the waiting ones, and everything before.
 
-        The answer is said when it is looked at: piece by piece by iterating over it, else as a whole, at the latest
-        when the conversation goes on. Each of the media arguments takes one, or a list of several: paths, encoded
+        The answer is generated when it is read: piece by piece by iterating over it, else as a whole, at the latest
+        when the conversation continues. Each of the media arguments takes one, or a list of several: paths, encoded
         bytes, pictures of PIL, arrays and tensors, as `mmtune.serve.values` says.
 
         Raises:

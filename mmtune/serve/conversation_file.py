@@ -1,6 +1,6 @@
-"""The last conversation, kept so that `mmtune chat -c` goes on with it.
+"""The last conversation, saved so that `mmtune chat -c` can continue it.
 
-It lies in `$MMTUNE_CONVERSATION`, else in `$XDG_STATE_HOME/mmtune/last_conversation.json`, else under `~/.local/state`;
+Its file is `$MMTUNE_CONVERSATION`, else `$XDG_STATE_HOME/mmtune/last_conversation.json`, else under `~/.local/state`;
 an empty `MMTUNE_CONVERSATION` keeps none. The file is readable by its owner only and holds at most `LARGEST` bytes: the
 oldest exchanges go first. It is what `/save` writes, so media are in it by path and digest, not by content.
 """
@@ -22,7 +22,7 @@ LARGEST = 1 << 20
 
 
 class ConversationFile:
-    """Keeps one conversation while it goes on. What cannot be kept is said once and is no failure."""
+    """Saves one conversation while it continues. If that fails, one line says so, and the conversation goes on."""
 
     def __init__(self) -> None:
         self._file = _file()
@@ -44,10 +44,10 @@ class ConversationFile:
 
 
 def last() -> transcript.Saved:
-    """The conversation that was kept last; its run is none where that is the package's own.
+    """The conversation that was saved last; its run is None for the run inside the package.
 
     Raises:
-        UsageError: there is none, it cannot be read, or its run is not there any more.
+        UsageError: no conversation was saved, it cannot be read, or its run does not exist any more.
     """
     file = _file()
     if file is None or not file.exists():

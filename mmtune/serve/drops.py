@@ -18,7 +18,7 @@ from mmtune.serve.references import located, reference, sniffed
 from mmtune.types import Kind, MediaRef
 
 _AFTER = "?!.,;:)]}>\"'\u2019\u201d"
-"""What may stand right behind a name and is not part of it."""
+"""Characters that may follow a name directly and are not part of it."""
 _WORDS = 24
 """Words that a name written without quotes may have."""
 _LONGEST = 4096
@@ -99,7 +99,7 @@ def media_in(text: str) -> Typed:
     A name at an edge of the text is taken out, one inside a sentence is left as the bare name of the file.
 
     Raises:
-        UsageError: what is plainly the path of a media file does not exist, or it is a folder or an address.
+        UsageError: the path of a media file that does not exist, or that is a folder or an address.
     """
     typed, said, at, copied = Typed(), "", 0, 0
     while at < len(text):
@@ -147,7 +147,7 @@ def _remaining_name(before: str, name: str, rest: str) -> str:
 
 
 def _with_range(kind: Kind | None, path: str, rest: str) -> tuple[MediaRef, str]:
-    """The medium, with the range that follows its name, and the text behind that."""
+    """The medium, with the range that follows its name, and the text after that."""
     ref = reference(kind, path)
     timed = ref.kind in ("video", "audio") or located(path).suffix.lower() == ".gif"
     if timed and rest[:1].isspace():
@@ -213,7 +213,7 @@ def holds_media(name: str) -> bool:
 
 
 def _refuse_missing(text: str, at: int) -> None:
-    """Say that a file is not there where the text plainly names one: by a path, or as its only word."""
+    """Raise UsageError for a missing file where the text clearly names one: by a path, or as its only word."""
     word = shell_word(text, at)
     plain = text[at:].split(maxsplit=1)[0]
     # in C:\\clips\\a.mp4 no backslash protects a letter; it is shown as it was typed

@@ -118,7 +118,7 @@ class Engine:
         return self._features.digest(ref)
 
     def prompt(self, sample: Sample) -> Prompt:
-        """Tokens and media of a conversation whose answer is open. The oldest exchanges go when it gets too long.
+        """Tokens and media of a conversation that ends with a question; the oldest exchanges go if it is too long.
 
         Raises:
             DataError: too long even with the last question alone.

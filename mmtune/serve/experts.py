@@ -1,4 +1,4 @@
-"""The experts of a conversation: which are on, what they say about media, and how that enters a turn."""
+"""The experts of a conversation: which are on, their findings about media, and how these enter a turn."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Panel:
 
 
 class Adviser:
-    """Adds to samples what the experts of a panel say about their media, and counts what came of it.
+    """Adds the findings of a panel of experts about their media to samples, and counts the results.
 
     Args:
         panel: whom to ask.
@@ -176,7 +176,7 @@ class Adviser:
 
 
 def with_quotes(turn: Turn, findings: Iterable[Finding]) -> Turn:
-    """A turn with what was found: right behind the medium that it is about, or first where that was shown earlier."""
+    """A turn with the findings: right after their medium, or first where that was shown in an earlier turn."""
     waiting: dict[MediaRef, list[Quote]] = {}
     for finding in findings:
         if finding.quote:

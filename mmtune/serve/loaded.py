@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 Experts = Sequence[Spec] | Literal["of_run"]
-"""Who else looks at the media, as ["ocr"]; "of_run" for those that the recipe of the run names."""
+"""Experts that read the media too, as ["ocr"]; "of_run" for those that the recipe of the run names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Loaded:
         Args:
             system: text of a system turn.
             settings: how answers are drawn; the recipe's own when none are given.
-            experts: who else looks at the media.
+            experts: experts that read the media too.
 
         Raises:
             ConfigError: an expert that there is not.
@@ -128,7 +128,7 @@ def chat(
         system: text of a system turn.
         device: auto, cpu, cuda, ...
         settings: how answers are drawn; the recipe's own when none are given.
-        experts: who else looks at the media.
+        experts: experts that read the media too.
         allow_code: classes outside mmtune that the run may import, see `mmtune.registry.allow`.
 
     Raises:

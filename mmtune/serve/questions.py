@@ -106,7 +106,7 @@ def piped() -> str:
 def beside() -> MediaRef | Quote | None:
     """What is piped in beside a question: a medium by its content, or text, which is quoted. None for nothing.
 
-    A pipe into which nobody writes is waited for only `PATIENCE` seconds.
+    A pipe without a writer is waited for only `PATIENCE` seconds.
 
     Raises:
         UsageError: it is neither media nor text that can be read.
@@ -123,7 +123,7 @@ def beside() -> MediaRef | Quote | None:
 
 
 def _has_content() -> bool:
-    """Whether standard input is a pipe or a file that somebody has put something into."""
+    """Whether standard input is a pipe or a file with content."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
         if stat.S_ISREG(mode):

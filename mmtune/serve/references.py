@@ -16,7 +16,7 @@ from mmtune.types import Kind, MediaRef
 PIPE = "standard input"
 """What a medium out of a pipe is called."""
 _HEAD = 1 << 16
-"""Bytes of a file that are looked at to tell its kind."""
+"""Bytes of a file that are read to detect its kind."""
 _COMPATIBLE: frozenset[tuple[str, str]] = frozenset({("audio", "video"), ("video", "image"), ("video", "audio")})
 """(asked, found) pairs left to the decoder: the sound of a film, an animation in an image format, and containers
 whose first bytes do not say whether they hold pictures."""
@@ -27,7 +27,7 @@ def reference(kind: Kind | None, path: str, span: Span | None = None) -> MediaRe
     """A medium named by a person.
 
     Args:
-        kind: what it is said to be; none looks at the content.
+        kind: the kind that was declared; None detects it by content.
         path: a file, `~` and `file://` included, or `-` for standard input.
         span: the part of a clip that is meant, seconds; none for all of it.
 
@@ -135,7 +135,7 @@ def _head(path: Path, named: str) -> bytes:
 
 
 def sniffed(head: bytes) -> Kind | None:
-    """The kind that some bytes plainly hold; none where they are of no known format."""
+    """The kind of some bytes by their format; None for an unknown format."""
     from mmtune.errors import MmtuneError
     from mmtune.media import sniff
 

@@ -33,19 +33,19 @@ _MORE = "... "
 
 HELP = """\
 /image PATH   /video PATH   /audio PATH   /points PATH
-                 put a file in front of the next question; words after the path are the question.
+                 put a file before the next question; words after the path are the question.
                  A range may follow a clip: /video clip.mp4 00:10-00:20
-                 A file that is dropped here, or named in a question, is put in front of it too.
+                 A file that is dropped here, or named in a question, is put before it too.
 /media           what has been shown so far
 /undo            forget the last question and its answer; what it was about waits again
 /retry           answer the last question again
 /clear           forget everything said and shown
-/expert          who else looks at media;  /expert ocr  or  /expert ocr:frames=8  adds one,
+/expert          list the experts;  /expert ocr  or  /expert ocr:frames=8  adds one,
                  /expert ocr off  takes it away
 /set             list the settings;  /set temperature 0.5  changes one
 /show            the exact prompt, with the media tokens
 /save FILE       write the conversation as JSON
-/load FILE       go on with one that was saved; `mmtune chat -c` goes on with the last
+/load FILE       continue a saved one; `mmtune chat -c` continues the last
 /help            this list
 /exit            leave (so does Ctrl-D); Ctrl-C stops an answer
 \"\"\" on a line of its own begins and ends a question of several lines."""
@@ -61,7 +61,7 @@ class Repl:
         settings: how answers are drawn.
         verbose: numbers after every answer.
         experts: who is asked about media.
-        saved: a conversation to go on with.
+        saved: a conversation to continue with.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Repl:
 
     @property
     def conversation(self) -> Conversation:
-        """The conversation; the first use waits for the weights and looks at the media given so far."""
+        """The conversation; the first use waits for the weights and encodes the media given so far."""
         if self._conversation is None:
             made = Conversation(self._loading.result(), self.system, self.settings, self.experts)
             if self._saved is not None:
@@ -168,7 +168,7 @@ class Repl:
         raise UsageError(seen=f"/{word}", expected=" ".join(known), hint="/help")
 
     def _ask(self, typed: drops.Typed) -> None:
-        """Put the media in front of the next question, and ask it if there is one."""
+        """Put the media before the next question, and ask it if there is one."""
         for ref in typed.media:
             self.info.check(ref.kind, ref.origin)
         for ref in typed.media:
@@ -204,7 +204,7 @@ class Repl:
 
     def _media(self, _: str) -> None:
         if self._conversation is None and self._saved is None and not self._loading.done():
-            lines = [f"{ref.kind} {ref.origin}{ref.range}, not yet looked at" for ref in self._early]
+            lines = [f"{ref.kind} {ref.origin}{ref.range}, not yet encoded" for ref in self._early]
         else:
             lines = [self.conversation.engine.look(ref).line() for ref in self.conversation.media()]
         say("\n".join(lines) or "nothing yet; /image PATH shows something")

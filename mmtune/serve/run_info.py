@@ -67,7 +67,7 @@ class RunInfo:
     kinds: tuple[Kind, ...]
     """Kinds of media that some branch takes."""
     notice: str
-    """What the model is and what it is not able to do; empty for nothing to say."""
+    """The recipe's note on the model and its limits; empty without one."""
     max_tokens: int
     temperature: float
     device: str = "auto"
@@ -152,7 +152,7 @@ class RunInfo:
 
         Raises:
             CheckpointError, ConfigError, ModelError: what the parts raise.
-            UsageError: a device that is not there.
+            UsageError: a device that does not exist.
         """
         import torch
 

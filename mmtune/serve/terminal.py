@@ -21,7 +21,7 @@ def is_terminal() -> bool:
 class Reader:
     """Reads lines, with editing and history where the terminal offers them.
 
-    The history lies in `$MMTUNE_HISTORY`, else in `$XDG_STATE_HOME/mmtune/chat_history`, else under
+    The history is the file `$MMTUNE_HISTORY`, else in `$XDG_STATE_HOME/mmtune/chat_history`, else under
     `~/.local/state`; an empty `MMTUNE_HISTORY` keeps none. The file is readable by its owner only.
     """
 
@@ -86,7 +86,7 @@ class Reader:
 def state_file(variable: str, name: str) -> Path | None:
     """A file in which a chat keeps something for its owner.
 
-    It is `$variable`, else `mmtune/name` in `$XDG_STATE_HOME` or `~/.local/state`; none where the variable is empty,
+    It is `$variable`, else `mmtune/name` in `$XDG_STATE_HOME` or `~/.local/state`; None where the variable is empty,
     which keeps nothing.
     """
     wish = os.environ.get(variable)

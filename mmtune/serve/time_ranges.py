@@ -1,4 +1,4 @@
-"""Ranges of time as a person writes them behind the name of a clip: `00:10-00:20`, `10s-20s`, `1:05..1:10.5`, `90-`."""
+"""Ranges of time as a person writes them after the name of a clip: `00:10-00:20`, `10s-20s`, `1:05..1:10.5`, `90-`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 def leading(text: str) -> tuple[Span | None, str]:
-    """A range at the beginning of a text, and what follows it; none where the text begins with other words.
+    """A range at the beginning of a text, and the rest of the text; None where the text begins with other words.
 
     Raises:
-        UsageError: it is plainly meant as a range and is none, as `00:20-00:10`, `1:75-2:00` or `00:10` alone.
+        UsageError: it looks like a range but is not valid, as `00:20-00:10`, `1:75-2:00` or `00:10` alone.
     """
     text = text.lstrip()
     found = _RANGE.match(text)

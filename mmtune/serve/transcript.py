@@ -1,7 +1,7 @@
 """A conversation as plain data: written by `/save` and for `mmtune chat -c`, and read back.
 
-A medium is kept as its path with the digest of what was shown, never as its bytes. One that is gone or has changed is
-left out when the conversation is read back, and that is said: the model is not shown something else in its place.
+A medium is saved as its path with the digest of the bytes that were shown, never as its bytes. One that is gone or has
+changed is left out with a note when the conversation is read back, so that the model never sees another one instead.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _saved(path: Path, tree: Any) -> Saved:
     )
     if not (texts and numbers and set(settings) <= set(vars(Settings())) and _are_parts(waiting)):
         raise _wrong(path, "its system text, settings, or waiting media are not as they are written")
-    Settings(**settings)  # refuses what is out of range
+    Settings(**settings)  # refuses values out of range
     return Saved(turns, waiting, system, settings, run)
 
 
@@ -194,7 +194,7 @@ def _parts(parts: list[dict[str, Any]], check: Check | None, notes: list[str]) -
 
 
 def _medium(part: dict[str, Any]) -> MediaRef:
-    """The medium of a part. Raises MmtuneError when it is not what was shown."""
+    """The medium of a part. Raises MmtuneError when it differs from the one that was shown."""
     origin, kind = part["origin"], part["type"]
     if not part.get("path"):
         raise UsageError(seen=f"{kind} {origin} was never a file")

@@ -1,6 +1,6 @@
 """Media as a program has them: paths, encoded bytes, pictures of PIL, arrays, tensors, lists of frames.
 
-What is in memory is encoded without loss, so everything behind this file sees media of one kind: references to bytes.
+Values in memory are encoded without loss, so the rest of the program sees one form of media: references to bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def reference_to(kind: Kind | None, value: Any) -> MediaRef:
     """One medium.
 
     Args:
-        kind: what it is; none tells it by its content.
+        kind: the kind of media; None detects it by content.
         value: any of
 
             - a path, as text or `pathlib.Path`, or the bytes of a media file;

@@ -94,7 +94,7 @@ def counted(tensors: Mapping[str, Tensor], head: str = "") -> dict[str, Tensor]:
 def tower_sizes(tensors: Mapping[str, Tensor], theirs: str, config: EyeConfig) -> dict[str, int]:
     """Settings of `blip2_eva` that the tower's tensors tell, the published ones where they do not.
 
-    Sizes are what most tensors say, so that one which is missing or misshapen is told as that one, with all others.
+    Sizes are those of most tensors, so that a missing or misshapen tensor is reported by name, with all others.
     """
     stem = re.escape(theirs)
     patch = common(tensors, rf"{stem}patch_embed\.proj\.weight", 3, 14)

@@ -1,7 +1,7 @@
-"""Reading what others wrote: JSON, safetensors with or without an index of shards, and pickles through a child process.
+"""Reads published files: JSON, safetensors with or without an index of shards, and pickles through a child process.
 
-A pickle is a program. It is never opened here: `_unpickle.py` turns it into safetensors in a process of its own, with
-limits of memory, disk and time, and what it leaves is read like any other file.
+A pickle is a program. It is never opened here: `_unpickle.py` converts it to safetensors in a separate process with
+limits of memory, disk and time, and the result is read like any other file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmtune.errors import CheckpointError
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 UNUSED = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth")
-"""Files that training scripts leave beside weights and that are none."""
+"""Files that training scripts leave beside weights and that hold no weights."""
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 

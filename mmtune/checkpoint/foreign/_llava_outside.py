@@ -37,7 +37,7 @@ def compare(folder: Path, ask: Ask) -> None:
 
 
 def _tiles(item: Tensor, like: Tensor) -> Tensor:
-    """Our prepared picture [F,...], which may carry marks behind its pixels, as their tiles [tiles,3,size,size]."""
+    """Our prepared picture [F,...], which may carry marks after its pixels, as their tiles [tiles,3,size,size]."""
     if item.ndim == 4:
         found = item
     else:

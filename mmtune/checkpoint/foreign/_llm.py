@@ -1,4 +1,4 @@
-"""The language model that a published checkpoint stands on: a folder that is used where it lies, or a part of the run.
+"""The base language model of a published checkpoint: a folder that is used in place, or a part of the run.
 
 A folder of transformers with safetensors stays. One with pickled weights, and one in Meta's layout, become the part
 `llm`, in transformers' layout with safetensors.

@@ -5,7 +5,7 @@
     LLaMA/7B/consolidated.00.pth      one file for each rank of model parallelism
 
 A folder without any `consolidated.*.pth` is an error: the published loaders went on with random weights there, which
-is behind most reports of meaningless answers.
+is the cause of most reports of meaningless answers.
 """
 
 from __future__ import annotations

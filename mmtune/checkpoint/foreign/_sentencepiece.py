@@ -16,7 +16,7 @@ from mmtune.errors import CheckpointError
 BLANK = "\u2581"
 """What sentencepiece writes for a space."""
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
-"""Types of pieces that are told apart here."""
+"""Types of pieces that this file distinguishes."""
 
 
 def to_json(content: bytes, origin: str = "tokenizer.model") -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ForeignConfig(Config):
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """For export: the one type of everything that is written; null is that of the language model's own files where the
-    layout holds them, else float32. Half of float32's bytes lose digits, which is told."""
+    layout holds them, else float32. Half of float32's bytes lose digits, which is reported."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Role:
 
     name: str
     about: str
-    """What lies there, for `mmtune import --list`."""
+    """A description of the files, for `mmtune import --list`."""
     optional: bool = False
 
 
@@ -116,7 +116,7 @@ class Source:
 
         Args:
             inside: keys of a pickled mapping that may wrap the tensors, such as ("model", "state_dict"): the first
-                that is there is opened and what lies beside it is left out. None of them there: all tensors are taken.
+                present is opened and files beside it are left out. If there is none of them, all tensors are taken.
             pattern: glob for the files of a folder, instead of the usual names.
 
         Raises:
@@ -156,7 +156,7 @@ class Part:
     files: dict[str, Any] = field(default_factory=dict)
     """Files beside the tensors: name to a tree (JSON), a text, or the path of a file to copy."""
     dtype: str | None = None
-    """Type that floating tensors are stored in; none keeps what was published."""
+    """Dtype of floating tensors on disk; None keeps the published one."""
 
 
 HERE = f"{paths.HERE}parts/"
@@ -232,7 +232,7 @@ class ReadBack:
     """How an export is read again, to be compared with the run that it was made of."""
 
     sources: dict[str, Source]
-    """Role to what was written, and to the base that it stands on where the layout does not hold that."""
+    """Role to the written file, and to the base that it needs where the layout does not contain it."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the importer that this run asks for."""
     branches: dict[str, str] = field(default_factory=dict)
@@ -240,9 +240,9 @@ class ReadBack:
     prompt: str | None = None
     """Prompt template that the layout's readers use, where no option chooses one."""
     apart: tuple[str, ...] = ()
-    """Branches whose encoder stays behind on purpose, so that comparing begins with the connector."""
+    """Branches whose encoder is left out on purpose, so that the comparison begins with the connector."""
     notes: tuple[str, ...] = ()
-    """Lines for whoever exports: what the layout leaves to those who read it."""
+    """Lines for the person who exports: settings that the layout leaves to its readers."""
 
 
 @dataclass
@@ -251,7 +251,7 @@ class Exported:
 
     tensors: dict[str, Mapping[str, Any]]
     """File name to tensors by published name. `*.safetensors`, or `*.pth`, `*.bin`, `*.pt` where the published code
-    reads nothing else; there a mapping may lie in a mapping."""
+    reads nothing else; there a mapping may be in a mapping."""
     files: dict[str, Any] = field(default_factory=dict)
     """File name to a tree (JSON), a text, or the path of a file to copy."""
 
@@ -289,7 +289,7 @@ class Foreign(ABC):
         raise NotImplementedError(f"{type(self).__name__}.write")
 
     def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
-        """How what `write` made of a run, and now lies in `folder`, is read again; several where it holds several
+        """How what `write` made of a run, and now is in `folder`, is read again; several where it holds several
         encoders that are brought in one by one.
 
         Every kind that can be written has this: nothing counts as exported before it was read back and compared.

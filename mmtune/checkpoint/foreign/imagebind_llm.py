@@ -52,7 +52,7 @@ class Config(ForeignConfig):
     heads: int | None = Field(default=None, ge=1)
     """Attention heads of the image tower, which its file does not tell; null is as published, 16."""
     sound: bool = False
-    """Bring in ImageBind's sound tower too, with a copy of the bind network behind it (2.4 GB more)."""
+    """Bring in ImageBind's sound tower too, with a copy of the bind network after it (2.4 GB more)."""
 
 
 def is_base(name: str) -> bool:
@@ -67,7 +67,7 @@ def is_base(name: str) -> bool:
 def sections(tensors: Mapping[str, Tensor], width: int) -> Tree:
     """`connector`, `fusion` and `tuners` of the recipe that a file's tensors ask for.
 
-    What a size cannot be read from is taken as published; that it is missing is told with everything else.
+    A size that cannot be read is taken as published; the missing tensor is reported with all others.
 
     Args:
         width: of the language model.

@@ -36,7 +36,7 @@ class Config(ForeignConfig):
     prompt: str = "vicuna"
     """Prompt template: vicuna for 1.5 and for 1.6 on Vicuna, mistral for 1.6 on Mistral, llava_chatml for 1.6 on Yi."""
     resize: Literal["crop", "pad"] | None = None
-    """`pad` brings pictures to a square as the original training of 1.5 did; null does what the folder says, and the
+    """`pad` brings pictures to a square as the original training of 1.5 did; null follows the folder, and the
     published folders crop. Not for 1.6."""
     pool: tuple[int, int, int] | None = None
     """Bins over frames, rows and columns that a video is pooled to, for PLLaVA to be tuned from this checkpoint (there

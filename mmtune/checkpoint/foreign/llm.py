@@ -15,7 +15,7 @@ from mmtune.errors import CheckpointError
 
 
 class Llm(Foreign):
-    """Read only: what it writes is the layout that everybody reads."""
+    """Import only: the folder that it writes is the layout of transformers already."""
 
     about: ClassVar[str] = "a language model alone, pickled or in Meta's layout, to safetensors in transformers' layout"
     imports = "llm"

@@ -1,7 +1,7 @@
 """P2P's files (`ConvNeXt-B-1k-ModelNet40.pth` and the like): canvas, image tower and classifier as one encoder.
 
 The file holds `{"state_dict": ...}` with `enc.*` and `base_model.*`, with `module.` in front where several GPUs trained
-it. ViT, DeiT, ConvNeXt and ResNet are read; their sizes are told by the shapes. The published sampler's gap at the
+it. ViT, DeiT, ConvNeXt and ResNet are read; their sizes are read from the shapes. The published sampler's gap at the
 origin and ImageNet's statistics are what the weights were trained with, so they are always set.
 """
 
@@ -130,8 +130,8 @@ class P2P(Foreign):
 def _tower(tensors: Mapping[str, Tensor], heads: int | None) -> tuple[dict[str, Any], str]:
     """The settings of `timm_vit` that build the tower whose weights these are, and the name of its classifier.
 
-    What most tensors say counts, and the published sizes where none does, so that a tensor which is missing or
-    misshapen is told as that one, with all others. Raises CheckpointError for a family that is not read.
+    Sizes are those of most tensors, else the published ones, so that a missing or misshapen tensor is reported by
+    name, with all others. Raises CheckpointError for a family that is not read.
     """
     names = {name.removeprefix(BASE) for name in tensors if name.startswith(BASE)}
     if any(name.startswith("stages.0.blocks.0.conv_dw.") for name in names):

@@ -5,7 +5,7 @@
 
 Whole folders hold everything. What a training run without DeepSpeed saves, the projector and the LoRA pairs alone,
 stands on the LLaVA folder it was tuned from (role `base`). The pairs stay pairs here: their scale at inference,
-lora_alpha / rank, is chosen by whoever imports, since the published scripts run the weights at a smaller one (4) than
+lora_alpha / rank, is chosen at import, since the published scripts run the weights at a smaller one (4) than
 they were trained with (32).
 """
 
@@ -219,7 +219,7 @@ class Pllava(Foreign):
 
     def read_back(self, run: Opened, folder: Path, scratch: Path) -> list[ReadBack]:
         (branch,) = run.recipe.model.branches
-        # the layout leaves the scale to whoever uses it, so that of the run is what it is compared at
+        # the layout leaves the scale to its readers, so the comparison uses that of the run
         alpha = run.recipe.model.tuners[0].options.get("lora_alpha", 8)
         options = {"lora_alpha": alpha, "prompt": run.recipe.chat.prompt}
         note = f"the layout does not hold the scale of the LoRA; of this run it is lora_alpha = {alpha:g}"
@@ -245,7 +245,7 @@ def pairs(tensors: Mapping[str, Tensor]) -> tuple[list[str], int]:
             "the peft-wrapped language model of PLLaVA",
             "a folder without LoRA is a LLaVA: mmtune import llava_hf",
         )
-    # a pair in another shape is told with its name later; the rank is the one that most of them agree on
+    # a pair in another shape is reported by name later; the rank is that of most pairs
     return sorted(tuned), max(sorted(ranks), key=lambda rank: _votes(tensors, rank))
 
 

@@ -48,7 +48,7 @@ BUFFERS = (
     "audio_encoder.modality_preprocessors.text.mask",
     "audio_encoder.modality_postprocessors.{modality}.{n}.log_logit_scale",
 )
-"""Names of what is computed and not learned, which the published code keeps in every file."""
+"""Names of tensors that are computed and not learned, which the published code stores in every file."""
 FROZEN = (
     "visual_encoder.{rest*}",
     "ln_vision.{leaf}",
@@ -74,7 +74,7 @@ class Config(_blip2.EyeConfig):
 
 
 def connector(which: str, ours: str) -> list[Rule]:
-    """Rules of a branch's connector; `which` is sight or sound, `ours` the connector's full name with a dot."""
+    """Rules of a branch's connector; `which` is sight or sound, `ours` the full name of the connector with a dot."""
     return [
         *_blip2.queries(ours, HEADS[which]),
         Rule(f"{TABLES[which]}.weight", f"{ours}frame_positions.weight"),
@@ -96,7 +96,7 @@ def connector_sizes(which: str, tensors: Mapping[str, Tensor], heads: int) -> di
 
 
 class VideoLlama(Foreign):
-    """VL and AL files <-> the connectors of a run with branches behind `blip2_eva` and `imagebind_audio`."""
+    """VL and AL files <-> the connectors of a run with branches after `blip2_eva` and `imagebind_audio`."""
 
     Config = Config
     config: Config
@@ -204,7 +204,7 @@ class VideoLlama(Foreign):
                 held = {f"{EAR}:{key}": tensor for key, tensor in run.stored(name).items()}
                 tower = KeyMap(_imagebind.rules("audio", f"{EAR}:")).out(held)
                 options["sound_heads"] = encoder.heads
-            else:  # trained on pictures, to be used behind the sound tower, which the run does not have
+            else:  # trained on pictures, to be used after the sound tower, which the run does not have
                 tower, apart = _stand_in(width), [name]
                 options["sound_heads"] = 1
             sources["imagebind"] = Source.memory("imagebind", tower)
@@ -221,7 +221,7 @@ def _eye_out(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stand_in(width: int) -> dict[str, Tensor]:
-    """A sound tower of the least size whose vectors have this width, where only what stands behind it is compared."""
+    """A sound tower of the least size whose vectors have this width, where only the parts after it are compared."""
     config = imagebind_audio.Config(tower_width=1, depth=1, heads=1, out=width)
     state = {f"{EAR}:{name}": tensor for name, tensor in imagebind_audio.ImagebindAudio(config).state_dict().items()}
     return KeyMap(_imagebind.rules("audio", f"{EAR}:")).out(state)

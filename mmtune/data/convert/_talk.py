@@ -1,4 +1,4 @@
-"""How this program and the process that reads tables talk: a head of JSON and bytes behind it, nothing pickled.
+"""Messages between this program and the process that reads tables: a head of JSON, then bytes; nothing is pickled.
 
 A message is two lengths (8 bytes each, big-endian), that of its head and that of its bytes, and then both.
 """
@@ -14,13 +14,13 @@ from mmtune.errors import DataError
 
 HEAD = 16
 MOST = 1 << 30
-"""Most bytes behind a head: those of a row, or the part of a file that is asked for."""
+"""Most bytes after a head: those of a row, or the part of a file that is asked for."""
 MAX_HEAD = 256 << 20
 """Most bytes of a head."""
 
 
 def send(file: IO[bytes], head: dict[str, Any], data: bytes = b"") -> None:
-    """One message. Raises OSError or ValueError when nobody listens any more."""
+    """Write one message. Raises OSError or ValueError when the reader is gone."""
     text = json.dumps(head).encode()
     file.write(len(text).to_bytes(8, "big") + len(data).to_bytes(8, "big") + text)
     file.write(data)

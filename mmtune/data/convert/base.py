@@ -19,7 +19,7 @@ class Raw:
     number: int
     """Of the record in its source, from 1."""
     line: int | None = None
-    """Line of its first character in its file, from 1; none where a file has no lines."""
+    """Line of its first character in its file, from 1; None where a file has no lines."""
     offset: int = 0
     """Bytes of the file before it."""
     row: Row | None = None

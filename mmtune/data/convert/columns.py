@@ -59,7 +59,7 @@ def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
 
 
 def _promised(parquet: Any, file: IO[bytes]) -> int:
-    """Rows of all groups of a parquet file; what it says of the whole is not believed."""
+    """Rows of all groups of a parquet file; its own totals are not trusted."""
     about = parquet.ParquetFile(file).metadata
     groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
     if min(groups, default=0) < 0:

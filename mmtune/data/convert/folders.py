@@ -161,7 +161,7 @@ def _row(location: Location, name: str) -> Row:
 
 
 def _text(location: Location, name: str) -> bytes | None:
-    """A text beside a medium; none where there is none. Links are not followed. Raises DataError."""
+    """A text beside a medium, or None. Links are not followed. Raises DataError."""
     where = locations.below(location, name)
     try:
         if isinstance(where, Path):

@@ -3,8 +3,8 @@
 An annotation file may come from anywhere, so what it names is not trusted:
 
 - a name is looked for below the media folders (`--media`, which may be repeated; without it the folder of the source);
-  where it really lies, links followed, must be below one of them;
-- an absolute name must lie below one of them, too, if any was given. Without `--media` it may lie anywhere;
+  its real path, links followed, must be below one of them;
+- an absolute name must be below one of them, too, if any was given. Without `--media` it may be anywhere;
 - only plain files are opened, never devices or pipes, and nothing below /proc, /sys or /dev;
 - only bytes of a known format of media, and of the kind that the record says, are ever copied into a shard;
 - nothing is fetched from the web.
@@ -34,12 +34,12 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "jpeg": ("jpg", "jpeg"), "tiff": ("tif", "tiff"), "mp4": ("mp4", "mov", "m4v"), "matroska": ("mkv", "webm"),
     "ogg": ("ogg", "opus"), "m4a": ("m4a", "mp4"),
 }  # fmt: skip
-"""Format of the bytes to the suffixes that say so, the one to give first; others are called as their format."""
+"""Format of the bytes to its suffixes, the one to write first; other formats have their name as suffix."""
 TRIED: dict[Kind, tuple[str, ...]] = {
     "image": ("jpg", "jpeg", "png", "webp"), "video": ("mp4", "webm", "mkv", "avi", "mov"),
     "audio": ("wav", "flac", "mp3", "ogg", "m4a"), "points": ("npy", "ply", "pcd"),
 }  # fmt: skip
-"""Ends that are tried behind a name that is not there as it is written."""
+"""Suffixes that are tried for a name without a file."""
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DATA = re.compile(r"data:([\w.+/-]*)((?:;[\w=.+-]+)*),", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{90,}={0,2}\s*")
@@ -68,7 +68,7 @@ class Roots:
 
     folders: tuple[Location, ...]
     open: bool = False
-    """Whether absolute names may lie elsewhere, too: where the user named no folder."""
+    """Whether absolute names may be elsewhere, too: where the user named no folder."""
     most: int = Limits().bytes
     """Most bytes of one medium."""
 
@@ -91,7 +91,7 @@ class Roots:
         return Item(kind or kinds[0], data, end if end in known else known[0])
 
     def is_still(self, value: Any) -> bool:
-        """Whether a value means a picture that is no film; what cannot be read is none."""
+        """Whether a value names a picture that is no film; false for a value that cannot be read."""
         try:
             data, _ = self._bytes(value, "image")
             return sniff(data) == "image" and detect(data) != "gif"
@@ -108,7 +108,7 @@ class Roots:
                         return sorted((f"{name}/{one}" for one in os.listdir(real) if one[0] != "."), key=natural)
         return []
 
-    # ------------------------------------------------------------------------------------------------- where it lies
+    # ------------------------------------------------------------------------------------------------- where it is
 
     def _bytes(self, value: Any, kind: Kind | None) -> tuple[bytes, str]:
         """Content, and a name for messages."""
@@ -185,7 +185,7 @@ class Roots:
         raise DataError(Reason.missing_key, seen, f"a file below {where}", hint)
 
     def _above(self, name: str) -> str:
-        """The folder above one that was given, where names begin with its name; empty where it lies at none."""
+        """The parent of a given folder, where names begin with the folder's name; empty if there is none."""
         for folder in self.folders:
             if isinstance(folder, Path) and PurePosixPath(name).parts[:1] == (folder.absolute().name,):
                 parent = folder.absolute().parent
@@ -194,7 +194,7 @@ class Roots:
         return ""
 
     def _open(self, folder: Location, name: str) -> bytes:
-        """Content of a file. Raises OSError, and DataError for one that lies elsewhere or is too large."""
+        """Content of a file. Raises OSError, and DataError for one that is elsewhere or is too large."""
         if not isinstance(folder, Path):
             parts = PurePosixPath(name).parts
             if name.startswith("/") or ".." in parts:
@@ -211,7 +211,7 @@ class Roots:
             raise DataError(Reason.unsafe_member, f"{name[:200]} lies outside, at {real}", expected, hint)
         if any(real.is_relative_to(one) for one in _SYSTEM):
             raise DataError(Reason.unsafe_member, f"{name[:200]} is a file of the system", "a medium")
-        # the last step of a path without links, so that what is opened is what was judged
+        # the last step of a path without links, so that the opened file is the checked one
         with os.fdopen(locations.open_regular(real, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > self.most:

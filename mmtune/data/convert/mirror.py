@@ -14,8 +14,8 @@ from mmtune.data.remote import Remote
 class Mirror:
     """The folder at an address, and the one here that stands for it.
 
-    What lies there already stands here as an empty file of the same size, so that a conversion that was stopped is
-    gone on with as on a disk.
+    A file that exists there is an empty file of the same size here, so that a conversion that was stopped is
+    continued as on a disk.
 
     Args:
         remote: folder at an address.

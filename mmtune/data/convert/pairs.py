@@ -17,7 +17,7 @@ def knows(row: Row) -> bool:
 
 
 def pair(row: Row) -> Row:
-    """Turns of the question, and of each answer behind it. Raises DataError."""
+    """Turns of the question, and of each answer after it. Raises DataError."""
     found = _pairs.read(_unpacked(row), "the record")
     asked = turns.conversation({**found.rest, "conversations": found.question})
     answers = {"chosen": found.chosen, "rejected": found.rejected}

@@ -20,7 +20,7 @@ from mmtune.data.convert.base import Raw, bad_json
 from mmtune.errors import DataError, UsageError
 
 MEMORY = 4 << 30
-"""Bytes that the process may take beyond what it is."""
+"""Bytes that the process may allocate beyond its size at the start."""
 SECONDS = 120.0
 """Most seconds that the answers to one question are waited for."""
 WHOLE = "a whole parquet or Arrow file"
@@ -74,7 +74,7 @@ def _fault(said: dict[str, Any]) -> DataError:
 
 
 class _Reader:
-    """A process, and what it is asked."""
+    """A process and its requests."""
 
     def __init__(self) -> None:
         if importlib.util.find_spec("pyarrow") is None:
@@ -103,7 +103,7 @@ class _Reader:
 
 
 def _reader() -> _Reader:
-    """The process that reads, started where there is none that lives."""
+    """The process that reads, started if none is alive."""
     there = _readers.get(os.getpid())
     if there is None or there.child.process.poll() is not None:
         close()

@@ -33,7 +33,7 @@ MOST = 1000
 
 @dataclass
 class Report:
-    """How a conversion went, so far or in the end."""
+    """The counts of a conversion, so far or at the end."""
 
     written: int = 0
     refused: int = 0
@@ -84,10 +84,10 @@ def convert(
     Args:
         where: file, folder or address.
         workers: processes; the shards do not depend on their number.
-        resume: go on with a conversion that was stopped.
+        resume: continue with a conversion that was stopped.
         overwrite: remove the shards of an earlier conversion first.
-        say: told what the source is taken for.
-        progress: told after every piece.
+        say: gets a line on the detected source.
+        progress: called after every piece.
 
     Raises:
         UsageError: a source that holds no records, a folder that holds others' shards, or not one record written.
@@ -198,7 +198,7 @@ def _made(job: Job, workers: int, mirror: Mirror | None, out: str, progress: Cal
 
 
 def _notes(job: Job, workers: int, mirror: Mirror | None) -> Iterator[tuple[int, ShardNote]]:
-    """What became of every piece, in their order; those that are done already are not made again."""
+    """The result of every piece, in order; finished pieces are not made again."""
 
     def sent(number: int, note: ShardNote) -> tuple[int, ShardNote]:
         if mirror:

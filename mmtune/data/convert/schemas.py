@@ -70,7 +70,7 @@ MEDIA: dict[str, Kind | None] = {
     **dict.fromkeys(("points_path", "points_file", "pointcloud", "point_cloud_path"), "points"),
     **dict.fromkeys(("file", "file_name", "filename", "file_path", "filepath", "path", "media", "media_path"), None),
 }  # type: ignore[dict-item]
-"""Field to the kind of media that it names; none where the content of the file decides."""
+"""Field to the kind of media that it names; None where the content of the file decides."""
 CAPTIONS = (
     "caption",
     "captions",
@@ -211,7 +211,7 @@ def _are_pairs(value: Any) -> bool:
 
 
 def _webvid(row: Row) -> Row:
-    """A clip lies at PAGE_DIR/VIDEOID.mp4."""
+    """A clip is at PAGE_DIR/VIDEOID.mp4."""
     kept = _without(row, "page_dir", "videoid", "name")
     return {**kept, "video": f"{row['page_dir']}/{row['videoid']}.mp4", "caption": _text(row, "name")}
 

@@ -1,4 +1,4 @@
-"""What a source is, told by its content: a file of records, a data set's files, or a folder of media with texts."""
+"""Detects a source by its content: a file of records, the files of a data set, or a folder of media with texts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Source:
 
 
 def find(where: str, options: Options) -> Source:
-    """What lies at a path or address.
+    """The source at a path or address.
 
     Raises UsageError: nothing, something that holds no records, or several data sets of which none was chosen.
     """

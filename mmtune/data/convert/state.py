@@ -1,4 +1,4 @@
-"""The folder of a conversion: what lies in it already, what it was made from, and the report in the end."""
+"""The folder of a conversion: its existing files, its source, and the final report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def settings(job: Job) -> dict[str, Any]:
 
 
 def begin(job: Job, resume: bool, overwrite: bool) -> dict[str, Any]:
-    """Make the folder ready; gives what `convert.json` says of an earlier conversion that is gone on with, if any.
+    """Prepare the folder; returns the `convert.json` of an earlier conversion that is continued, if there is one.
 
     Raises UsageError: links in the folder, shards of something else, or of a conversion that was another.
     """
@@ -71,8 +71,8 @@ def begin(job: Job, resume: bool, overwrite: bool) -> dict[str, Any]:
     if before and not resume:
         state = "finished" if before.get("finished") else "stopped"
         expected = "an empty folder: all shards of a folder are read"
-        hint = "--overwrite makes it anew, or another --out"
-        hint = hint if before.get("finished") else f"--resume goes on with it, {hint}"
+        hint = "--overwrite converts again, or another --out"
+        hint = hint if before.get("finished") else f"--resume continues it, {hint}"
         raise UsageError(f"{out} holds a conversion that is {state}, {len(shards)} shards", expected, hint)
     if before:
         changed = [key for key, value in wanted.items() if before.get("settings", {}).get(key) != value]
@@ -117,7 +117,7 @@ def _remove(out: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Nobody else converts into this folder meanwhile. Raises UsageError, and OSError where the lock is a link.
+    """Lock the folder against other conversions. Raises UsageError, and OSError where the lock is a link.
 
     Processes of a conversion that was killed hold it, too, until they are done with their piece; so it is waited for.
     """

@@ -53,7 +53,7 @@ def loads(raw: bytes) -> Row:
 
 
 def jsonable(value: Any, lost: list[int]) -> Any:
-    """A value of a table as JSON: dates as text; of bytes only how many, which `lost` is told, too."""
+    """A value of a table as JSON: dates as text; of bytes only their number, which also goes to `lost`."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, dict):

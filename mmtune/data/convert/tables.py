@@ -23,7 +23,7 @@ MAX_LINES = 10_000
 NUMBERS = ("fps", "frame_rate", "weight", "loss_weight", "loss_scale")
 """Columns that are numbers in a record."""
 _SEPARATOR = re.compile(rb'"?sep=(.)"?[ ,;]*\r?\n', re.IGNORECASE)
-"""A first line by which spreadsheet programs are told what parts the cells."""
+"""A first line that names the separator of cells, as spreadsheet programs write it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _check_names(columns: tuple[str, ...], delimiter: str, name: str) -> None:
 
 
 def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
-    """Rows from `start` on. A row that cannot be read is a fault, and reading goes on at the line after its first."""
+    """Rows from `start` on. A row that cannot be read is a fault, and reading continues at the line after its first."""
     file.seek(start.offset)
     lines = _Lines(file, start.offset, start.line, len(start.columns))
     number = start.number

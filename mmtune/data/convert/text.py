@@ -1,7 +1,7 @@
-"""Records of JSON and of JSON lines, found by their brackets without reading what is in them.
+"""Records of JSON and of JSON lines, found by their brackets without parsing their content.
 
 A file is gone through in chunks, so its size does not matter. Line numbers are those of an editor. A record whose
-brackets or quotes do not close is one fault; reading goes on at the next line that begins as it began. Where there is
+brackets or quotes do not close is one fault; reading continues at the next line that begins as it began. Where there is
 none (all in one line), what follows is that fault, too.
 """
 
@@ -107,12 +107,12 @@ def wrapper(head: bytes, keys: Collection[str]) -> tuple[int, str] | None:
 
 
 def read(file: IO[bytes], start: Start) -> Iterator[Raw]:
-    """Records from `start` on, read as JSON objects; what is no object comes as a fault."""
+    """Records from `start` on, read as JSON objects; anything else becomes a fault."""
     yield from map(_judged, spans(file, start))
 
 
 def whole(file: IO[bytes], start: Start, field: str) -> tuple[list[Raw], int]:
-    """All records of a list and where it ends; none where the first of them lacks a field."""
+    """All records of a list and where it ends; None where the first of them lacks a field."""
     scanner = _Scanner(file, start)
     file.seek(start.offset)
     raws: list[Raw] = []
@@ -209,7 +209,7 @@ class _Scanner:
 
     def _skip_blanks(self) -> bool:
         """Pass over blanks and commas; False when nothing is left."""
-        if self.at > CHUNK // 2:  # the one place where what was read is let go
+        if self.at > CHUNK // 2:  # the only place that frees what was read
             self.base, self.buffer, self.at = self.base + self.at, self.buffer[self.at :], 0
         while True:
             found = _SPACE.match(self.buffer, self.at)
@@ -227,7 +227,7 @@ class _Scanner:
                 return end, ""
 
     def _record(self) -> tuple[int, str]:
-        """Where the record here ends in the buffer, and what is wrong with it."""
+        """The end of the current record in the buffer, and its fault, if it has one."""
         position = self.at
         open_: list[bytes] = []
         while True:

@@ -160,7 +160,7 @@ def _tools(value: Any) -> str:
 
 
 def _with_tools(kept: Row, said: list[Row], tools: str) -> tuple[Row, list[Row]]:
-    """The functions behind the text of the system turn, which is made where there is none."""
+    """The functions, added to the system turn, which is made if it is missing."""
     block = f"<tools>\n{tools}\n</tools>"
     kept = {key: value for key, value in kept.items() if key != "tools"}
     if isinstance(kept.get("system"), str) and kept["system"].strip():

@@ -1,7 +1,7 @@
 """One piece of a source to one shard, its index beside it, and a note of what was refused.
 
 A shard is a function of its piece alone. It is written under another name and renamed when it is whole; the note in
-`.convert/` is written last and says that the piece is done. So a conversion that was killed goes on with the pieces
+`.convert/` is written last and says that the piece is done. So a conversion that was killed continues with the pieces
 that have no note, and ends with the shards that it would have ended with. Nothing here is written through a link.
 """
 
@@ -32,7 +32,7 @@ NOTES = ".convert"
 
 @dataclass
 class ShardNote:
-    """What became of a piece."""
+    """The result of a piece."""
 
     written: int = 0
     bytes: int = 0
@@ -52,7 +52,7 @@ class ShardNote:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs to know."""
+    """Everything that a worker needs."""
 
     source: Source
     schema: str
@@ -61,7 +61,7 @@ class Job:
 
     def builder(self) -> Builder:
         folders = tuple(locations.parse(one) for one in self.options.media)
-        if not folders or self.source.reader == "folder":  # whose media are named by where they lie in it
+        if not folders or self.source.reader == "folder":  # whose media are named by where they are in it
             folders = (self.source.root, *folders)
         roots = Roots(folders, open=not self.options.media)
         return Builder(SCHEMAS[self.schema], roots, self.options, self.source.reader == "folder")
@@ -93,7 +93,7 @@ class Job:
             disk.write_file(self.note(number), text)
         except OSError as error:
             seen = f"{error.filename or self.shard(number)}: {error.strerror or error}"
-            hint = "put that right, then the same command with --resume goes on"
+            hint = "correct that, then the same command with --resume continues"
             raise MmtuneError(seen, "a source that can be read, and room for the shards", hint) from error
         return text.encode()
 
@@ -111,7 +111,7 @@ def build(builder: Builder, raw: Raw) -> dict[str, bytes] | Refusal:
         hint = "--ignore FIELD leaves it out" if error.reason == Reason.unused_field else error.hint
         return Refusal.of(raw, DataError(error.reason, seen, error.expected, hint))
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        # a record of a shape that nobody thought of is one line, and not the end of all others
+        # a record of an unforeseen shape is one refused record, and does not end the conversion
         seen = f"the record has an unforeseen shape: {type(error).__name__}: {error}"[:400]
         return Refusal.of(raw, DataError(Reason.bad_json, seen, f"a record of {builder.schema.about}"))
 
