@@ -216,7 +216,7 @@ def _fill(pattern: str, linear: str) -> str:
 def shard_axis(name: str, whole_dim: int, tensor: Tensor) -> int | None:
     """The axis along which the ranks of a run cut a tensor of Meta's; none for one that each of them holds.
 
-    The embedding is cut along its width in LLaMA 1 and 2, later along the vocabulary, which `whole_dim` decides. Of what
+    The embedding is cut along its width in LLaMA 1 and 2, later along the vocabulary, as `whole_dim` says. Of what
     LLaMA-Adapter adds, a bias is cut where the outputs are and a scale where the inputs are.
 
     Raises:
