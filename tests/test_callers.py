@@ -172,6 +172,7 @@ def test_a_model_has_what_its_neighbours_use() -> None:
         ("objectives", "begin", "training/setup.py"),
         ("objectives", "counts", "training/terms.py"),
         ("eval/tasks", "judge", "eval/run.py"),
+        ("StepCallback", "before", "training/callbacks.py"),
         ("StepCallback", "updated", "training/step.py"),
     ],
 )

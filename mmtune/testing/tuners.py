@@ -8,10 +8,13 @@ from torch import Tensor
 from mmtune import model, random_state
 from mmtune.llm.base import LLM
 from mmtune.testing import _pocket
+from mmtune.training.resume import step_generator
 from mmtune.tuners.base import Tuner, TunerConfig
 
 STEPS = 3
 """A factor that starts at zero lets its partner learn from the second step on, and a gate in front from the third."""
+CALLS = 12
+"""Steps in which step callbacks are called."""
 
 
 def make(cls: type[Tuner], settings: TunerConfig) -> Tuner:
@@ -91,10 +94,70 @@ def builds_on_the_meta_device(tuner: Tuner) -> None:
     assert [there[name].shape for name in names] == [here[name].shape for name in names], "other shapes there"
 
 
+def step_callbacks_work_on_what_is_named(tuner: Tuner) -> None:
+    """What a tuner leaves for every step asks for parameters of its own, and its penalty is a finite scalar."""
+    llm, names = tuned(tuner)
+    own = {id(llm.get_parameter(name)) for name in names}
+    for name, callback in llm.step_callbacks.items():
+        assert own.issuperset(map(id, callback.parameters())), (
+            f"{name} asks for parameters that the tuner does not name"
+        )
+        callback.begin(CALLS)
+        callback.before(0, step_generator(0, 0))
+        penalty = callback.penalty()
+        assert penalty is None or (penalty.shape == () and torch.isfinite(penalty)), f"{name}: a penalty of {penalty}"
+
+
+def step_callbacks_go_on_alike(tuner: Tuner) -> None:
+    """A run that is stopped, and goes on from the weights and what `state` gave, is the run that was not."""
+    if not tuned(tuner)[0].step_callbacks:
+        return
+    straight, stopped = called(tuner), called(tuner, stop=CALLS // 2)
+    differ = [name for name in straight if not torch.equal(straight[name], stopped[name])]
+    assert differ == [], f"not as before after `load`: {', '.join(differ[:5])}"
+
+
+def called(tuner: Tuner, stop: int | None = None) -> dict[str, Tensor]:
+    """What is trained after `CALLS` steps with all hooks, built again before step `stop`."""
+    llm, names = _begun(tuner)
+    for step in range(CALLS):
+        if step == stop:
+            states = {n: {k: v.clone() for k, v in c.state().items()} for n, c in llm.step_callbacks.items()}
+            weights = {name: llm.get_parameter(name).detach().clone() for name in names}
+            llm, names = _begun(tuner)
+            for name, tensor in weights.items():
+                llm.get_parameter(name).data.copy_(tensor)
+            for name, callback in llm.step_callbacks.items():
+                callback.load(states[name])
+        generator = step_generator(0, step)
+        for callback in llm.step_callbacks.values():
+            callback.before(step, generator)
+        penalties = [found for one in llm.step_callbacks.values() if (found := one.penalty()) is not None]
+        (read(llm).logsumexp(-1).square().mean() + sum(penalties)).backward()
+        for name in names:
+            if (grad := llm.get_parameter(name).grad) is not None:
+                llm.get_parameter(name).data.sub_(grad / (1 + grad.norm()), alpha=0.1)
+        for callback in llm.step_callbacks.values():
+            callback.updated()
+        llm.zero_grad()
+    return {name: llm.get_parameter(name).detach() for name in names}
+
+
+def _begun(tuner: Tuner) -> tuple[LLM, list[str]]:
+    llm, names = tuned(tuner)
+    for name in names:
+        llm.get_parameter(name).requires_grad_(True)
+    for callback in llm.step_callbacks.values():
+        callback.begin(CALLS)
+    return llm.train(), names
+
+
 CHECKS = (
     names_are_exact,
     a_fresh_model_is_as_before,
     all_of_it_learns,
     builds_are_alike,
     builds_on_the_meta_device,
+    step_callbacks_work_on_what_is_named,
+    step_callbacks_go_on_alike,
 )

@@ -49,9 +49,9 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
         wanted = store.trained_tensors(at.model, at.groups)
         everything = {name: tensor for tensors in wanted.values() for name, tensor in tensors.items()}
         store.copy_into({"state": everything}, {"state": state.weights})
-        for name, objective in at.train_plan.objectives_with_state().items():
-            if name in state.optimizers:
-                objective.load(state.optimizers[name])
+        for name, holder in at.holders().items():
+            if name.startswith("@") and name in state.optimizers:  # what has a say in the forward pass
+                holder.load(state.optimizers[name])
     step = 0 if state is None else state.step
     found = _places(at.loader, {id for _, id in known} | set(ids))
     if missing := sorted(set(ids) - {id for _, id in found}):
@@ -66,7 +66,9 @@ def replay(run: Path, ids: Collection[str] = (), device: str = "auto") -> tuple[
         example = at.loader.prepare(stream, key, row.get("epoch", 0))
         if isinstance(example, Skip):
             raise UsageError(seen=f"{id}: {example.reason}: {example.detail}", expected="data as the run had it")
-        states.seed_step(recipe.run.seed, row.get("step", step))
+        at_step = row.get("step", min(step, at.steps - 1))
+        states.seed_step(recipe.run.seed, at_step)
+        at.step_callbacks.before(at_step, at.train_plan.schedule.streams(at_step))
         batch = collate([[example]], at.loader.pad, stream)
         trials.append(nonfinite.run_alone(at.model, batch, at.train_plan, runtime))
     return step, trials

@@ -107,6 +107,12 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     torch.manual_seed(value % 2**63)
 
 
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers of a step that are the same on every rank, and leave the random state of torch alone."""
+    digest = hashlib.sha256(f"mmtune draw {seed} {step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+
+
 @dataclass(frozen=True)
 class State:
     """A saved moment of a run, after `step` steps."""

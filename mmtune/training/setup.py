@@ -21,6 +21,7 @@ from mmtune.model import MultimodalModel
 from mmtune.recipe import Recipe
 from mmtune.training import other_models
 from mmtune.training import resume as states
+from mmtune.training.callbacks import StepCallbacks
 from mmtune.training.distributed import Runtime
 from mmtune.training.epochs import steps_of
 from mmtune.training.estimate import estimate
@@ -60,6 +61,7 @@ class Setup:
     steps: int
     """Of the whole run."""
     train_plan: TrainPlan
+    step_callbacks: StepCallbacks
 
     def holders(self) -> dict[str, Holder]:
         """What has a state beside the weights: optimizers by group, step callbacks of tuners as @NAME, objectives."""
@@ -104,11 +106,14 @@ def build(
     for objective in train_plan.objectives.values():
         objective.check(model)
         objective.begin(model, groups, others.models)
-    train_plan.begin(list(model.llm.step_callbacks.values()), steps)
+    step_callbacks = StepCallbacks(model.llm.step_callbacks, train_plan, recipe.run.seed)
+    step_callbacks.begin(steps)
     cost = estimate(model, groups, loader.counts(), steps, recipe, runtime.world)
     for line in [*train_plan.warnings(), *cost.lines()]:
         say(line)
-    return Setup(recipe, out, runtime, model, groups, base, settled, others, loader, steps, train_plan)
+    return Setup(
+        recipe, out, runtime, model, groups, base, settled, others, loader, steps, train_plan, step_callbacks
+    )
 
 
 def _loader(recipe: Recipe, model: MultimodalModel, out: Path | None, runtime: Runtime, say: Say) -> Loader:

@@ -35,7 +35,6 @@ class Stepper:
         self.setup, self.state = setup, state
         self.gradient_check = GradientCheck(setup.train_plan, self._has_media)
         self._say = say
-        self._callbacks = list(setup.model.llm.step_callbacks.values())
 
     def step(self, stream: str, batches: list[Batch], lr_multipliers: Mapping[str, float]) -> Outcome:
         """Take the step that the loader holds: forward, backward and update, or no update at all.
@@ -49,6 +48,7 @@ class Stepper:
             DataError: `BAD_STEPS` in a row in which something was not finite.
         """
         self._seed()
+        self.setup.step_callbacks.before(self.state.step, self.setup.loader.held)
         outcome = self._checked(batches, lr_multipliers)
         if outcome.updated:
             self.state.nonfinite_steps = 0
@@ -76,7 +76,7 @@ class Stepper:
     def attempt(self, batches: list[Batch], lr_multipliers: Mapping[str, float], check_grads: bool = False) -> Outcome:
         """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
         setup, run, plan = self.setup, self.setup.recipe.run, self.setup.train_plan
-        callbacks = plan.callbacks_for(self._callbacks, setup.loader.held)
+        callbacks = setup.step_callbacks.active(setup.loader.held)
         gradients = gradients_of(run.gradient, run.seed, self.state.step)
         rest = (setup.runtime, plan.objectives, callbacks, plan.shares, check_grads, gradients)
         while True:

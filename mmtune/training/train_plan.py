@@ -3,9 +3,8 @@ group."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mmtune import registry
 from mmtune.data.streams import Schedule
@@ -13,9 +12,6 @@ from mmtune.objectives.base import Objective
 from mmtune.params import Named, SchedulerType
 from mmtune.recipe import Recipe
 from mmtune.training.optim import GroupOptimizer, lr_multiplier
-
-if TYPE_CHECKING:
-    from mmtune.tuners.base import StepCallback
 
 OBJECTIVE = "@objective."
 """What the name of an objective's state begins with; the stream's name follows."""
@@ -123,22 +119,3 @@ class TrainPlan:
             for stream, objective in self.objectives.items()
             if type(objective).state is not Objective.state
         }
-
-    def callbacks_for(self, step_callbacks: Sequence[StepCallback], streams: Iterable[str]) -> list[StepCallback]:
-        """Step callbacks all of whose parameters a step of these streams trains."""
-        moved = {
-            id(parameter) for name in self.trained_groups(streams) for parameter in self.optimizers[name].parameters
-        }
-        return [one for one in step_callbacks if moved.issuperset(map(id, one.parameters()))]
-
-    def begin(self, step_callbacks: Sequence[StepCallback], steps: int) -> None:
-        """Tell step callbacks in how many of the run's steps they will be asked. Raises ConfigError for too few."""
-        asked = [0] * len(step_callbacks)
-        known: dict[frozenset[str], list[bool]] = {}
-        for step in range(steps if step_callbacks else 0):
-            streams = frozenset(self.schedule.streams(step))  # their groups move together
-            if streams not in known:
-                known[streams] = [one in self.callbacks_for(step_callbacks, streams) for one in step_callbacks]
-            asked = [count + one for count, one in zip(asked, known[streams], strict=True)]
-        for one, count in zip(step_callbacks, asked, strict=True):
-            one.begin(count)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -40,33 +41,41 @@ class StepCallback(ABC):
     """What a tuner has to do in every training step, for the few that are more than parameters.
 
     A tuner leaves one in `llm.step_callbacks`, by a name of its own. It is asked in the steps that train all of its
-    parameters, and in no others, on every rank alike: gradients are summed by then, so ranks stay equal.
+    parameters, and in no others, on every rank alike. A run calls `begin` once, then `load` where it goes on from a
+    saved state; each step calls `before`, then `penalty`, then `updated`. The last two are left out where something was
+    not finite, and `before` is called once however often a step is tried for want of memory. Only `parameters` has to
+    be there.
     """
 
     @abstractmethod
     def parameters(self) -> Sequence[Parameter]:
         """The parameters that it works on."""
 
-    @abstractmethod
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int) -> None:  # noqa: B027
         """Called once, before the first step, with the number of steps in which it will be called. Raises ConfigError
         for too few."""
 
+    def before(self, step: int, generator: torch.Generator) -> None:  # noqa: B027
+        """Before the forward pass of step `step` of the run (0-based).
+
+        Args:
+            generator: on the CPU, for draws: a function of the run's seed and the step, the same on every rank.
+        """
+
     def penalty(self) -> Tensor | None:
-        """A scalar to be added to the mean loss per token of the step, with its gradient; none for nothing."""
+        """A scalar to be added to the mean loss of the step, with its gradient; none for nothing. Gradients are summed
+        over the ranks by now, so it counts once."""
         return None
 
-    @abstractmethod
-    def updated(self) -> None:
+    def updated(self) -> None:  # noqa: B027
         """After the optimizer's step, with the step's gradients still there."""
 
-    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Everything that moves, to go on from."""
+        return {}
 
-    @abstractmethod
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+    def load(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Take back what `state` gave. Raises CheckpointError for what does not fit."""
 
 
 Contract = Tuner
