@@ -138,9 +138,9 @@ def _rooms(annotation: Any, metadata: Iterable[Any]) -> list[str]:
 def _table(config: type[Config], path: str) -> str:
     lines = ["| field | type | default | |", "|---|---|---|---|"]
     for option in names.options(config):
-        if option.name == "name":  # an entry's own, which the heading says
-            continue
         field = config.model_fields[option.name]
+        if option.name == "name" and field.annotation is str:  # an entry's own, which the heading says
+            continue
         inner = [f"{path}.{step}".strip(".") for step, _ in _inner(config, option.name)]
         rooms = _rooms(field.annotation, field.metadata)
         if inner:
