@@ -287,5 +287,4 @@ _DISTRIBUTIONS = {
     "rapidocr": "'mmtune[ocr]'",
     "onnxruntime": "'mmtune[ocr]'",
     "wandb": "'mmtune[wandb]'",
-    "bitsandbytes": "'mmtune[8bit]'",
 }

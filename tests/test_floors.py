@@ -60,6 +60,7 @@ BORDERS = {
     "webdataset": ("data/",),
     "fsspec": ("data/fetch.py",),
     "pyarrow": ("data/convert/columns.py",),
+    "bitsandbytes": ("optimizers/adamw_8bit.py",),
     "tensorboard": ("training/trackers.py",),
     "wandb": ("training/trackers.py",),
     "rapidocr": ("experts/",),

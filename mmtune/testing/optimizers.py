@@ -70,7 +70,7 @@ def a_saved_state_goes_on_to_the_bit(optimizer: Optimizer) -> None:
     straight, stopped = group(optimizer), group(optimizer)
     take(straight, range(6))
     take(stopped, range(3))
-    state, again = load(save({name: value.contiguous() for name, value in stopped.state().items()})), group(optimizer)
+    state, again = load(save({name: value.clone() for name, value in stopped.state().items()})), group(optimizer)
     with torch.no_grad():
         for (_, parameter), (_, held) in zip(again.named, stopped.named, strict=True):
             parameter.copy_(held)

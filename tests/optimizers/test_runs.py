@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 from mmtune import config, registry, train
 from mmtune.checkpoint import seal
 from mmtune.commands import _groups, plan
-from mmtune.errors import CheckpointError, ConfigError
+from mmtune.errors import CheckpointError, ConfigError, ModelError
+from mmtune.optimizers.adamw_8bit import AdamW8bit, AdamW8bitConfig
 from mmtune.optimizers.muon import Muon, MuonConfig
 from mmtune.recipe import Recipe
 from mmtune.training.optim import GroupOptimizer
@@ -121,6 +123,19 @@ def test_muon_wants_a_matrix_and_leaves_tables_to_adamw():
         "llm.embed_tokens.weight/step",
         "llm.q.weight/momentum_buffer",
     }
+
+
+def test_an_optimizer_whose_package_is_absent_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    recipe = world.recipe(tmp_path, {"groups": {"sight": {"optimizer": "adamw_8bit"}}})
+    with pytest.raises(ModelError, match=r"adamw_8bit.*bitsandbytes.*\n.*\n.*pip install 'mmtune\[8bit\]'"):
+        train(recipe, tmp_path / "run", progress="off")
+
+
+def test_eight_bits_are_counted():
+    parameter = torch.empty(1000, 10, device="meta")
+    held = AdamW8bit(AdamW8bitConfig(name="adamw_8bit")).state_of("w", parameter)
+    assert sum(tensor.nbytes for tensor in held.values()) == 2 * (10_000 + 4 * 256 + 4 * 40)
 
 
 def test_code_from_outside_waits_for_a_word(tmp_path):
