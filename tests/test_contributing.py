@@ -78,4 +78,4 @@ def test_the_changelog_has_every_name_that_changed() -> None:
     rows = re.findall(r"^\| .* \| `([\w.*]+)` \| `([\w.*]+)` \|$", (docs.ROOT / "CHANGELOG.md").read_text(), re.M)
     fields = {(old.rpartition(".")[2], new) for old, new in renamed.FIELDS.items()}
     tensors = {(f"{old}*", f"{new}*") for old, new in renamed.TENSORS.items()}
-    assert set(rows) == fields | tensors
+    assert set(rows) == fields | tensors | renamed.STATE.items() | renamed.PARTS.items()
