@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from mmtune.model import MultimodalModel
-from mmtune.types import Batch
+from mmtune.types import Batch, Features
 
 
 class FrozenModel(MultimodalModel):
@@ -31,10 +31,10 @@ class FrozenModel(MultimodalModel):
         super().train(False)
         return self
 
-    def forward(self, batch: Batch) -> Tensor:
-        """hidden [B,T,D], after the last norm of the language model."""
+    def forward(self, batch: Batch, known: Mapping[str, Features] | None = None) -> Tensor:
+        """hidden [B,T,D], after the last norm of the language model; `known` as in `encode`."""
         with torch.no_grad(), self._autocast():
-            return super().forward(batch)
+            return super().forward(batch, known)
 
     def over_logits(self, function: Callable[..., Tensor], hidden: Tensor, *given: Tensor) -> list[Tensor]:
         with torch.no_grad(), self._autocast():

@@ -6,7 +6,7 @@ does not fit. Parameter names are `branches.NAME.encoder.*`, `branches.NAME.conn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ class Branch(nn.Module):
                 f"a branch for {', '.join(strange)}, with an encoder for {', '.join(encoder.kinds)}",
                 "kinds that the encoder takes",
             )
+
+    @property
+    def encoder_trains(self) -> bool:
+        """Whether a parameter of the encoder does."""
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def black_image(self) -> Tensor:
         """One frame of zeros in the place of a prepared picture, [1,...]; its features [1,N,E] where those are stored.
@@ -119,23 +124,28 @@ class MultimodalModel(nn.Module):
                         _wake(part)
         return self
 
-    def encode(self, batch: Batch) -> dict[str, Features]:
+    def encode(self, batch: Batch, known: Mapping[str, Features] | None = None) -> dict[str, Features]:
         """Features of every branch that the batch has items of.
 
         Without gradient, unless a parameter of the encoder is trained. Where a trained encoder has nothing to do in
         this batch, `forward` sees to it that it still takes part in the backward pass.
+
+        Args:
+            known: features of some branches, which are not encoded again.
         """
-        features = {}
-        for name, x in batch.media.items():
-            branch = self._branch(name)
-            frames = batch.frame_mask[name]
-            if branch.cached:
-                features[name] = _stored(name, branch, x, frames)
-                continue
-            opened = any(parameter.requires_grad for parameter in branch.encoder.parameters())
-            with nullcontext() if opened else torch.no_grad():
-                features[name] = branch.encoder(x, frames)
-        return features
+        known = known or {}
+        return {name: known[name] if name in known else self._encode(batch, name) for name in batch.media}
+
+    def frozen_features(self, batch: Batch) -> dict[str, Features]:
+        """Features of the branches whose encoder does not train, for several passes over one batch."""
+        return {name: self._encode(batch, name) for name in batch.media if not self._branch(name).encoder_trains}
+
+    def _encode(self, batch: Batch, name: str) -> Features:
+        branch, x, frames = self._branch(name), batch.media[name], batch.frame_mask[name]
+        if branch.cached:
+            return _stored(name, branch, x, frames)
+        with nullcontext() if branch.encoder_trains else torch.no_grad():
+            return branch.encoder(x, frames)
 
     def connect(self, features: dict[str, Features]) -> dict[str, Embeds]:
         """Embeddings of every branch with features, and a blank item times zero for every other trainable one.
@@ -159,9 +169,9 @@ class MultimodalModel(nn.Module):
             hidden = hidden + given.tokens.sum().to(hidden.dtype) * 0
         return hidden
 
-    def forward(self, batch: Batch) -> Tensor:
-        """hidden [B,T,D], after the last norm of the language model."""
-        return self.fuse(batch, self.connect(self.encode(batch)))
+    def forward(self, batch: Batch, known: Mapping[str, Features] | None = None) -> Tensor:
+        """hidden [B,T,D], after the last norm of the language model; `known` as in `encode`."""
+        return self.fuse(batch, self.connect(self.encode(batch, known)))
 
     def over_logits(self, function: Callable[..., Tensor], hidden: Tensor, *given: Tensor) -> list[Tensor]:
         """`function(logits, *given)` for every piece of the rows, in order; nothing for no row.

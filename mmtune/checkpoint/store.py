@@ -31,6 +31,7 @@ from mmtune.checkpoint import seal
 from mmtune.checkpoint import tensors as files_of
 from mmtune.errors import CheckpointError
 from mmtune.recipe import ModelSection, Recipe
+from mmtune.sharded import like, whole
 from mmtune.version import __version__
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def digest(tensors: Mapping[str, Tensor], held: torch.dtype | None = None) -> st
     Args:
         held: dtype to which floating tensors are converted first: that of a widened part when its digest was made.
     """
-    each = ((name, files_of.whole(tensors[name].detach()).cpu()) for name in sorted(tensors))
+    each = ((name, whole(tensors[name].detach()).cpu()) for name in sorted(tensors))
     if held is not None:
         each = ((name, tensor.to(held) if tensor.is_floating_point() else tensor) for name, tensor in each)
     return weights_file.digest(each, end="\n")
@@ -422,7 +423,7 @@ def copy_into(wanted: Mapping[str, Mapping[str, Tensor]], found: Mapping[str, Ma
     with torch.no_grad():
         for file, tensors in wanted.items():
             for name, tensor in tensors.items():
-                tensor.copy_(files_of.like(found[file][name], tensor))
+                tensor.copy_(like(found[file][name], tensor))
 
 
 def _read_base(path: Path) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmtune import disk
+from mmtune.sharded import whole
 
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -23,23 +24,6 @@ _TYPES = {
 }  # fmt: skip
 _INTS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _ALIGN = 8
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor as it is, or gathered where it is sharded over ranks; every rank has to call this."""
-    put = getattr(tensor, "full_tensor", None)
-    return put() if put else tensor
-
-
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A full tensor laid out as another one: on its device, and this rank's part where that is sharded over ranks."""
-    mesh = getattr(other, "device_mesh", None)
-    if mesh is None:
-        return tensor.to(other.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    # every rank has the whole of it, so nothing is sent
-    return distribute_tensor(tensor, mesh, other.placements, src_data_rank=None).to(other.device)
 
 
 def snapshot(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

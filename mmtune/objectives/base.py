@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from mmtune.types import IGNORE, Batch
 if TYPE_CHECKING:
     from mmtune.frozen_model import FrozenModel
     from mmtune.model import MultimodalModel
+
+
+Better = Literal["higher", "lower"]
 
 
 class ObjectiveConfig(Config):
@@ -44,6 +47,13 @@ class Objective(ABC):
     weighted: ClassVar[bool] = False
     """Whether `counts` and `loss` read `batch.weights`. Where they do not, a record with weights of its own stops the
     run, for they would be left out without a word."""
+
+    sequences: ClassVar[int] = 1
+    """Conversations that a sample has, see `Batch.samples`: 2 for pairs of answers. A sample that has others stops the
+    run."""
+    measures: ClassVar[Mapping[str, Better]] = {}
+    """Names among those of `counts` and `loss` that are no part of the loss: their means are logged. And which is
+    better."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config

@@ -1,4 +1,5 @@
-"""Checks of objectives: sums and counts by term, the same however a batch is cut, nothing for padding."""
+"""Checks of objectives: sums and counts by term, the same however a batch is cut, nothing for padding; those of pairs
+are asked about pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from mmtune.frozen_model import FrozenModel
 from mmtune.model import MultimodalModel
 from mmtune.objectives.base import Objective, ObjectiveConfig
 from mmtune.testing import _pocket
-from mmtune.training.terms import total
+from mmtune.training.terms import lost, total
 from mmtune.types import IGNORE, Batch, Example
 
 LENGTHS = (9, 5, 12, 7)
@@ -24,15 +25,19 @@ def make(cls: type[Objective], settings: ObjectiveConfig) -> Objective:
     return cls(settings)
 
 
-def examples(weighted: bool = False) -> list[Example]:
-    """Texts at random; the first three tokens of each carry no label. Weights, where wanted, differ by example."""
+def examples(weighted: bool = False, sequences: int = 1) -> list[Example]:
+    """Texts at random, so many in a sample; the first three tokens of each carry no label. Weights, where wanted,
+    differ by example."""
     g = torch.Generator().manual_seed(0)
     made = []
     for number, length in enumerate(LENGTHS):
-        tokens = torch.randint(20, 60, (length + 1,), generator=g)
-        labels = torch.cat([torch.full((3,), IGNORE), tokens[4:]])
+        lengths = tuple(length + more for more in range(sequences))
+        texts = [torch.randint(20, 60, (one + 1,), generator=g) for one in lengths]
+        tokens = torch.cat([text[:-1] for text in texts])
+        labels = torch.cat([part for text in texts for part in (torch.full((3,), IGNORE), text[4:])])
         weights = (labels != IGNORE).float() * (1 + number / 2) if weighted else None
-        made.append(Example(f"test/{number}", tokens[:-1], labels, weights=weights))
+        parts = lengths if sequences > 1 else ()
+        made.append(Example(f"test/{number}", tokens, labels, weights=weights, sequences=parts))
     return made
 
 
@@ -44,12 +49,22 @@ def text_model() -> MultimodalModel:
 
 
 def begun(objective: Objective, model: MultimodalModel) -> Objective:
-    """An objective as the loop has it before the first step, with all that trains in one group. Other models that it
-    asks are all the same: one that is surer of what it says than the model itself."""
+    """An objective as the loop has it after some steps, with all that trains in one group. Other models that it asks
+    are all the same: one that is surer of what it says than the model itself."""
     objective.check(model)
     groups = {"all": [(n, p) for n, p in model.named_parameters() if p.requires_grad]}
     objective.begin(model, groups, {name: _surer_model() for name in objective.config.model_names()})
+    moved(model)
     return objective
+
+
+def moved(model: MultimodalModel) -> None:
+    """Change what trains a little, in place, as steps do."""
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=g)
 
 
 def _surer_model() -> FrozenModel:
@@ -75,7 +90,7 @@ def asked(objective: Objective, model: MultimodalModel, batch: Batch, counts: di
     model.zero_grad()
     own = objective.counts(batch)
     sums = objective.loss(model, batch)
-    total(sums, counts or own).backward()
+    total(lost(objective, sums), lost(objective, counts or own)).backward()
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     return {term: value.detach() for term, value in sums.items()}, own, gradient
@@ -85,7 +100,7 @@ def every_term_is_a_sum_and_a_count(objective: Objective) -> None:
     """float32 scalars, finite; the first with gradient and counted above zero; the same terms in both."""
     model = text_model()
     begun(objective, model)
-    batch = collate([[one] for one in examples()], model.llm.tokenizer.pad)
+    batch = collate([[one] for one in examples(sequences=objective.sequences)], model.llm.tokenizer.pad)
     counts = objective.counts(batch)
     sums = objective.loss(model, batch)
     assert sums.keys() == counts.keys() and counts, f"a loss of {', '.join(sums)}, counts of {', '.join(counts)}"
@@ -94,13 +109,14 @@ def every_term_is_a_sum_and_a_count(objective: Objective) -> None:
         assert torch.isfinite(value), f"{term}: {value.item()}"
         assert math.isfinite(counts[term]) and counts[term] >= 0, f"{term} counts {counts[term]}"
     first = next(iter(counts))
+    assert first not in objective.measures, f"{first} is a measure, and comes before the primary term"
     assert sums[first].requires_grad and counts[first] > 0, f"{first}, the primary term, has no gradient or counts 0"
     assert objective.counts(batch) == counts, "counts that differ when they are asked for again"
 
 
 def cuts_of_a_batch_add_up(objective: Objective) -> None:
     """One row each, packed in one row, or one batch each: the same sums, counts and gradient."""
-    model, given = text_model(), examples(objective.weighted)
+    model, given = text_model(), examples(objective.weighted, objective.sequences)
     begun(objective, model)
     pad = model.llm.tokenizer.pad
     whole = asked(objective, model, collate([[one] for one in given], pad))
@@ -126,7 +142,7 @@ def padding_alone_counts_nothing(objective: Objective) -> None:
     """A rank without a row still runs the model, and adds zero to every sum, count and gradient."""
     model = text_model()
     begun(objective, model)
-    batch = collate([[one] for one in examples()], model.llm.tokenizer.pad)
+    batch = collate([[one] for one in examples(sequences=objective.sequences)], model.llm.tokenizer.pad)
     sums, counts, gradient = asked(objective, model, collate([], model.llm.tokenizer.pad), objective.counts(batch))
     assert counts.keys() == objective.counts(batch).keys(), f"padding has the terms {', '.join(counts)}"
     for term, value in sums.items():
@@ -140,8 +156,8 @@ def weights_count(objective: Objective) -> None:
         return
     model, pad = text_model(), 0
     begun(objective, model)
-    once = collate([[one] for one in examples(True)], pad)
-    twice = collate([[one] for one in examples(True)], pad)
+    once = collate([[one] for one in examples(True, objective.sequences)], pad)
+    twice = collate([[one] for one in examples(True, objective.sequences)], pad)
     twice.weights *= 2
     (sums, counts, _), (more, double, _) = asked(objective, model, once), asked(objective, model, twice)
     first = next(iter(counts))
@@ -151,13 +167,31 @@ def weights_count(objective: Objective) -> None:
 
 
 def state_goes_round(objective: Objective) -> None:
-    """What `state` gives is taken back by another of the same settings, and is what that one gives."""
-    first, second = (begun(type(objective)(objective.config), text_model()) for _ in range(2))
+    """What `state` gives is taken back by another of the same settings that began with another model."""
+    other = text_model()
+    moved(other)
+    first, second = (begun(type(objective)(objective.config), model) for model in (text_model(), other))
     saved = {name: tensor.clone() for name, tensor in first.state().items()}
     second.load(saved)
     again = second.state()
     assert again.keys() == saved.keys(), f"{sorted(saved)} comes back as {sorted(again)}"
     assert all(torch.equal(saved[name], again[name]) for name in saved), "a state comes back with other numbers"
+
+
+def the_model_is_left_as_it_was(objective: Objective) -> None:
+    """Whatever weights were looked at on the way, `loss` leaves the model with its own, in the mode it had."""
+    model = text_model()
+    begun(objective, model)
+    batch = collate([examples(sequences=objective.sequences)], model.llm.tokenizer.pad)
+    for mode in (True, False):
+        model.train(mode)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        state = [(module.training, [p.requires_grad for p in module.parameters()]) for module in model.modules()]
+        objective.loss(model, batch)
+        wrong = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert not wrong, f"`loss` changed {', '.join(wrong[:4])}"
+        now = [(module.training, [p.requires_grad for p in module.parameters()]) for module in model.modules()]
+        assert now == state, "`loss` left a module in another mode"
 
 
 CHECKS = (
@@ -166,4 +200,5 @@ CHECKS = (
     padding_alone_counts_nothing,
     weights_count,
     state_goes_round,
+    the_model_is_left_as_it_was,
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmtune import registry
 from mmtune.data.build import held_out_sections
 from mmtune.errors import ConfigError
 
@@ -56,8 +57,11 @@ def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
     """What a recipe chooses by; none where it measures nothing. Raises ConfigError for a measure that is not taken."""
     if not recipe.eval.every:
         return None
-    held = list(held_out_sections(recipe))
+    held = held_out_sections(recipe)
     lower = {"loss": True, **{f"{name}/loss": True for name in held}} if held else {}
+    for name, like in held.items():
+        objective = registry.find("objectives", recipe.streams[like].objective.name)
+        lower |= {f"{name}/{measure}": way == "lower" for measure, way in objective.measures.items()}
     if task is not None:
         lower |= {f"{task.config.name}/{name}": way == "lower" for name, way in task.measures.items()}
     measure = recipe.eval.best or next(iter(lower), "")

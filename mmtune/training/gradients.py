@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mmtune import random_state
-from mmtune.checkpoint.tensors import like
 from mmtune.objectives.base import Objective
 from mmtune.params import GradientSection, Named
+from mmtune.sharded import like
 from mmtune.training import terms
 from mmtune.types import IGNORE, Batch
 
@@ -41,6 +41,8 @@ class Tally:
 
     sums: dict[str, float]
     counts: dict[str, float]
+    measures: dict[str, float]
+    """Means of what the objective measures."""
     supervised: int
     tokens: int
     samples: int
@@ -161,15 +163,16 @@ def _restored(named: Named, copies: Sequence[Tensor]) -> Iterator[None]:
 def _passes(model: MultimodalModel, batches: Sequence[Batch], objective: Objective, runtime: Runtime) -> Tally:
     """Forward, and backward where gradients are enabled, of one stream's micro-steps; gradients are summed up where
     they fall. Raises OutOfMemory on every rank."""
-    counts = _count(objective, batches, runtime)  # of all, before any: a term is scaled by them on its way back
-    sums, supervised, tokens, samples, full = dict.fromkeys(counts, 0.0), 0, 0, 0, ""
+    counted = _count(objective, batches, runtime)  # of all, before any: a term is scaled by them on its way back
+    counts = terms.lost(objective, counted)
+    sums, supervised, tokens, samples, full = dict.fromkeys(counted, 0.0), 0, 0, 0, ""
     for batch in batches:
         learned = int((batch.labels != IGNORE).sum())
         try:
             batch = batch.to(runtime.device)
             with runtime.autocast():
                 found = objective.loss(model, batch)
-                loss = terms.total(found, counts)
+                loss = terms.total(terms.lost(objective, found), counts)
             for term, value in found.items():
                 sums[term] += float(value.detach())
             if loss.requires_grad:
@@ -188,7 +191,8 @@ def _passes(model: MultimodalModel, batches: Sequence[Batch], objective: Objecti
         rows, length = max(tuple(batch.tokens.shape) for batch in batches)
         raise OutOfMemory([rank for rank, flag in enumerate(out) if flag], (rows, length), full)
     sums = dict(zip(sums, rest[: len(sums)], strict=True))
-    return Tally(sums, counts, int(supervised), int(tokens), int(samples))
+    measures = terms.measured(objective, sums, counted)
+    return Tally(terms.lost(objective, sums), counts, measures, int(supervised), int(tokens), int(samples))
 
 
 def _count(objective: Objective, batches: Sequence[Batch], runtime: Runtime) -> dict[str, float]:

@@ -37,12 +37,12 @@ class Trial:
 def run_alone(model: MultimodalModel, batch: Batch, train_plan: TrainPlan, runtime: Runtime) -> Trial:
     """Forward, and backward where the run has backward passes, of a batch of one sample; gradients are dropped."""
     objective = train_plan.objectives[batch.stream]
-    counts = terms.counts_of(objective, batch)
+    counts = terms.lost(objective, terms.counts_of(objective, batch))
     weight = terms.primary(counts) or 1
     batch = batch.to(runtime.device)
     both = train_plan.gradient.name == "backward"
     with runtime.autocast(), torch.set_grad_enabled(both):
-        loss = terms.total(objective.loss(model, batch), counts)
+        loss = terms.total(terms.lost(objective, objective.loss(model, batch)), counts)
     try:
         if loss.requires_grad:
             loss.backward()

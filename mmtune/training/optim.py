@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mmtune.checkpoint.tensors import like, whole
 from mmtune.errors import CheckpointError
 from mmtune.optimizers.adamw import AdamW
 from mmtune.optimizers.base import Optimizer, OptimizerConfig
 from mmtune.params import SchedulerType
+from mmtune.sharded import like, whole
 from mmtune.training.stand_ins import is_cut, stand_in, standing_in
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mmtune.checkpoint.tensors import like, whole
+from mmtune.sharded import like, whole
 
 
 def is_cut(tensor: Tensor) -> bool:

@@ -43,6 +43,8 @@ class Outcome:
     """Mean over supervised tokens, by stream."""
     terms: dict[str, dict[str, float]] = field(default_factory=dict)
     """Stream to the mean of each term of its loss, for the streams whose loss has several."""
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Stream to the mean of what its objective measures."""
     zero_grad_params: dict[str, list[str]] = field(default_factory=dict)
     """Group to the parameters that got no gradient, or one of zeros; filled where it was asked for."""
     unused_groups: frozenset[str] = frozenset()
@@ -52,9 +54,10 @@ class Outcome:
     """What the supervised tokens count together: their number, where no turn has a weight of its own."""
 
     def loss_values(self) -> dict[str, float]:
-        """The losses as they are logged: loss/STREAM, and loss/STREAM/TERM of a loss of several terms."""
+        """What is logged: loss/STREAM, loss/STREAM/TERM of a loss of several terms, and STREAM/MEASURE."""
         values = {f"loss/{stream}": loss for stream, loss in self.losses.items()}
-        return values | {f"loss/{s}/{term}": mean for s, means in self.terms.items() for term, mean in means.items()}
+        values |= {f"loss/{s}/{term}": mean for s, means in self.terms.items() for term, mean in means.items()}
+        return values | {f"{s}/{name}": mean for s, means in self.measures.items() for name, mean in means.items()}
 
 
 def take_step(
@@ -145,6 +148,7 @@ def take_step(
         updated=finite,
         losses={name: tally.loss / tally.weight if tally.weight else math.nan for name, tally in tallies.items()},
         terms={name: means for name, tally in tallies.items() if (means := terms.means(tally.sums, tally.counts))},
+        measures={name: tally.measures for name, tally in tallies.items()},
         zero_grad_params=zero_grad_params,
         unused_groups=unused_groups,
         weight=weight,

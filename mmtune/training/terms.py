@@ -16,11 +16,21 @@ from mmtune.errors import ConfigError
 from mmtune.objectives.base import Objective
 from mmtune.types import Batch
 
+Value = TypeVar("Value")
 Number = TypeVar("Number", float, Tensor)
 
 
 def counts_of(objective: Objective, batch: Batch) -> dict[str, float]:
-    """What a batch counts, by term. Raises ConfigError for weights that the objective does not read."""
+    """What a batch counts, by term. Raises ConfigError for what the objective does not read: weights, and samples of
+    another number of conversations."""
+    several = {1} if batch.samples is None else set(batch.samples[:, 2].tolist())
+    if batch.ids and several != {objective.sequences}:
+        raise ConfigError(
+            f"stream {batch.stream} has samples of {' and '.join(map(str, sorted(several)))} conversations "
+            f"({', '.join(batch.ids[:4])}), and its objective {objective.config.name} takes {objective.sequences}",
+            "pairs of answers for an objective that compares, and conversations for any other",
+            "format: preference with objective: dpo; format: llava with objective: cross_entropy",
+        )
     if batch.weights is not None and not objective.weighted:
         raise ConfigError(
             f"stream {batch.stream} has records with weights ({', '.join(batch.ids[:4])}), and its objective "
@@ -29,6 +39,16 @@ def counts_of(objective: Objective, batch: Batch) -> dict[str, float]:
             "objective: cross_entropy, or ignore: [weight, loss, loss_scale] in the format of the stream",
         )
     return objective.counts(batch)
+
+
+def lost(objective: Objective, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of some values by term that are of the loss, and not of a measure."""
+    return {term: value for term, value in values.items() if term not in objective.measures}
+
+
+def measured(objective: Objective, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
+    """The mean of each measure that counted anything."""
+    return {name: sums[name] / counts[name] for name in objective.measures if counts[name]}
 
 
 def primary(counts: Mapping[str, float]) -> float:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mmtune import registry
+from mmtune.data.build import held_out_sections
 from mmtune.data.streams import Schedule
+from mmtune.errors import ConfigError
 from mmtune.objectives.base import Objective
 from mmtune.params import Named, SchedulerType
 from mmtune.recipe import Recipe
@@ -59,6 +61,23 @@ def lr_schedules_of(recipe: Recipe, schedule: Schedule, steps: int) -> dict[str,
     return lr_schedules
 
 
+def require_fit(recipe: Recipe) -> None:
+    """Raise ConfigError where a format makes samples of another number of conversations than the objective takes."""
+    streams = {**{name: name for name in recipe.streams}, **held_out_sections(recipe)}
+    for name, like in streams.items():
+        held = recipe.eval.streams.get(name)
+        section = (held.format if held else None) or recipe.streams[like].format
+        format = registry.find("data/formats", section.name)
+        objective = registry.find("objectives", recipe.streams[like].objective.name)
+        if format.sequences != objective.sequences:
+            raise ConfigError(
+                f"stream {name}: the format {section.name} makes samples of {format.sequences} conversations each, and "
+                f"the objective {recipe.streams[like].objective.name} takes {objective.sequences}",
+                "pairs of answers for an objective that compares, and conversations for any other",
+                "format: preference with objective: dpo; format: llava with objective: cross_entropy",
+            )
+
+
 class TrainPlan:
     """One optimizer and learning-rate schedule for each group, one objective for each stream.
 
@@ -69,6 +88,7 @@ class TrainPlan:
     """
 
     def __init__(self, recipe: Recipe, groups: Mapping[str, Named], schedule: Schedule, steps: int) -> None:
+        require_fit(recipe)
         self.schedule, self.gradient = schedule, recipe.run.gradient
         self.groups_by_stream = groups_by_stream_of(recipe)
         self.lr_schedules = lr_schedules_of(recipe, schedule, steps)

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 class _Tally:
     """Sums over the held-out samples of one stream."""
 
+    objective: Objective
     sums: dict[str, float] = field(default_factory=dict)
-    """By term of the objective."""
+    """By term of the objective, and by measure."""
     counts: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -57,6 +58,28 @@ class _Tally:
         for term, count in counts.items():
             self.sums[term] = self.sums.get(term, 0.0) + float(sums[term])
             self.counts[term] = self.counts.get(term, 0.0) + float(count)
+
+    @property
+    def weight(self) -> float:
+        return terms.primary(self.counts)
+
+    @property
+    def loss(self) -> float:
+        return terms.total(self._of_loss(self.sums), self._of_loss(self.counts))
+
+    def values(self, name: str) -> dict[str, float]:
+        """What is logged of the stream of this name."""
+        several = terms.means(self._of_loss(self.sums), self._of_loss(self.counts))
+        measures = terms.measured(self.objective, self.sums, self.counts)
+        return {
+            f"{name}/loss": _mean([self]),
+            f"{name}/samples": self.samples,
+            **{f"{name}/loss/{term}": mean for term, mean in several.items()},
+            **{f"{name}/{measure}": mean for measure, mean in measures.items()},
+        }
+
+    def _of_loss(self, values: Mapping[str, float]) -> dict[str, float]:
+        return terms.lost(self.objective, values)
 
 
 class Validator:
@@ -113,7 +136,8 @@ class Validator:
 
         Returns:
             `loss` over all held-out data, `NAME/loss` and `NAME/samples` of each stream, `NAME/loss/TERM` where the
-            loss has several terms, `TASK/MEASURE` of the task; none when it was given up, on every rank.
+            loss has several terms, `NAME/MEASURE` of what its objective measures, `TASK/MEASURE` of the task; none when
+            it was given up, on every rank.
 
         Raises:
             DataError: a held-out stream of which not one sample can be used.
@@ -130,8 +154,7 @@ class Validator:
             if tallies:
                 values["loss"] = _mean([*tallies.values()])
             for name, tally in tallies.items():
-                values |= {f"{name}/loss": _mean([tally]), f"{name}/samples": tally.samples}
-                values |= {f"{name}/loss/{term}": mean for term, mean in terms.means(tally.sums, tally.counts).items()}
+                values |= tally.values(name)
             if self.task is not None:
                 values |= self._ask(self.task, most)
         for name, tally in tallies.items():
@@ -154,8 +177,8 @@ class Validator:
 
     def _loss(self, stream: Stream, most: int, stopped: Callable[[], bool]) -> _Tally | None:
         """The sums of a stream over all ranks, or none when the run was told to stop."""
-        runtime, name, tally = self._runtime, stream.name, _Tally()
-        objective = self._objectives[name]
+        runtime, name, objective = self._runtime, stream.name, self._objectives[stream.name]
+        tally = _Tally(objective)
         feed = self._batches(stream, most, tally.skipped)
         while True:
             batch = next(feed, None)
@@ -233,8 +256,8 @@ def _unusable(name: str, skipped: Sequence[Mapping[str, Any]]) -> DataError:
 
 
 def _mean(tallies: Sequence[_Tally]) -> float:
-    weight = sum(terms.primary(tally.counts) for tally in tallies)
-    return sum(terms.total(tally.sums, tally.counts) for tally in tallies) / weight if weight else math.nan
+    weight = sum(tally.weight for tally in tallies)
+    return sum(tally.loss for tally in tallies) / weight if weight else math.nan
 
 
 def _shared(runtime: Runtime, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mmtune import registry
+from mmtune import registry, sharded
 from mmtune.checkpoint import tensors
 from mmtune.errors import ConfigError
 from mmtune.llm import hf
@@ -152,7 +152,7 @@ def test_buckets_hold_everything_once_and_no_more_than_they_may(monkeypatch):
 
 def test_whole_and_like_leave_plain_tensors_alone():
     tensor = torch.arange(3.0)
-    assert tensors.whole(tensor) is tensor and torch.equal(tensors.like(tensor, torch.zeros(3)), tensor)
+    assert sharded.whole(tensor) is tensor and torch.equal(sharded.like(tensor, torch.zeros(3)), tensor)
 
 
 @pytest.mark.slow

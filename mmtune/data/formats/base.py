@@ -38,6 +38,8 @@ class Format(ABC):
     """One spelling of records."""
 
     Config: ClassVar[type[FormatConfig]] = FormatConfig
+    sequences: ClassVar[int] = 1
+    """Conversations that its samples have: 2 for pairs of answers, which go to an objective that takes as many."""
 
     def __init__(self, config: FormatConfig) -> None:
         self.config = config

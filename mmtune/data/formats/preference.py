@@ -27,6 +27,7 @@ class Preference(Llava):
     """One pair a record."""
 
     Config = Config
+    sequences = 2
     refused: ClassVar[Mapping[str, str]] = {
         name: why for name, why in _fields.RECORD.items() if name not in _pairs.FIELDS
     }
