@@ -4,8 +4,8 @@ Source: arXiv 2206.06522 (LST), section 3. Media fill their tokens as in `tokens
 gradient; beside it a network of D / `ratio` numbers a token climbs from layer to layer. On each rung a gate mixes its
 state with the layer's output, brought to its width, and a block of attention and perceptron follows. What it has at
 the top is brought back to D and added to the hidden state. No gradient goes through the language model, so nothing of
-its layers is kept for one: that is the price of LoRA and of a connector in front, which it saves. Connectors learn by
-way of the network beside it alone.
+its layers is kept for one, which is the price of LoRA and of a connector in front. Connectors learn by way of the
+network beside it alone.
 
 The last matrix starts at zero, so a fresh model computes what it did. Other than in the paper, blocks are drawn at
 random and not cut out of the model's own, and they have no positions: causal attention tells order by itself.
@@ -47,13 +47,14 @@ class Config(FusionConfig):
 
 
 class Rung(nn.Module):
-    """One layer's output joins the state, and a block of attention and perceptron follows. Keys: `norm.weight` [D],
-    `down.weight` [d,D], `gate` scalar, `norm1`, `qkv`, `out`, `norm2`, `fc1`, `fc2`."""
+    """One layer's output joins the state, and a block of attention and perceptron follows. Keys: `down.weight` [d,D],
+    `gate` scalar, `norm1`, `qkv`, `out`, `norm2`, `fc1`, `fc2`."""
 
     def __init__(self, number: int, llm_width: int, width: int, heads: int) -> None:
         super().__init__()
         self.number, self.heads = number, heads
-        self.norm = nn.RMSNorm(llm_width)
+        # without weights, which `down` has anyhow: the layer's own output need not be kept then
+        self.norm = nn.RMSNorm(llm_width, elementwise_affine=False)
         self.down = nn.Linear(llm_width, width, bias=False)
         self.gate = nn.Parameter(torch.zeros(()))
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)

@@ -55,6 +55,13 @@ EARLY = {
     },
 }
 OPTIMIZERS = {"groups": {"sight": {"optimizer": "muon"}, "speech": {"optimizer": {"name": "sgd", "momentum": 0.9}}}}
+BESIDE = {
+    "model": {
+        "branches": {"sight": {"encoder": {"layers": [-1, -2]}}},
+        "fusion": {"name": "ladder", "ratio": 4, "heads": 2},
+    },
+    "groups": {"sight": {"match": ["branches.sight.connector.*"]}, "speech": {"match": ["fusion.*"]}},
+}
 FUSIONS: dict[str, dict[str, Any]] = {"tokens": {}, "early": EARLY}
 TURNS: dict[str, dict[str, Any]] = {
     "alternate": {"interleave": "alternate"},
@@ -301,13 +308,14 @@ def _cut_up(verdict: Verdict, short: bool) -> float:
     """The same step in other pieces and on two ranks; returns the largest difference of a weight."""
     worst = 0.0
     plans = [("early", "alternate")] if short else [(f, t) for f in FUSIONS for t in ("alternate", "mixed")]
-    for fusion, turns in plans:
+    chosen = {**FUSIONS, "beside": BESIDE}
+    for fusion, turns in plans if short else [*plans, ("beside", "alternate")]:
         # a mixed step of eight rows has at least one micro-step of each stream
         cuts = CUTS if turns != "mixed" else {"2x4": (256, 2), "4x2": (128, 4), "8x1": (64, 8)}
         runs: dict[str, Path] = {}
         for name, (tokens, parts) in cuts.items():
             recipe = _recipe(
-                FUSIONS[fusion], {"schedule": TURNS[turns], "run": {"batch_tokens": tokens, "accumulate": parts}}
+                chosen[fusion], {"schedule": TURNS[turns], "run": {"batch_tokens": tokens, "accumulate": parts}}
             )
             runs[name] = fresh()
             ended = _fork.run(_trains(recipe, runs[name]))
