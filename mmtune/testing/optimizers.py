@@ -99,7 +99,7 @@ def it_keeps_what_it_says(optimizer: Optimizer) -> None:
     one = group(optimizer)
     take(one, range(1))
     for name, parameter in one.named:
-        held = one.torch.state.get(parameter, {})
+        held = one.optimizer.state.get(parameter, {})
         odd = [key for key, value in held.items() if not isinstance(value, Tensor)]
         assert odd == [], f"{', '.join(odd)} of {name} is no tensor and cannot be saved"
         real = {key: (value.shape, value.dtype) for key, value in held.items() if key != "step"}

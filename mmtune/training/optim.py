@@ -72,8 +72,8 @@ class GroupOptimizer:
         self._stand_ins = [(full, stand_in(p)) for full, p in self.named] if whole_only else []
         """What the optimizer knows in place of parameters that are cut over ranks, where it needs them whole."""
         self._known = dict(self._stand_ins or self.named)
-        self.torch = self.entry.build(self._stand_ins or self.named, lr, weight_decay, betas)
-        self._peaks = [group["lr"] for group in self.torch.param_groups]
+        self.optimizer = self.entry.build(self._stand_ins or self.named, lr, weight_decay, betas)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._held: dict[Parameter, Tensor] = {}
 
     @property
@@ -126,14 +126,14 @@ class GroupOptimizer:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_((self.max_grad_norm / norm).to(parameter.grad.device))
-        for group, peak in zip(self.torch.param_groups, self._peaks, strict=True):
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * lr_multiplier
         if not self._stand_ins:
-            self.torch.step()
+            self.optimizer.step()
         for (_, parameter), (_, other) in zip(self.named, self._stand_ins, strict=False):
             if parameter.grad is not None:
                 with standing_in(parameter, other):
-                    self.torch.step()
+                    self.optimizer.step()
 
     def zero_grad(self, held: bool = True) -> None:
         """Forget the gradients, and those that lie aside if `held`."""
@@ -147,7 +147,7 @@ class GroupOptimizer:
         return {
             f"{name}/{key}": value.detach()
             for name, parameter in self._known.items()
-            for key, value in self.torch.state.get(parameter, {}).items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -157,21 +157,21 @@ class GroupOptimizer:
             CheckpointError: a name or shape that does not belong to this group.
         """
         # the step count stays on the CPU unless the fused code wants it beside the weights
-        beside = any(group.get("fused") for group in self.torch.param_groups)
+        beside = any(group.get("fused") for group in self.optimizer.param_groups)
         whole_named, wrong = dict(self.named), []
-        self.torch.state.clear()
+        self.optimizer.state.clear()
         for full, value in tensors.items():
             name, _, key = full.rpartition("/")
             parameter = self._known.get(name)
             if parameter is not None and key == "step":
-                self.torch.state[parameter][key] = (value.to(parameter.device) if beside else value).clone()
+                self.optimizer.state[parameter][key] = (value.to(parameter.device) if beside else value).clone()
                 continue
             expected = None if parameter is None else self.entry.state_of(name, whole_named[name]).get(key)
             if expected is None or value.shape != expected.shape:
                 wrong.append(full)
                 continue
             held = like(value, parameter).to(expected.dtype)  # where another version kept them shorter
-            self.torch.state[parameter][key] = held.clone()
+            self.optimizer.state[parameter][key] = held.clone()
         if wrong:
             raise CheckpointError(
                 seen=f"optimizer state for {', '.join(wrong[:5])} ({len(wrong)} in all)",

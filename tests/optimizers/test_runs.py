@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from textwrap import dedent
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mmtune import config, registry, train
-from mmtune.checkpoint import seal
+from mmtune.checkpoint import seal, store
 from mmtune.commands import _groups, plan
 from mmtune.errors import CheckpointError, ConfigError, ModelError
 from mmtune.optimizers.adamw_8bit import AdamW8bit, AdamW8bitConfig
 from mmtune.optimizers.muon import Muon, MuonConfig
 from mmtune.recipe import Recipe
 from mmtune.training.optim import GroupOptimizer
+from tests.test_additions import ADDITIONS
 from tests.training import world
 
 TWO = {"sight": {"optimizer": "muon"}, "speech": {"optimizer": {"name": "sgd", "momentum": 0.9}}}
@@ -70,6 +72,7 @@ def test_a_state_from_before_groups_had_an_optimizer_goes_on(tmp_path):
     info = json.loads((state / "run.json").read_text())
     for group in info["facts"]["recipe"]["groups"].values():
         assert group.pop("optimizer") == {"name": "adamw"}
+    assert info["facts"]["recipe"]["run"].pop("gradient")["name"] == "backward"
 
     def fill(draft):
         for file in state.iterdir():
@@ -105,7 +108,7 @@ def test_betas_reach_those_that_have_them(tmp_path):
     chosen = world.recipe(tmp_path, {"groups": {"sight": {"optimizer": "muon", "betas": [0.5, 0.6]}}}).groups["sight"]
     named = [("m", torch.nn.Parameter(torch.ones(2, 3))), ("b", torch.nn.Parameter(torch.ones(3)))]
     one = GroupOptimizer("g", named, 0.1, betas=chosen.betas, entry=Muon(chosen.optimizer))
-    assert [group.get("betas") for group in one.torch.param_groups] == [None, (0.5, 0.6)]
+    assert [group.get("betas") for group in one.optimizer.param_groups] == [None, (0.5, 0.6)]
 
 
 def test_muon_wants_a_matrix_and_leaves_tables_to_adamw():
@@ -143,6 +146,21 @@ def test_code_from_outside_waits_for_a_word(tmp_path):
     with pytest.raises(ConfigError, match="mine.lion:Lion: code outside mmtune"):
         train(recipe, tmp_path / "run", progress="off")
     assert not (tmp_path / "run").exists() and registry.needs_word(recipe.model_dump(mode="json"))
+
+
+def test_one_from_outside_trains_and_resumes_and_is_not_asked_for_afterwards(tmp_path, monkeypatch):
+    (tmp_path / "outside_lion.py").write_text(dedent(ADDITIONS["optimizers"].text))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "outside_lion:Lion"
+    changes = {"groups": {"sight": {"optimizer": name}}, "schedule": {"steps": 4}}
+    recipe = world.recipe(tmp_path, changes, save_every=2)
+    monkeypatch.setattr(registry, "_allowed", set())
+    train(recipe, tmp_path / "run", progress="off", allow_code=[name])
+    shutil.rmtree(tmp_path / "run" / "state" / "step-00000004")
+    assert train(recipe, tmp_path / "run", resume=True, progress="off", allow_code=[name]).finished
+    assert any(full.endswith("/mean") for full in saved(tmp_path / "run"))
+    monkeypatch.setattr(registry, "_allowed", set())
+    assert store.load_run(tmp_path / "run"), "who only loads the run needs no optimizer"
 
 
 def test_plan_and_show_tell_of_the_optimizer():

@@ -57,6 +57,8 @@ GUARDS = [
           "torch.distributed.all_reduce(flat)", "pass"),
     Guard("sums, not means, of what is cut", "mmtune.training.distributed", "Runtime._cut",
           "module.set_gradient_divide_factor(1.0)", "pass"),
+    Guard("whole tensors for an optimizer that needs them", "mmtune.training.optim", "GroupOptimizer.__init__",
+          "any(is_cut(p) for _, p in self.named)", "False"),
     Guard("one direction for all ranks", "mmtune.training.gradients", "TwoPoint._noise", "{self.step} {what}",
           "{self.step} {what} {id(parameter)}"),
 ]  # fmt: skip

@@ -241,7 +241,7 @@ def stage(vector: Vector, recipe: Recipe, phase: str, shipped: str) -> Iterator[
         optimizer = GroupOptimizer(group, named, settings.lr, settings.weight_decay, betas=settings.betas)
         theirs = {id(parameter): names.theirs(name) or name for name, parameter in named}
         trained += theirs.values()
-        for half in optimizer.torch.param_groups:
+        for half in optimizer.optimizer.param_groups:
             decay["decay" if half["weight_decay"] else "no_decay"] += [theirs[id(p)] for p in half["params"]]
     wanted = [name for name, phases in vector.facts["trainable_parameters"].items() if phases[phase]]
     yield Got(f"trainable_parameters/{phase}", sorted(trained), sorted(wanted))
