@@ -135,9 +135,9 @@ def test_base_is_one_level_and_merges(tmp_path: Path) -> None:
     assert config.read(less) == {"a": {"b": 1, "c": [1, 2]}, "d": None}, "null takes a mapping out"
     assert config.read(less, ["a.c=null", "a=null"]) == {"d": None}
     deep = write(tmp_path / "deep.yaml", "base: top.yaml\n")
-    with pytest.raises(ConfigError, match="has a base itself"):
+    with pytest.raises(ConfigError, match=r"deep\.yaml.*top\.yaml"):
         config.read(deep)
-    with pytest.raises(ConfigError, match="one path or name"):
+    with pytest.raises(ConfigError, match=r"\['a', 'b'\]"):
         config.read(write(tmp_path / "bad.yaml", "base: [a, b]\n"))
 
 
@@ -174,7 +174,7 @@ def test_later_overrides_win_and_the_tree_is_left_alone() -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="one of pocket"):
+    with pytest.raises(ConfigError, match="'pockett'"):
         config.read("pockett")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -182,7 +182,7 @@ def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         config.read("mine")
     with pytest.raises(ConfigError, match=r"no file .*gone\.yaml"):
         config.read(tmp_path / "gone.yaml")
-    with pytest.raises(ConfigError, match="a mapping"):
+    with pytest.raises(ConfigError, match=r"list\.yaml.*\[1\]"):
         config.read(write(tmp_path / "list.yaml", "[1]"))
     (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match="UTF-8"):

@@ -89,10 +89,10 @@ def test_it_stops_at_the_first_fault(tool: ModuleType, folder: Path, tmp_path: P
         tool.whole_way(folder, tmp_path / "b", tmp_path / "talks.json", 2, "pocket", SMALL)
     assert ended.value.code == 1, "no record is usable, which `data check` answers with"
     assert tool.ran[-1] == "data check", "nothing was trained"
-    with pytest.raises(SystemExit, match="not empty"):
+    with pytest.raises(SystemExit, match=r"/b\b"):
         tool.whole_way(folder, tmp_path / "b", None, 2, "pocket", SMALL)
     (folder / "yard.mp4").unlink(), (folder / "Red_ball-2.mp4").unlink()
-    with pytest.raises(SystemExit, match="holds no file"):
+    with pytest.raises(SystemExit, match=r"/films\b"):
         tool.whole_way(folder, tmp_path / "c", None, 2, "pocket", SMALL)
 
 

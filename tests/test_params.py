@@ -98,7 +98,7 @@ def test_long_lists_are_counted() -> None:
 
 
 def test_names_are_matched_as_they_are_written() -> None:
-    with pytest.raises(ConfigError, match="matches nothing"):
+    with pytest.raises(ConfigError, match=r"LLM\.\* of group l"):
         partition(Model(), {"s": group(CONNECTOR), "l": group("LLM.*")})
 
 
@@ -106,7 +106,7 @@ def test_freeze() -> None:
     model = Model()
     assert freeze(model, [CONNECTOR]) == [CONNECTOR[:-1] + "weight", CONNECTOR[:-1] + "bias"]
     assert partition(model, {}) == {}
-    with pytest.raises(ConfigError, match="nothing to freeze matches x"):
+    with pytest.raises(ConfigError, match=r"matches x\b"):
         freeze(model, ["x", "llm.*"])
     model.requires_grad_(True)
     assert len(freeze(model)) == len(list(model.parameters()))

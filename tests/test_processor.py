@@ -177,7 +177,7 @@ def test_nothing_to_learn_is_refused(turns):
 
 
 def test_two_branches_for_a_kind_are_refused():
-    with pytest.raises(ConfigError, match="sight and eye both take image"):
+    with pytest.raises(ConfigError, match="sight.*eye.*image"):
         processor(branches={"sight": toys.Pair(), "eye": toys.Pair()})
     processor(branches={"sight": toys.Pair(kinds=("image",)), "eye": toys.Pair(kinds=("video",))})
 
@@ -189,7 +189,7 @@ def test_branches_are_told_apart_by_kind():
 
 
 def test_a_kind_that_nobody_takes_is_refused():
-    with pytest.raises(UsageError, match="audio, and no branch"):
+    with pytest.raises(UsageError, match="audio"):
         processor().branch("audio")
     ref = clip(kind="audio")
     with pytest.raises(DataError, match=f"{ref.origin} is audio, and no branch") as caught:  # one sample, not the run
@@ -201,7 +201,7 @@ def test_a_template_of_another_tokenizer_is_refused():
     tokenizer = FastTokenizer(tiny.byte_bpe().to_str(), eos="<|end|>")
     with pytest.raises(ConfigError, match="'</s>', which is 5 tokens of plain text"):
         Processor({}, tokenizer, Template(stop=("</s>",)))
-    with pytest.raises(ConfigError, match="tokens of the template"):
+    with pytest.raises(ConfigError, match=r"<\|im_start\|>"):
         Processor({}, tokenizer, Template(tokens=("<|im_start|>",)))
 
 
@@ -340,7 +340,7 @@ def test_too_long_is_cut_where_that_is_the_rule():
     assert example.tokens.tolist() == whole.tokens[:13].tolist()
     assert example.labels.tolist() == labels(". . . . . . . . . . a red .")  # what was cut off is not to be said
     assert len(example.slots) == len(example.media["sight"]) == 1
-    with pytest.raises(DataError, match="none of them to learn"):
+    with pytest.raises(DataError, match="two: 10 tokens"):
         processor(length=10, too_long="cut").example(TWO_TURNS)
     with pytest.raises(DataError, match="at most 4"):
         processor(length=4, too_long="cut").example(TWO_TURNS)  # would go through the picture's places
@@ -360,5 +360,5 @@ def test_an_all_zero_picture_where_a_conversation_has_none():
     shown = one.example(Sample("s", (Turn("user", (picture(), "what")), Turn("assistant", ("a",)))))
     assert len(shown.slots) == 1 and shown.media["sight"][0].any()
     for wrong in ({"uses_placeholders": True}, {"default_image_branch": "sound"}):
-        with pytest.raises(ConfigError, match="all-zero picture"):
+        with pytest.raises(ConfigError, match="'(sight|sound)'"):
             processor(**{"uses_placeholders": False, "default_image_branch": "sight", **wrong})

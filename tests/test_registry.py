@@ -70,7 +70,7 @@ def test_names_that_are_none(name: object) -> None:
 
 
 def test_an_unknown_room() -> None:
-    with pytest.raises(ConfigError, match="no room 'cellar'"):
+    with pytest.raises(ConfigError, match="'cellar'"):
         registry.names("cellar")
 
 
@@ -98,7 +98,7 @@ def test_a_class_outside(outside: types.ModuleType) -> None:
         registry.find("connectors", "their_package:Entry")
     registry.allow(["their_package:Entry", "their_package:Other", "nobody_has_this:Entry"])
     assert registry.find("connectors", "their_package:Entry") is outside.Entry
-    with pytest.raises(ConfigError, match="a subclass of "):
+    with pytest.raises(ConfigError, match="their_package:Entry"):
         registry.find("encoders", "their_package:Entry")
     with pytest.raises(ConfigError, match="None"):
         registry.find("connectors", "their_package:Other")
@@ -131,7 +131,7 @@ def test_the_entry_of_a_file_is_its_one_public_class(house: Path) -> None:
     assert registry.find("tuners", "good").__name__ == "Good"
     with pytest.raises(ConfigError, match="defines One, Two"):
         registry.find("tuners", "two")
-    with pytest.raises(ConfigError, match="defines none"):
+    with pytest.raises(ConfigError, match=r"hut\.tuners\.empty"):
         registry.find("tuners", "empty")
 
 

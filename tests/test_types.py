@@ -84,7 +84,7 @@ def test_turns_and_samples() -> None:
         Turn("user", "x")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="int"):
         Turn("user", (3,))  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match="at least one"):
+    with pytest.raises(ShapeError, match="sample '1'"):
         Sample("1", ())
 
 

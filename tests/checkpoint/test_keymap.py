@@ -51,12 +51,12 @@ def test_one_piece_is_one_piece():
 
 
 def test_two_names_may_not_become_one():
-    with pytest.raises(CheckpointError, match="already became"):
+    with pytest.raises(CheckpointError, match=r"b\.x: .*\bz"):
         KeyMap([Rule("a.x", "z"), Rule("b.x", "z")]).into(tensors("a.x", "b.x"))
 
 
 def test_a_rule_has_to_have_a_way_back():
-    with pytest.raises(ValueError, match="one direction"):
+    with pytest.raises(ValueError, match="'a'"):
         Rule("a", "b", into=lambda t: t)
-    with pytest.raises(ValueError, match="same fields"):
+    with pytest.raises(ValueError, match=r"'a\.{i}', 'b\.{j}'"):
         Rule("a.{i}", "b.{j}")

@@ -73,7 +73,7 @@ def test_pool_as_published_has_two_linear_layers_only():
 
 
 def test_pool_needs_a_grid():
-    with pytest.raises(ConfigError, match="no grid"):
+    with pytest.raises(ConfigError, match="`pool`"):
         pool.Pool(pool.Config(), FeatureShape(4, 5, None, 1), 6)
 
 

@@ -220,7 +220,7 @@ def test_patterns(tmp_path):
         assert expand(str(tmp_path / pattern)) == paths
     with pytest.raises(DataError, match=r"2 of 5 files are missing"):
         expand(str(tmp_path / "{00000..00004}.tar"))
-    with pytest.raises(DataError, match="nothing is there"):
+    with pytest.raises(DataError, match=r"x\*\.tar"):
         expand(str(tmp_path / "x*.tar"))
     with pytest.raises(Exception, match="pipe:"):
         expand("pipe:curl -s http://x/{0..9}.tar")
@@ -277,7 +277,7 @@ def test_a_folder_and_the_end_of_a_name_in_capitals(tmp_path):
     shard.rename(tmp_path / "A.TAR")
     assert expand(str(tmp_path)) == expand(str(tmp_path / "*")) == [tmp_path / "A.TAR"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no tar file is in it"):
+    with pytest.raises(DataError, match=r"/empty\b"):
         expand(str(tmp_path / "empty"))
 
 

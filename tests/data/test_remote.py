@@ -170,7 +170,7 @@ def test_nobody_there(cache):
 def test_a_shard_that_is_not_what_its_index_says(cache, memory):
     corpus = Corpus("memory://bucket/00000.tar")
     memory.pipe_file("/bucket/00000.tar", memory.cat_file("/bucket/00001.tar"))
-    with pytest.raises(MmtuneError, match="not what its index says"):
+    with pytest.raises(MmtuneError, match=r"00000\.tar.*7aee6af0d4f7"):
         contents(corpus)
     assert not [*cache.folder.rglob("*.tar"), *cache.folder.rglob("*.part")]
 
@@ -219,7 +219,7 @@ def test_a_corpus_larger_than_the_cache(cache, memory, shards):
     corpus.close()
     for path in cache.folder.rglob("*.tar"):
         path.unlink()
-    with pytest.raises(UsageError, match="the cache may hold"):
+    with pytest.raises(UsageError, match="20,480 bytes.* 20,479"):
         contents(corpus)
 
 
@@ -254,7 +254,7 @@ def test_sources_that_are_not_read(url):
 
 
 def test_the_web_lists_nothing():
-    with pytest.raises(UsageError, match="number them"):
+    with pytest.raises(UsageError, match=r"https://host/\*\.tar"):
         expand("https://host/*.tar")
 
 

@@ -107,7 +107,7 @@ def test_a_cut_shard_names_what_it_lost(tmp_path):
                 lost.append(corpus.id(key))
         assert sorted(good + lost) == sorted(full) and lost
         assert "cut at byte" in said[0]
-        with pytest.raises(DataError, match="lies beyond byte"):  # before any member of it is asked for
+        with pytest.raises(DataError, match=r"00000/00000\d.* \d+"):  # before any member of it is asked for
             corpus.record(list(corpus.samples())[5])
         with pytest.raises(DataError):
             Corpus(tmp_path, strict=True)
@@ -138,7 +138,7 @@ def test_a_copied_shard_is_the_same_and_another_is_refused(tmp_path):
     assert Corpus(tmp_path, said.append).fingerprint() == first and len(said) == 1 and "was touched" in said[0]
     assert Corpus(tmp_path, said.append).fingerprint() == first and len(said) == 1, "compared once"
     tars.shards(tmp_path, 1, 60)
-    with pytest.raises(DataError, match="when it was indexed"):
+    with pytest.raises(DataError, match="133120 bytes.* 10240"):
         Corpus(tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_what_has_no_layers_says_so(tower):
 
 
 def test_a_block_by_two_numbers_is_one_block(tmp_path):
-    with pytest.raises(ModelError, match="each block once"):
+    with pytest.raises(ModelError, match=r"\[-1, 1\]"):
         testing.make("encoders", "clip", {**options("clip", tmp_path / "w"), "layers": [-1, 1]})
 
 
@@ -80,7 +80,7 @@ def test_stages_of_several_sizes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="clap_audio_model"):
         testing.make("encoders", "hf_audio", {"weights": str(folder), "layers": [0, -1]})
     stages = {"model": "resnet10t", "tokens": "patches", "norm": False, "size": None}
-    with pytest.raises(ConfigError, match="grids of"):
+    with pytest.raises(ConfigError, match=r"\(11, 11\) and \(6, 6\)"):
         testing.make("encoders", "timm_vit", {**stages, "layers": [-2, -1]})
 
 

@@ -151,9 +151,9 @@ def test_what_does_not_fit_is_refused(base):
         made(base, object=21)
     with pytest.raises(ConfigError, match="object"):
         made(base, object=26)
-    with pytest.raises(ConfigError, match="square pictures"):
+    with pytest.raises(ConfigError, match="`p2p_points`"):
         made(base, image={"name": "p2p_points", **base})
-    with pytest.raises(ConfigError, match="unknown key"):
+    with pytest.raises(ConfigError, match=r"image\.colour"):
         made(base, image={**base["image"], "colour": 1})
 
 

@@ -75,5 +75,5 @@ def test_refusals():
         with pytest.raises(DataError) as caught:
             list(task().questions([record({"json": body})]))
         assert caught.value.reason == Reason.bad_json
-    with pytest.raises(DataError, match="not text"):
+    with pytest.raises(DataError, match="shard/0001"):
         list(task().questions([record(answer=3)]))

@@ -155,5 +155,5 @@ def test_its_version_is_that_of_the_weights(tmp_path: Path) -> None:
 
 def test_either_a_run_or_a_folder() -> None:
     for options in ({}, {"run": "a", "folder": "b"}):
-        with pytest.raises(ConfigError, match="either run or folder"):
+        with pytest.raises(ConfigError, match="caption:run=FOLDER"):
             config.validate(Config, options)

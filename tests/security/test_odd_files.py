@@ -189,5 +189,5 @@ def test_an_index_of_shards_names_files_beside_it(place: object, published: Path
     copy = Path(shutil.copytree(published, tmp_path / "published"))
     save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": place}}))
-    with pytest.raises(CheckpointError, match="no table of names to files"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
         convert.import_checkpoint("llava_hf", [str(copy)], tmp_path / "out")

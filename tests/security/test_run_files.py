@@ -203,7 +203,7 @@ def test_a_state_that_no_run_writes_is_passed_over(tmp_path: Path, spoil: Any) -
 def test_weights_of_a_state_that_are_no_numbers_are_found_when_they_are_read(tmp_path: Path) -> None:
     resume.save(tmp_path, resume.State(4, {"w": torch.tensor([1.0, float("nan")])}, {}, state()))
     said: list[str] = []
-    with pytest.raises(CheckpointError, match="all of them damaged"):
+    with pytest.raises(CheckpointError, match=r"\b1 saved states"):
         resume.load(tmp_path, said.append)
     assert "NaN" in said[0]
 

@@ -96,7 +96,7 @@ def test_text_alone_trains_no_connector(tree, tmp_path):
         )
         assert ("the whole run" if steps == 1 else f"the first {PATIENCE} steps of words") in str(caught.value)
         assert not (tmp_path / f"run-{steps}/weights").exists()
-    with pytest.raises(ModelError, match="and none can"):
+    with pytest.raises(ModelError, match="group sight.*words.*branch sight"):
         loop.train(recipe(tree, alone), None, dry_run=True, progress="off")
 
 
@@ -127,7 +127,7 @@ def test_media_that_never_come_are_waited_for_one_pass(tree, tmp_path):
     world.write_tar(tmp_path / "mixed" / "part-9999.tar", bad)
     alone = {"streams": {"pictures": None, "words": {"data": [mixed]}}, "schedule": {"steps": 60, "warmup": 0}}
     alone |= {"groups": {"sight": {"streams": ["words"]}, "speech": None}}
-    with pytest.raises(ModelError, match="no gradient reached group sight, and none can"):
+    with pytest.raises(ModelError, match=r"5 steps of words:[\s\S]*group sight.*branch sight"):
         loop.train(recipe(tree, alone), tmp_path / "run", progress="off")
 
 
@@ -157,7 +157,7 @@ def test_a_group_of_several_streams_waits_for_each(tree):
     for _ in range(3 * PATIENCE):
         gradient_check.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a"})
     assert asked == [("a", ["sight"]), ("b", ["sight"])], "once"
-    with pytest.raises(ModelError, match="the data of a and b has nothing for branch sight"):
+    with pytest.raises(ModelError, match="a and b.*branch sight"):
         gradient_check.after(outcome({"one": ["branches.sight.connector.w"]}), ["a"], {}, {"a", "b"})
 
 
@@ -212,7 +212,7 @@ def test_zeros_count_when_every_other_group_had_its_turn():
     step(gradient_check, "b", {"two": []})
     for _ in range(PATIENCE - 1):
         step(gradient_check, "a", shut)
-    with pytest.raises(ModelError, match="no gradient reached group one"):
+    with pytest.raises(ModelError, match="group one: "):
         step(gradient_check, "a", shut)
 
 
@@ -261,7 +261,7 @@ def test_each_stream_is_looked_at_once_and_a_silent_group_until_it_speaks():
     assert gradient_check.is_due(["a"]), "a step in which nothing moved does not count"
     gradient_check.after(outcome(zero_grad_params), ["a"], {})
     assert gradient_check.is_due(["a"]), "it waits for a picture"
-    with pytest.raises(ModelError, match="no gradient reached group one"):
+    with pytest.raises(ModelError, match="group one: "):
         gradient_check.after(outcome(zero_grad_params), ["a"], {"a": {"sight"}})
     gradient_check.after(outcome(loud), ["a"], {"a": {"sight"}})
     assert not gradient_check.is_due(["a"]) and gradient_check.is_due(["b"])

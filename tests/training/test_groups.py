@@ -117,7 +117,7 @@ def test_a_frozen_weight_that_moves_is_found(recipe, tmp_path, monkeypatch):
         return real(model, *args)
 
     monkeypatch.setattr(stepper, "take_step", nudge)
-    with pytest.raises(CheckpointError, match="llm changed while training"):
+    with pytest.raises(CheckpointError, match=r"\bllm\b"):
         loop.train(recipe, tmp_path / "run", progress="off")
     assert not (tmp_path / "run/weights").exists()
 
@@ -135,7 +135,7 @@ def test_a_parameter_in_no_group_stops_the_run(recipe, tmp_path):
     tree["groups"]["sight"]["match"] = ["branches.sight.connector.*weight"]
     from mmtune.recipe import Recipe
 
-    with pytest.raises(ConfigError, match="in no group"):
+    with pytest.raises(ConfigError, match=r"connector\.layers\.0\.bias"):
         loop.train(config.validate(Recipe, tree), tmp_path / "run", progress="off")
     tree["model"]["freeze"] = ["branches.sight.connector.*bias"]
     loop.train(config.validate(Recipe, tree), tmp_path / "run", progress="off")

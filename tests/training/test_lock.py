@@ -122,6 +122,6 @@ def test_a_lock_that_is_a_link_leaves_its_target(tmp_path) -> None:
     target.write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(target)
-    with pytest.raises(UsageError, match="a link"), lock(tmp_path / "run"):
+    with pytest.raises(UsageError, match=r"run/\.lock"), lock(tmp_path / "run"):
         pass
     assert target.read_text() == "mine"

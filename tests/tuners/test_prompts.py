@@ -111,7 +111,7 @@ def test_refused_where_it_does_not_fit(plain):
     with pytest.raises(ModelError, match="in 3 layers of a model that has 2"):
         tuned(plain, layers=3)
     llm, _ = tuned(plain)
-    with pytest.raises(ModelError, match="this tuner once"):
+    with pytest.raises(ModelError, match="`prompts`"):
         Prompts(Config()).apply(llm)
 
 

@@ -45,7 +45,7 @@ def test_a_shard_that_is_missing(tmp_path: Path) -> None:
 def test_shards_that_are_not_those_of_the_index(tmp_path: Path) -> None:
     folder = shards(tmp_path / "one")
     save_file({"c": torch.zeros(3)}, folder / "model-2.safetensors")
-    with pytest.raises(CheckpointError, match="missing b; unexpected c"):
+    with pytest.raises(CheckpointError, match=r"one: .*\bb\b.*\bc"):
         Source("folder", folder).tensors()
 
 
@@ -53,7 +53,7 @@ def test_an_index_cannot_point_outside(tmp_path: Path) -> None:
     folder = shards(tmp_path / "one")
     table = {"weight_map": {"a": "../model-1.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(table))
-    with pytest.raises(CheckpointError, match="no table of names"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
         Source("folder", folder).tensors()
 
 
@@ -74,7 +74,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_pickles_need_a_place_for_what_becomes_of_them(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="is a pickled file"):
+    with pytest.raises(CheckpointError, match=r"a\.pth"):
         Source("file", tmp_path / "a.pth").tensors()
 
 

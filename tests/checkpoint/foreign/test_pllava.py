@@ -91,7 +91,7 @@ def partial(folder: Path, to: Path) -> Path:
 def test_projector_and_lora_over_their_base(published, tmp_path: Path) -> None:
     base, _, folder = published
     few = partial(folder, tmp_path / "few")
-    with pytest.raises(CheckpointError, match="role base"):
+    with pytest.raises(CheckpointError, match=r"few\b"):
         convert.import_checkpoint("pllava", [str(few)], tmp_path / "run", ["lora_alpha=2"])
     one = convert.import_checkpoint("pllava", [str(few), f"base={base}"], tmp_path / "run", ["lora_alpha=2"])
     two = convert.import_checkpoint("pllava", [str(folder)], tmp_path / "whole", ["lora_alpha=2"])

@@ -32,7 +32,7 @@ def test_in_and_out(kind: str, tmp_path: Path) -> None:
     assert "here:" not in repr(recipe)
     for name, tensor in model.state_dict().items():
         assert torch.isfinite(tensor).all() if tensor.is_floating_point() else True, name
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="moved"):
         convert.import_checkpoint(kind, made.words, moved, made.options, made.changes)
     out = tmp_path / "out"
     if made.export is None:

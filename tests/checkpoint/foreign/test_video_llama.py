@@ -165,7 +165,7 @@ def test_the_tower_may_lie_in_either_file_but_not_in_both() -> None:
     assert inside.recipe == beside.recipe
     assert inside.part("encoder").keys() == beside.part("encoder").keys()
     for given in (sources(blip2=whole), sources(eva=None)):
-        with pytest.raises(CheckpointError, match="the tower once"):
+        with pytest.raises(CheckpointError, match="blip2 in memory"):
             Blip2(options).read(given)
 
 

@@ -84,7 +84,7 @@ def test_splits_are_never_mixed(tmp_path):
         with pytest.raises(UsageError, match="several data sets") as caught:
             sources.made(tmp_path / name, tmp_path / "out")
         assert caught.value.hint == "--split train"
-        with pytest.raises(UsageError, match="no split second"):
+        with pytest.raises(UsageError, match="second"):
             sources.made(tmp_path / name, tmp_path / "out", split="second")
         report, _ = sources.made(tmp_path / name, tmp_path / f"out-{name}", split="train")
         assert report.written == count
@@ -114,7 +114,7 @@ def test_bad_rows_and_fields_that_a_shard_has_no_place_for(tmp_path):
 def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
     parquet.write_table(table(2), tmp_path / "p.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match="no package that reads it") as caught:
+    with pytest.raises(UsageError, match="pyarrow") as caught:
         sources.made(tmp_path / "p.parquet", tmp_path / "out")
     assert "mmtune[parquet]" in caught.value.hint
 
@@ -149,6 +149,6 @@ def test_a_selection_of_rows_is_not_taken_for_all_of_them(tmp_path):
     state = json.loads((tmp_path / "set" / "state.json").read_text())
     state["_indices_data_files"] = [{"filename": "indices.arrow"}]
     (tmp_path / "set" / "state.json").write_text(json.dumps(state))
-    with pytest.raises(UsageError, match="a selection of rows") as caught:
+    with pytest.raises(UsageError, match=r"/set\b") as caught:
         sources.made(tmp_path / "set", tmp_path / "out")
     assert "flatten_indices" in caught.value.hint

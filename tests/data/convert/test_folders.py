@@ -53,21 +53,21 @@ def test_a_folder_with_one_file_of_records(tmp_path):
     (folder / "talks.json").write_text(json.dumps([{"image": "a/1.png", "conversations": TALK}]))
     assert sources.made(folder, tmp_path / "out")[0].written == 1
     (folder / "more.json").write_text("[]")
-    with pytest.raises(UsageError, match="several files of records") as caught:
+    with pytest.raises(UsageError, match=r"more\.json, talks\.json") as caught:
         sources.made(folder, tmp_path / "out2")
     assert "mmtune data convert" in caught.value.hint
 
 
 def test_folders_that_hold_no_records(tmp_path):
-    with pytest.raises(UsageError, match="nothing is there"):
+    with pytest.raises(UsageError, match=r"/none\b"):
         sources.made(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(UsageError, match="nothing that says"):
+    with pytest.raises(UsageError, match="/set holds 8"):
         sources.made(sources.folder(tmp_path / "set"), tmp_path / "out")
     shard = tmp_path / "shards"
     tars.shards(shard, 1)
-    with pytest.raises(UsageError, match="shards already"):
+    with pytest.raises(UsageError, match=r"/shards\b"):
         sources.made(shard, tmp_path / "out")
-    with pytest.raises(UsageError, match="shard already"):
+    with pytest.raises(UsageError, match=r"00000\.tar"):
         sources.made(shard / "00000.tar", tmp_path / "out")
 
 

@@ -49,7 +49,7 @@ def test_the_command_that_is_named_makes_shards(here, given, what):
 
 def test_a_folder_of_media_alone_is_told_what_it_lacks(here):
     (here / "set" / "a" / "1.txt").unlink()
-    with pytest.raises(UsageError, match="nothing that says what is in them") as caught:
+    with pytest.raises(UsageError, match="set holds 8") as caught:
         expand("set")
     assert "write a table.csv into it" in caught.value.hint
 
@@ -58,12 +58,12 @@ def test_parquet_and_splits(here):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for split in ("train", "test"):
         parquet.write_table(arrow.table({"image": [tars.PNG], "text": ["x"]}), here / f"{split}-0.parquet")
-    with pytest.raises(UsageError, match="a parquet file"):
+    with pytest.raises(UsageError, match=r"train-0\.parquet"):
         expand("train-0.parquet")
     (here / "hub").mkdir()
     for split in ("train", "test"):
         (here / f"{split}-0.parquet").rename(here / "hub" / f"{split}-0.parquet")
-    with pytest.raises(UsageError, match="several splits") as caught:
+    with pytest.raises(UsageError, match=r"\bhub\b") as caught:
         expand("hub")
     assert "--out shards/hub --split train" in caught.value.hint
 
@@ -78,7 +78,7 @@ def test_shards_of_any_name_are_shards(here):
     (path,) = tars.shards(here / "s", 1)
     path.rename(here / "s" / "part-0")
     assert expand("s/part-0") == [here.__class__("s/part-0")]
-    with pytest.raises(DataError, match="nothing is there"):
+    with pytest.raises(DataError, match=r"nowhere/\*"):
         expand("nowhere/*")
     with pytest.raises(DataError, match="missing"):
         expand("nowhere.json")
