@@ -1,7 +1,7 @@
 """How long things take on this machine.
 
     tools/bench start [--runs N] [--cold] [--against FOLDER]
-    tools/bench order [--samples N] [--length TOKENS] [--rows N]
+    tools/bench order [--samples N] [--length TOKENS] [--rows N] [--steps N]
 
 `start`: from pressing return to the end of `import mmtune`, of `mmtune --help`, and of the first answer of
 `mmtune chat --image` with the packaged model. Each is a process of its own, N times, in turns with the others, so that
@@ -128,17 +128,18 @@ def main() -> None:
         "--against", type=Path, metavar="FOLDER", help="another checkout, measured in turns with this one"
     )
     packing = tasks.add_parser("order", help="full rows, by the order of samples")
-    packing.add_argument("--samples", type=int, default=1200, help="docstrings that are trained on, about")
+    packing.add_argument("--samples", type=int, default=3000, help="docstrings that are trained on, about")
     packing.add_argument("--length", type=int, default=512, help="tokens of a row")
     packing.add_argument("--rows", type=int, default=4, help="rows of a step")
+    packing.add_argument("--steps", type=int, default=35, help="steps of each order that are timed")
     a = ask.parse_args()
-    if min(vars(a).get("runs", 1), vars(a).get("samples", 1), vars(a).get("rows", 1)) < 1:
+    if min(value for value in vars(a).values() if type(value) is int) < 1:
         ask.error("counts are at least 1")
     if a.task == "order":
         sys.path.insert(0, str(ROOT))  # it names an order of its own as tools.bench_order:Alike
         from tools import bench_order
 
-        bench_order.order(a.samples, a.length, a.rows)
+        bench_order.order(a.samples, a.length, a.rows, a.steps)
     else:
         start(a.runs, a.cold, a.against)
 

@@ -10,19 +10,33 @@ import ast
 import inspect
 import io
 import json
-import statistics
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmtune import config
+from mmtune import model as models
+from mmtune.checkpoint import store
+from mmtune.data.build import loader_of
+from mmtune.data.loader import Loader
 from mmtune.data.orders.base import TOKENS, Order, OrderConfig, Samples
+from mmtune.recipe import Recipe
+from mmtune.types import IGNORE, Batch
 
 SHARDS = 8
+STRIDE = 5
+"""Of so many steps one is timed: an order may begin with samples that are not like the others."""
+ORDERS = {
+    "shuffle": "shuffle",
+    "one length together": f"{__name__}:Alike",
+    "length_grouped": "length_grouped",
+}
 PASSED = ("test", "lib2to3", "idlelib", "site-packages")
 """What is no part of the library that people read."""
 
@@ -81,44 +95,74 @@ def write_shards(folder: Path, samples: int) -> int:
     return len(records)
 
 
-def order(samples: int, length: int, rows: int) -> None:
-    """Measure and print the table of `tools/bench order`."""
+def order(samples: int, length: int, rows: int, steps: int) -> None:
+    """Measure and print the table of `tools/bench order`.
+
+    Fullness is that of a whole epoch. For speed, some steps of each order are computed forward and backward by the
+    packaged language model, in turns with the others, so that a busy minute of the machine falls on all alike.
+    """
     from mmtune import registry
 
-    names = {"shuffle": "shuffle", "one length together": f"{__name__}:Alike", "length_grouped": "length_grouped"}
-    registry.allow([names["one length together"]])
+    registry.allow([ORDERS["one length together"]])
     with tempfile.TemporaryDirectory() as folder:
         count = write_shards(Path(folder), samples)
-        print(f"{count} docstrings, rows of {length} tokens, {rows} rows a step, one epoch\n")
-        print("| order | steps | rows filled | samples a step | tokens/s, quickest quarter of the steps |")
-        print("|---|---|---|---|---|")
-        for name, spelled in names.items():
-            found = _train(Path(folder), spelled, length, rows)
-            tokens, taken = (sum(row[key] for row in found) for key in ("tokens", "samples"))
-            fill = 100 * tokens / (rows * length * len(found))
-            # whatever else a machine does makes steps slower, none quicker
-            speed = statistics.quantiles([row["tokens_per_second"] for row in found], n=4)[2]
-            print(f"| {name} | {len(found)} | {fill:.1f} % | {taken / len(found):.1f} | {speed:.0f} |", flush=True)
+        recipe = _recipe(folder, length, rows)
+        model = models.build(recipe.model, weights=True)
+        model.llm.requires_grad_(True)
+        loaders = {name: _loader(recipe, model, spelled) for name, spelled in ORDERS.items()}
+        feeds = {name: loader.steps() for name, loader in loaders.items()}
+        found = {name: _Found() for name in ORDERS}
+        for _ in range(steps):
+            for name, feed in feeds.items():
+                for _ in range(STRIDE):
+                    batch, tokens = found[name].take(next(feed)[1])
+                begun = time.process_time()
+                model(batch)[batch.labels != IGNORE].float().square().mean().backward()
+                found[name].seconds += time.process_time() - begun
+                found[name].trained += tokens
+        for name, loader in loaders.items():
+            while loader.positions(found[name].steps)["streams"]["text"]["epoch"] == 0:
+                found[name].take(next(feeds[name])[1])
+    print(f"{count} docstrings, rows of {length} tokens, {rows} rows a step; speed of {steps} steps\n")
+    print("| order | steps of an epoch | rows filled | tokens per processor second |\n|---|---|---|---|")
+    for name, one in found.items():
+        fill = 100 * one.tokens / (rows * length * one.steps)
+        print(f"| {name} | {one.steps} | {fill:.1f} % | {one.trained / one.seconds:.0f} |")
 
 
-def _train(folder: Path, order: str, length: int, rows: int) -> list[dict[str, Any]]:
-    """The steps of an epoch of the packaged language model on the shards."""
-    import mmtune
+@dataclass
+class _Found:
+    """Sums over the steps of an order."""
 
-    recipe = config.read("pocket", [])
-    run = {
-        "length": length, "batch_tokens": rows * length, "too_long": "drop", "workers": 0, "save_every": 0,
-        "trackers": [], "max_bad_fraction": 1.0, "max_bad_in_a_row": 10**6,
-    }  # fmt: skip
-    recipe |= {
-        "model": {**recipe["model"], "branches": {}},
-        "streams": {"text": {"data": [f"{folder}/*.tar"], "format": "llava", "prompt": "pocket", "order": order}},
-        "groups": {"norms": {"match": ["llm.*norm*"], "lr": 1e-4}},
-        "schedule": {"epochs": 1},
-        "run": run,
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    trained: int = 0
+    """Tokens of the steps that were timed."""
+
+    def take(self, batches: Sequence[Batch]) -> tuple[Batch, int]:
+        """The batch of a step, and its tokens."""
+        (batch,) = batches
+        tokens = int((batch.segments > 0).sum())
+        self.steps += 1
+        self.tokens += tokens
+        return batch, tokens
+
+
+def _recipe(folder: str, length: int, rows: int) -> Recipe:
+    tree = config.read("pocket", [])
+    tree |= {
+        "model": {**tree["model"], "branches": {}},
+        "streams": {"text": {"data": [f"{folder}/*.tar"], "format": "llava", "prompt": "pocket"}},
+        "groups": {"llm": {"match": ["llm.*"], "lr": 1e-4}},
+        "run": {"length": length, "batch_tokens": rows * length, "too_long": "drop", "max_bad_in_a_row": 10**6},
+        "schedule": {"steps": 1},
         "eval": {},
     }
-    out = Path(tempfile.mkdtemp(dir=folder))
-    mmtune.train(recipe, out, progress="off")
-    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in steps if "tokens" in row]
+    return config.validate(Recipe, tree)
+
+
+def _loader(recipe: Recipe, model: models.MultimodalModel, order: str) -> Loader:
+    tree = config.merge(recipe.model_dump(mode="json"), {"streams": {"text": {"order": order}}, "run": {"workers": 0}})
+    asked = config.validate(Recipe, tree)
+    return loader_of(asked, {"text": store.processor_for(asked, model, "pocket")}, pad=model.llm.tokenizer.pad)

@@ -9,6 +9,7 @@ for any number of ranks, and each rank decodes its share. The price: prepared ex
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class SharedPreparation:
         fetch: what came of it: an example, or the values of a `Skip`.
         ahead: positions of this rank that are asked for beforehand.
         usual: samples that a step is likely to take, to begin with.
+        until: position to the one before which samples may be prepared from there on.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class SharedPreparation:
         fetch: Callable[[Any], Example | dict[str, Any]],
         ahead: int,
         usual: int,
+        until: Callable[[int], int] = lambda position: sys.maxsize,
     ) -> None:
-        self.position, self._peers, self._ask, self._fetch = position, peers, ask, fetch
+        self.position, self._peers, self._ask, self._fetch, self._until = position, peers, ask, fetch, until
         self._told: deque[Notice | dict[str, Any]] = deque()
         self._held: dict[int, Example] = {}
         self._next = position + (peers.rank - position) % peers.world
@@ -90,10 +93,13 @@ class SharedPreparation:
         """Each rank prepares as many as the step may still need, and all are told of all."""
         peers = self._peers
         each = max(1, -(-(self._usual - self._taken) // peers.world))
-        end = self.position + each * peers.world
+        until = self._until(self.position)
+        end = min(self.position + each * peers.world, until)
         mine = []
         while self._next < end:
             while len(self._asked) <= self._ahead:
+                if self._asked and self._next + len(self._asked) * peers.world >= until:
+                    break
                 self._asked.append(self._ask(self._next + len(self._asked) * peers.world))
             made = self._fetch(self._asked.popleft())
             if isinstance(made, Example):

@@ -13,7 +13,7 @@ steps of a run are the same for any number of ranks and workers. Ranks that know
 from __future__ import annotations
 
 import itertools
-from collections import deque
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ import numpy as np
 from mmtune.collate import collate
 from mmtune.data import _serialize, columns
 from mmtune.data._hash import hash_text
-from mmtune.data.exchange import Notice, Peers, SharedPreparation
+from mmtune.data.exchange import Notice, Peers
+from mmtune.data.feed import Feed, SharedFeed, Skip
 from mmtune.data.formats.base import Format
 from mmtune.data.ledger import Ledger
 from mmtune.data.orders.base import TOKENS, Order
@@ -32,7 +33,7 @@ from mmtune.data.pack import BatchSpec, Packer
 from mmtune.data.patterns import canonical_path, expand
 from mmtune.data.pool import AHEAD, Pool
 from mmtune.data.remote import Remote
-from mmtune.data.sample_order import SampleKey
+from mmtune.data.sample_order import SampleKey, SampleOrder
 from mmtune.data.shards import Corpus
 from mmtune.data.streams import Interleave, Schedule
 from mmtune.errors import ConfigError, DataError, MediaError, UsageError
@@ -137,17 +138,6 @@ def _nothing(name: str, shards: int, held_out: float = 0.0, only_held_out: bool 
     )
 
 
-@dataclass(frozen=True)
-class Skip:
-    """A sample that could not be used."""
-
-    id: str
-    shard: str
-    member: str
-    reason: str
-    detail: str
-
-
 class Loader:
     """Steps for a training loop.
 
@@ -184,7 +174,7 @@ class Loader:
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} of {world}", "a rank below the number of ranks")
         self.seed, self.workers, self.rank, self.world, self.pad = seed, workers, rank, world, pad
-        self._peers = peers if world > 1 else None
+        self.peers = peers if world > 1 else None
         self.ledger = ledger or Ledger()
         parts = {one.accumulate for one in self.specs.values()}
         if interleave == "mixed" and len(parts) > 1:
@@ -193,7 +183,12 @@ class Loader:
         self.schedule = Schedule(shares, seed, interleave, max(parts, default=1), stages)
         self._seeds = {name: hash_text(f"{seed} {name}") for name in self.streams}
         self._history: dict[int, dict[str, int]] = {0: dict.fromkeys(self.streams, 0)}
-        self._pool: Pool | None = None
+        self._states: dict[int, dict[str, Any]] = {0: {}}
+        """What orders that have a state remember, by step as in `_history`."""
+        self.pool: Pool | None = None
+        """Workers, while steps are given."""
+        self.measures: dict[str, float] = {}
+        """What the last validation found, for orders that ask when an epoch begins."""
         self.ids: tuple[str, ...] = ()
         """Samples of the step that was given last, those of all ranks."""
         self.held: dict[str, tuple[str, ...]] = {}
@@ -223,7 +218,9 @@ class Loader:
             name: {"epoch": at_position // counts[name], "position": at_position % counts[name]}
             for name, at_position in at.items()
         }
-        return {"step": step, "streams": streams}
+        for name, state in self._states[step].items():
+            streams[name]["order"] = state
+        return {"step": step, "streams": streams, **({"measures": self.measures} if self._states[step] else {})}
 
     def restore(self, positions: Mapping[str, Any]) -> None:
         """Go on where `positions` were taken. Raises UsageError when they are of other streams."""
@@ -233,6 +230,32 @@ class Loader:
         # In data that has become smaller since, a position beyond the end is the end of the epoch.
         at = {n: p["epoch"] * counts[n] + min(p["position"], counts[n]) for n, p in streams.items()}
         self._history = {int(positions["step"]): at}
+        self.measures = dict(positions.get("measures", {}))
+        for name, place in streams.items():
+            if self._order(name).stateful and place.get("order"):
+                self._order(name).load(place["order"])
+        self._states = {int(positions["step"]): self._remembered()}
+
+    def _order(self, name: str) -> SampleOrder:
+        return self.streams[name].corpus.sample_order
+
+    def _remembered(self) -> dict[str, Any]:
+        """What orders remember, by stream, of those that have a state."""
+        return {name: self._order(name).state() for name in self.streams if self._order(name).stateful}
+
+    def until(self, name: str, position: int) -> int:
+        """The position before which samples may be prepared from `position` on: the end of the epoch, which begins now
+        if it has not begun, where the order is settled no further."""
+        if not self._order(name).stateful:
+            return sys.maxsize
+        count = len(self.streams[name].corpus)
+        self._order(name).begin(position // count, self.measures)
+        return (position // count + 1) * count
+
+    def put(self, name: str, position: int) -> int:
+        """Have a worker prepare the sample at a position; the number of the work."""
+        state = [self._order(name).state()] if self._order(name).stateful else []
+        return self.pool.put(name, position, *state)
 
     # --------------------------------------------------------------------------------------------------------- steps
 
@@ -253,9 +276,9 @@ class Loader:
         self.ledger.rewind(first)
         self.close()
         if self.workers:
-            self._pool = Pool(self.work, self.workers, self.task)
+            self.pool = Pool(self.work, self.workers, self.task)
         start = self._history[first]
-        kind = _Feed if self._peers is None else _SharedFeed
+        kind = Feed if self.peers is None else SharedFeed
         feeds = {name: kind(self, name, start[name], self._depth(name)) for name in self.streams}
         try:
             for step in itertools.count(first):
@@ -266,8 +289,9 @@ class Loader:
                     batches += self._batches(feeds[name], examples, rows)
                     self.held[name] = tuple(example.id for example in examples)
                 self._history[step + 1] = {stream: feed.position for stream, feed in feeds.items()}
+                self._states[step + 1] = self._remembered()
                 if len(self._history) > 64:
-                    del self._history[min(self._history)]
+                    del self._states[min(self._history)], self._history[min(self._history)]
                 self.ids = tuple(itertools.chain.from_iterable(self.held.values()))
                 yield "+".join(names), batches
         finally:
@@ -275,9 +299,9 @@ class Loader:
 
     def close(self) -> None:
         """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
 
     def _depth(self, name: str) -> int:
         total = sum(stream.share for stream in self.streams.values())
@@ -292,7 +316,7 @@ class Loader:
         return replace(spec, accumulate=micro_steps, examples=examples)
 
     def _fill(
-        self, feed: _Feed | _SharedFeed, spec: BatchSpec, step: int
+        self, feed: Feed | SharedFeed, spec: BatchSpec, step: int
     ) -> tuple[list[Example | Notice], list[list[int]]]:
         """Examples of a step, and which go into which row."""
         packer = Packer(spec)
@@ -310,7 +334,7 @@ class Loader:
             self.ledger.take(notes=found.notes)
         return examples, packer.rows()
 
-    def _batches(self, feed: _Feed | _SharedFeed, found: list[Example | Notice], rows: list[list[int]]) -> list[Batch]:
+    def _batches(self, feed: Feed | SharedFeed, found: list[Example | Notice], rows: list[list[int]]) -> list[Batch]:
         """This rank's part of each micro-step; rows of a micro-step have the same width on all ranks."""
         size = self.specs[feed.name].rows
         owner = {index: number % size % self.world for number, row in enumerate(rows) for index in row}
@@ -343,8 +367,10 @@ class Loader:
             return Skip(id, shard, id.removeprefix(f"{shard}/"), str(error.reason), error.seen)
         return example
 
-    def work(self, name: str, position: int) -> bytes:
-        """What a worker does: the sample of `make` as bytes, for `made` to read."""
+    def work(self, name: str, position: int, *state: dict[str, Any]) -> bytes:
+        """What a worker does: the sample of `make` as bytes, for `made` to read. `state` is that of the order."""
+        for one in state:
+            self._order(name).load(one)
         found = self.make(name, position)
         if isinstance(found, Skip):
             return _serialize.dump({"skip": vars(found)}, [])
@@ -352,74 +378,7 @@ class Loader:
 
     def task(self, task: tuple[Any, ...]) -> str:
         """What a worker is at, in words."""
-        name, position = task
+        name, position = task[:2]
         corpus = self.streams[name].corpus
         epoch, index = divmod(position, len(corpus))
         return f"sample {corpus.id(corpus.order(self._seeds[name], epoch, index))} of stream {name}"
-
-
-class _Feed:
-    """The samples of one stream from a position on, asked for ahead of time."""
-
-    def __init__(self, loader: Loader, name: str, position: int, depth: int) -> None:
-        self.name, self.position = name, position
-        self._loader, self._depth = loader, depth
-        self._count = len(loader.streams[name].corpus)
-        self._asked: deque[int] = deque()
-        self._head: Example | Skip | None = None
-
-    @property
-    def epoch(self) -> int:
-        return self.position // self._count
-
-    def peek(self) -> Example | Skip:
-        """The sample at `position`."""
-        if self._head is None:
-            pool = self._loader._pool
-            if pool is None:
-                self._head = self._loader.make(self.name, self.position)
-            else:
-                while len(self._asked) < self._depth:
-                    self._asked.append(pool.put(self.name, self.position + len(self._asked)))
-                message = pool.get(self._asked.popleft())
-                self._asked.append(pool.put(self.name, self.position + 1 + len(self._asked)))
-                self._head = made(message)
-        return self._head
-
-    def advance(self) -> None:
-        """Go on to the next."""
-        self._head = None
-        self.position += 1
-
-    def collect(self, found: Sequence[Example], owners: Sequence[int]) -> dict[int, Example]:
-        """The examples of a step by place; other ranks' are here too."""
-        return dict(enumerate(found))
-
-
-class _SharedFeed(SharedPreparation):
-    """The same, prepared by all ranks together."""
-
-    def __init__(self, loader: Loader, name: str, position: int, depth: int) -> None:
-        pool = loader._pool
-        ask = (lambda position: position) if pool is None else (lambda position: pool.put(name, position))
-        # every rank has workers of its own
-        super().__init__(position, loader._peers, ask, self._fetch, depth, loader.specs[name].all_rows)
-        self.name, self._loader, self._pool, self._count = name, loader, pool, len(loader.streams[name].corpus)
-
-    @property
-    def epoch(self) -> int:
-        return self.position // self._count
-
-    def peek(self) -> Notice | Skip:
-        found = super().peek()
-        return Skip(**found) if isinstance(found, dict) else found
-
-    def _fetch(self, asked: int) -> Example | dict[str, Any]:
-        found = self._loader.make(self.name, asked) if self._pool is None else made(self._pool.get(asked))
-        return vars(found) if isinstance(found, Skip) else found
-
-
-def made(message: bytes) -> Example | Skip:
-    """What a worker sent: the inverse of `Loader.work`."""
-    head, data, start = _serialize.load(message)
-    return Skip(**head["skip"]) if "skip" in head else _serialize.unpack(head, data, start)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 
-from mmtune.data.loader import Loader, Skip, made
+from mmtune.data.feed import Skip, made
+from mmtune.data.loader import Loader
 from mmtune.data.pool import mapped
 from mmtune.types import Example
 

@@ -1,4 +1,5 @@
-"""Which sample stands where in an epoch: a function of (seed, epoch, position) and of the samples.
+"""Which sample stands where in an epoch: a function of (seed, epoch, position) and of the samples; where an order has a
+state, of that state as the epoch began, too.
 
 Shards are put in an order for the epoch, by a hash of their names. Then the samples of a few neighbouring shards, or of
 all, are put in order together, as an entry of `mmtune.data.orders` says. The number of readers changes nothing.
@@ -7,7 +8,7 @@ all, are put in order together, as an entry of `mmtune.data.orders` says. The nu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,9 +47,29 @@ class SampleOrder:
         load: Callable[[int], tuple[np.ndarray, Samples]],
     ) -> None:
         self._order, self._labels, self._sizes, self._load = order, labels, sizes, load
+        self.stateful, self.even = order.stateful, order.even
+        self._begun = 0
         self._window = len(labels) if order.whole else window
         self._epochs: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def begin(self, epoch: int, measures: Mapping[str, float]) -> None:
+        """An epoch begins, unless it has begun already; see `Order.begin_epoch`."""
+        if self.stateful and epoch > self._begun:
+            self._order.begin_epoch(epoch, measures)
+            self._begun = epoch
+            self._windows.clear()
+
+    def state(self) -> dict[str, Any]:
+        """The epoch that has begun, and what the order remembers in it: plain values."""
+        return {"epoch": self._begun, "order": self._order.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        if state != self.state():
+            self._begun = state["epoch"]
+            self._order.load(state["order"])
+            self._windows.clear()
 
     def at(self, seed: int, epoch: int, position: int) -> SampleKey:
         """The sample at `position` (0 to n - 1) of an epoch. Every epoch holds every sample once."""

@@ -100,9 +100,8 @@ class Corpus:
                 if group.reason:
                     self.refused[str(group.reason)] = self.refused.get(str(group.reason), 0) + 1
         order = order or Shuffle(Shuffle.Config(name="shuffle"))
-        self.even = order.even
-        """Whether the first samples of an epoch are like all others."""
-        self._row, self._order = row, SampleOrder(order, self._labels, self._sizes, window, self._samples)
+        self._row = row
+        self.sample_order = SampleOrder(order, self._labels, self._sizes, window, self._samples)
         self.columns: dict[str, list[np.ndarray]] = {}
         """Numbers that the order knows of samples: name to float64 [groups] of each shard, see `data/columns.py`."""
 
@@ -142,7 +141,7 @@ class Corpus:
 
     def order(self, seed: int, epoch: int, position: int) -> SampleKey:
         """The sample at `position` (0 to len - 1) of an epoch. Every epoch holds every sample once."""
-        return self._order.at(seed, epoch, position)
+        return self.sample_order.at(seed, epoch, position)
 
     def _samples(self, number: int) -> tuple[np.ndarray, Samples]:
         """The samples of a shard: their indexes in it [n], and what an order may know of them."""

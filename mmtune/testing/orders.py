@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 
@@ -76,4 +77,27 @@ def listing_changes_nothing(order: Order) -> None:
         assert np.array_equal(straight, turned), "another order for the same samples, listed otherwise"
 
 
-CHECKS = (keys_are_numbers, every_sample_comes_once, the_same_each_time, listing_changes_nothing)
+def state_changes_when_an_epoch_begins_only(order: Order) -> None:
+    """It is plain values; being asked changes nothing; another object that takes it back gives the same order. An order
+    that says it has none has none."""
+    order = type(order)(order.config)
+    named = [value for value in order.config.model_dump().values() if isinstance(value, str)]
+    for epoch, share in enumerate((0.3, 0.95), 1):
+        order.begin_epoch(epoch, dict.fromkeys(named, share))
+        state = order.state()
+        assert json.loads(json.dumps(state)) == state, f"a state that JSON changes: {state!r}"
+        assert order.stateful or not state, f"a state, {state!r}, of an order that is not `stateful`"
+        again = type(order)(order.config)
+        again.load(state)
+        for given, seed, _ in _cases(order):
+            assert np.array_equal(order.sorted(given, seed, epoch), again.sorted(given, seed, epoch)), "not taken back"
+        assert order.state() == state, "another state after it was asked for an order"
+
+
+CHECKS = (
+    keys_are_numbers,
+    every_sample_comes_once,
+    the_same_each_time,
+    listing_changes_nothing,
+    state_changes_when_an_epoch_begins_only,
+)

@@ -66,7 +66,7 @@ def _held(loader: Loader, name: str) -> float:
 def _places(loader: Loader, name: str, size: int) -> Sequence[int]:
     """Positions of the samples that are measured."""
     corpus = loader.streams[name].corpus
-    if corpus.even or size == len(corpus):
+    if corpus.sample_order.even or size == len(corpus):
         return range(size)
     starts = (number * (len(corpus) - size // STRETCHES) // (STRETCHES - 1) for number in range(STRETCHES))
     return [start + place for start in starts for place in range(size // STRETCHES)]

@@ -43,14 +43,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
+class _OrderState(_Part):
+    epoch: Count
+    order: dict[str, Any]
+
+
 class _Place(_Part):
     epoch: Count
     position: Count
+    order: _OrderState | None = None
 
 
 class _Positions(_Part):
     step: Count
     streams: dict[str, _Place]
+    measures: dict[str, float] = {}
 
 
 class _LedgerPosition(_Part):

@@ -33,7 +33,7 @@ class ValidationLoop:
     def __init__(self, setup: Setup, say: Say) -> None:
         recipe, out, loader, objectives = setup.recipe, setup.out, setup.loader, setup.train_plan.objectives
         self._every, self._steps, self._out, self._say = recipe.eval.every, setup.steps, out, say
-        self._runtime, self._ledger = setup.runtime, loader.ledger
+        self._runtime, self._ledger, self._loader = setup.runtime, loader.ledger, loader
         self.best: BestMetric | None = best_metric_of(recipe, task_of(recipe) if recipe.eval.data else None)
         self._last = 0
         """The step after which the run was validated last."""
@@ -76,7 +76,7 @@ class ValidationLoop:
         values = self._validator.run(step, stopped)
         if values is None:
             return False
-        self._last = step
+        self._last, self._loader.measures = step, dict(values)
         write(step, {**{f"eval/{name}": v for name, v in values.items()}, "eval/seconds": time.perf_counter() - begun})
         better = self.best.update(step, values)
         self._say(f"validation after step {step}: {said(values)}{'; the best so far' if better else ''}")

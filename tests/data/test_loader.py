@@ -343,7 +343,7 @@ def test_memory_and_files_stay_flat(folders, workers):
     for number, (_, batches) in enumerate(steps):
         taken += sum(len(batch.ids) for batch in batches)
         if number % 10 == 0 and taken > 500:
-            processes = [os.getpid(), *(process.pid for process in feed._pool._processes)] if workers else [os.getpid()]
+            processes = [os.getpid(), *(process.pid for process in feed.pool._processes)] if workers else [os.getpid()]
             pages.append(sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in processes))
             files.append(sum(len(os.listdir(f"/proc/{one}/fd")) for one in processes))
         if taken > 5000:
@@ -363,7 +363,7 @@ from tests.data.test_loader import loader
 feed = loader(Path({str(folders)!r}), workers=2)
 steps = feed.steps()
 next(steps)
-print(*[process.pid for process in feed._pool._processes], flush=True)
+print(*[process.pid for process in feed.pool._processes], flush=True)
 time.sleep(600)
 """
     main = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -86,7 +86,7 @@ def test_small_memory(tmp_path):
     tars.shards(tmp_path, 20, 2)
     corpus = Corpus(tmp_path, window=2)
     order(corpus, 0, 0)
-    assert len(corpus._indexes) <= 6 and len(corpus._order._windows) <= 3
+    assert len(corpus._indexes) <= 6 and len(corpus.sample_order._windows) <= 3
 
 
 def test_a_cut_shard_names_what_it_lost(tmp_path):

@@ -24,17 +24,19 @@ PLAN = BatchSpec(rows=4, length=24, accumulate=2)
 def _answer(key: str) -> dict[str, Any]:
     """Answers of many lengths; every ninth sample cannot be used."""
     said = "bad" if int(key) % 9 == 4 else "x" * (3 + int(key) * 7 % 18)
-    return {"conversations": [{"from": "human", "value": "what"}, {"from": "gpt", "value": said}]}
+    turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": said}]
+    return {"conversations": turns, "difficulty": int(key) * 5 % 11 - 5}
 
 
 def _loader(seed: int, rank: int, world: int, workers: int) -> Loader:
     llava = registry.find("data/formats", "llava")
     source = llava(llava.Config())
     streams = []
-    for name, share, order in (("talk", 2, "shuffle"), ("tell", 1, "length_grouped")):
+    for name, share, order in (("talk", 2, "shuffle"), ("tell", 1, "length_grouped"), ("test", 1, "item_response")):
         cls = registry.find("data/orders", order)
-        # each layout reads the lengths itself
-        options = {"order": cls(cls.Config(name=order)), "workers": workers, "write": False, "window": 2, "row": 24}
+        config = {"name": order, **({"measure": "right"} if order == "item_response" else {})}
+        # each layout reads what an order asks for itself
+        options = {"order": cls(cls.Config(**config)), "workers": workers, "write": False, "window": 2, "row": 24}
         where = Source((room() / "order" / name,), source)
         streams.append(Stream(name, [where], tars.Letters(), share, **options))
     return Loader(streams, PLAN, seed, workers, rank=rank, world=world)
@@ -49,7 +51,10 @@ def _part(seed: int, layout: tuple[int, int], first: int, count: int, positions:
         if positions is not None:
             loader.restore(positions)
         steps = loader.steps(first)
-        got = [next(steps) for _ in range(count)]
+        got = []
+        for step in range(first, first + count):
+            got.append(next(steps))
+            loader.measures = {"right": (step * 5 % 12) / 12}  # as a validation after each step
         stands.append(loader.positions(first + count))
         steps.close()
         rows = [(name, [[list(row) for row in _rows(batch)] for batch in batches]) for name, batches in got]
@@ -79,6 +84,7 @@ def prove(short: bool) -> Verdict:
     verdict = Verdict("order", "layouts and switches of layout with the same global batches")
     tars.shards(room() / "order/talk", 5, 8, more=_answer)
     tars.shards(room() / "order/tell", 3, 7, first=500, more=_answer)
+    tars.shards(room() / "order/test", 2, 5, first=700, more=_answer)
     layouts = [(1, 0), (1, 2), (2, 1)] if short else LAYOUTS
     plan = {0: (5,)} if short else {0: (1, 5, 10), 1: (3,), 2: (8,)}
 
@@ -100,7 +106,7 @@ def prove(short: bool) -> Verdict:
                 if first + rest != straight:
                     wrong.append(f"seed {seed}, {one} to {two} after step {cut}: other batches")
         tokens = [json.dumps(row) for _, micro in straight for rows in micro for row in rows]
-        if len(set(tokens)) < 20 or len({name for name, _ in straight}) != 2:
+        if len(set(tokens)) < 20 or len({name for name, _ in straight}) != 3:
             wrong.append(f"seed {seed}: too little to tell batches apart")
         return [str(seen), json.dumps(straight), *wrong]
 
@@ -131,11 +137,25 @@ GUARDS = (
         "micro[self.rank :]",
     ),
     Guard("the epoch is part of the place", "mmtune.data.loader", "Loader.restore", 'p["epoch"] * counts[n] + ', ""),
+    Guard(
+        "no sample of an epoch is prepared before it begins",
+        "mmtune.data.loader",
+        "Loader.until",
+        "return (position // count + 1) * count",
+        "return sys.maxsize",
+    ),
+    Guard(
+        "what an order remembers is taken up",
+        "mmtune.data.loader",
+        "Loader.restore",
+        'self._order(name).load(place["order"])',
+        "pass",
+    ),
     Guard("the place is taken up", "mmtune.data.loader", "Loader.restore", 'min(p["position"], counts[n])', "0"),
     Guard(
         "lengths are those of their samples", "mmtune.data.pool", "mapped", "asked.popleft()", "asked.pop()"
     ),
     Guard(
-        "results come in their order", "mmtune.data.loader", "_Feed.peek", "self._asked.popleft()", "self._asked.pop()"
+        "results come in their order", "mmtune.data.feed", "Feed.peek", "self._asked.popleft()", "self._asked.pop()"
     ),
 )

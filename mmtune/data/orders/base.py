@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Samples:
 
 
 class Order(ABC):
-    """What samples are sorted by: a function of the samples, the seed and the epoch, of nothing else."""
+    """What samples are sorted by: a function of the samples, the seed, the epoch, and what is known as it begins."""
 
     Config: ClassVar[type[OrderConfig]] = OrderConfig
     whole: ClassVar[bool] = False
@@ -55,6 +55,10 @@ class Order(ABC):
     """
     even: ClassVar[bool] = False
     """Whether the first samples of an epoch are like all others, so that they alone say how many a step takes."""
+
+    stateful: ClassVar[bool] = False
+    """Whether it remembers something from one epoch to the next, see `begin_epoch`. No sample of an epoch is prepared
+    before the one before has ended."""
 
     def __init__(self, config: OrderConfig) -> None:
         self.config = config
@@ -72,6 +76,21 @@ class Order(ABC):
         What is equal in all of them, or with no keys everything, comes in the order of `samples.drawn`. The order must
         not depend on the order in which the samples are listed.
         """
+
+    def begin_epoch(self, epoch: int, measures: Mapping[str, float]) -> None:  # noqa: B027
+        """Called once before the first sample of an epoch but the first, on every rank, if the order is `stateful`: the
+        only place where its state may change.
+
+        Args:
+            measures: what the last validation found, as `loss` or `TASK/MEASURE`; empty before there was one.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers, as plain values; saved with the run."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take back what `state` gave."""
 
     def sorted(self, samples: Samples, seed: int, epoch: int) -> np.ndarray:
         """int64 [n]: which sample comes first, second, ..."""
