@@ -1,4 +1,7 @@
-"""The tiny run that the proofs train, kill and take up again: two streams in two orders, two groups, a bad sample."""
+"""The tiny run that the proofs train, kill and take up again: two streams in two orders, two groups, a teacher.
+
+Some pictures cannot be used, and dropout draws random numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from mmtune import config
 from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.objectives.cross_entropy import CrossEntropy
+from mmtune.objectives.distill import Distill
 from mmtune.recipe import Recipe
 from mmtune.training import loop
 from mmtune.training import resume as states
@@ -33,7 +37,7 @@ STEPS = 8
 LORA = {"name": "hf_peft", "method": "lora", "r": 2, "lora_alpha": 4, "lora_dropout": 0.2, "target_modules": ["q_proj"]}
 CHANGES: dict[str, Any] = {
     "model": {"tuners": [LORA]},
-    "streams": {"words": {"order": "length_grouped"}},
+    "streams": {"words": {"order": "length_grouped", "objective": {"name": "distill", "temperature": 2.0}}},
     "groups": {
         "sight": {"optimizer": {"name": "adafactor"}},
         "speech": {"match": ["@hf_peft"], "lr": 1e-2, "streams": ["words"]},
@@ -85,9 +89,11 @@ def recipe_file() -> Path:
     folder = room() / "world"
 
     def make() -> None:
-        tree = config.merge(world.tree(folder, save_every=2), CHANGES)
+        plain = world.tree(folder, save_every=2)
+        teach(config.validate(Recipe, plain), folder / "teacher")
         [spoil(folder / "pictures", number) for number in (3, 8, 10)]
-        recipe = config.validate(Recipe, tree)
+        changes = {**CHANGES, "models": {"teacher": {"run": str(folder / "teacher")}}}
+        recipe = config.validate(Recipe, config.merge(plain, changes))
         (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
 
     ended = _fork.run(make)
@@ -96,6 +102,16 @@ def recipe_file() -> Path:
     models.build(config.load(Recipe, folder / "recipe.yaml").model, weights=True)
     assert threading.active_count() == 1, "a process with threads must not fork"
     return folder / "recipe.yaml"
+
+
+def teach(recipe: Recipe, out: Path) -> None:
+    """A run whose weights are not those that the recipe begins with."""
+    model = models.build(recipe.model)
+    with torch.no_grad():
+        for named in store.groups_of(model, recipe).values():
+            for _, parameter in named:
+                parameter.mul_(1.5)
+    store.save_run(out, model, recipe)
 
 
 def spoil(folder: Path, number: int) -> str:
@@ -158,7 +174,7 @@ def signalled(steps: int, number: int) -> Callable[[], None]:
 def watch(out: Path) -> None:
     """Write down, beside the run folder, which samples the loss saw in which step."""
     log = os.open(f"{out}.order", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    real_seed, real_loss = states.seed_step, CrossEntropy.loss
+    real_seed = states.seed_step
     write, now = os.write, {"step": -1}
     write(log, b'[-1, "begins", []]\n')  # the step that comes next may be the one that was logged last
 
@@ -166,11 +182,16 @@ def watch(out: Path) -> None:
         now["step"] = step
         real_seed(seed, step, rank)
 
-    def loss(self: CrossEntropy, model: Any, batch: Any) -> Any:
-        write(log, (json.dumps([now["step"], batch.stream, list(batch.ids)]) + "\n").encode())
-        return real_loss(self, model, batch)
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(self: Any, model: Any, batch: Any) -> Any:
+            write(log, (json.dumps([now["step"], batch.stream, list(batch.ids)]) + "\n").encode())
+            return real(self, model, batch)
 
-    states.seed_step, CrossEntropy.loss = seed, loss
+        return loss
+
+    states.seed_step = seed
+    for objective in (CrossEntropy, Distill):
+        objective.loss = watched(objective.loss)
     # the commit is written down and may change while the proofs run
     real_versions = store.versions
     store.versions = lambda: {**real_versions(), "git": "some"}

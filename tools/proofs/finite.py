@@ -17,6 +17,7 @@ import torch
 
 from mmtune.data import ledger as ledgers
 from mmtune.objectives.cross_entropy import CrossEntropy
+from mmtune.objectives.distill import Distill
 from mmtune.training import stepper
 from mmtune.training.replay import replay
 
@@ -46,16 +47,18 @@ def _poison(kind: str, victim: str, stream: str = STREAM) -> Callable[[], None]:
     value = math.nan if "NaN" in kind else math.inf
 
     def patch() -> None:
-        real = CrossEntropy.loss
+        for objective in (CrossEntropy, Distill):
+            objective.loss = poisoned(objective.loss)
 
-        def loss(self: CrossEntropy, model: Any, batch: Any) -> dict[str, torch.Tensor]:
-            ((term, total),) = real(self, model, batch).items()
+    def poisoned(real: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(self: Any, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+            (term, total), *others = real(self, model, batch).items()
             if victim in batch.ids and batch.stream == stream:
                 print(f"poisoned on rank {_rank()}", flush=True)
                 total = total + value if "loss" in kind else _Spoil.apply(total, value)
-            return {term: total}
+            return {term: total, **dict(others)}
 
-        CrossEntropy.loss = loss
+        return loss
 
     return patch
 

@@ -32,7 +32,7 @@ def prove(short: bool) -> Verdict:
     for name, overrides in list(RECIPES.items())[: 1 if short else None]:
         _unmoved(verdict, name, overrides)
     for after in (2,) if short else (1, 2, 4, 5, STEPS):
-        for part in ("branches.sight.encoder", "llm"):
+        for part in ("branches.sight.encoder", "llm", "models.teacher"):
             _moved(verdict, part, after)
     for after in (3,) if short else (1, 3, STEPS):
         _moved(verdict, "llm", after, swapped=True)
@@ -48,6 +48,8 @@ def _sums(seen: dict[str, Any]) -> Callable[[], None]:
         def go(self: loop.Trainer, *args: Any) -> Any:
             trained = {id(p) for named in self.setup.groups.values() for _, p in named}
             state = self.setup.model.state_dict(keep_vars=True)
+            for name, model in self.setup.others.models.items():
+                state |= {f"models.{name}.{n}": t for n, t in model.state_dict(keep_vars=True).items()}
             frozen = {n: t for n, t in state.items() if id(t) not in trained}
             seen["frozen"] = len(frozen)
             seen["before"] = {n: store.digest({n: t}) for n, t in frozen.items()}
@@ -112,6 +114,8 @@ def _moved(verdict: Verdict, part: str, after: int, swapped: bool = False) -> No
             done += 1
             if done == after:
                 bases, _ = store._split(self.setup.model, self.setup.groups)
+                others = self.setup.others.models.items()
+                bases |= {f"models.{name}": model.state_dict() for name, model in others}
                 with torch.no_grad():
                     held = next(t for t in bases[part].values() if t.is_floating_point() and t.ndim > 1).view(-1)
                     if swapped:

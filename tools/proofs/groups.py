@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from mmtune import config, dtypes
 from mmtune import model as models
+from mmtune.checkpoint import store
 from mmtune.data import index
 from mmtune.errors import ConfigError, ModelError
 from mmtune.model import MultimodalModel
@@ -38,7 +39,7 @@ from tests.training import world
 
 from . import _fork
 from ._base import Guard, Verdict
-from ._stage import fresh, room
+from ._stage import fresh, room, teach
 
 NEAR = 1e-6
 STEPS = 6
@@ -63,6 +64,7 @@ BESIDE = {
     "groups": {"sight": {"match": ["branches.sight.connector.*"]}, "speech": {"match": ["fusion.*"]}},
 }
 FUSIONS: dict[str, dict[str, Any]] = {"tokens": {}, "early": EARLY}
+DISTILL = {"name": "distill", "temperature": 2.0, "kl": 0.5}
 TURNS: dict[str, dict[str, Any]] = {
     "alternate": {"interleave": "alternate"},
     "share": {"interleave": "share"},
@@ -124,6 +126,8 @@ def _tree() -> dict[str, Any]:
 
     def build() -> dict[str, Any]:
         tree = world.tree(folder, accumulate=2, batch_tokens=128, out_of_memory="stop")
+        teach(config.validate(Recipe, config.merge(tree, EARLY)), folder / "early")
+        teach(config.validate(Recipe, tree), folder / "tokens")
         sound_folder(folder / "ear")
         _senses(folder / "senses")
         return tree
@@ -314,9 +318,8 @@ def _cut_up(verdict: Verdict, short: bool) -> float:
         cuts = CUTS if turns != "mixed" else {"2x4": (256, 2), "4x2": (128, 4), "8x1": (64, 8)}
         runs: dict[str, Path] = {}
         for name, (tokens, parts) in cuts.items():
-            recipe = _recipe(
-                chosen[fusion], {"schedule": TURNS[turns], "run": {"batch_tokens": tokens, "accumulate": parts}}
-            )
+            cut = {"schedule": TURNS[turns], "run": {"batch_tokens": tokens, "accumulate": parts}}
+            recipe = _recipe(chosen[fusion], cut, _taught(fusion))
             runs[name] = fresh()
             ended = _fork.run(_trains(recipe, runs[name]))
             verdict.need(ended.code == 0, f"{fusion}, {turns}, {name}: {ended.said[-600:]}")
@@ -330,6 +333,12 @@ def _cut_up(verdict: Verdict, short: bool) -> float:
     return worst
 
 
+def _taught(fusion: str) -> dict[str, Any]:
+    """Pictures are learned from a teacher, too."""
+    teacher = {"run": str(_folder() / ("early" if fusion == "early" else "tokens"))}
+    return {"models": {"teacher": teacher}, "streams": {"pictures": {"objective": DISTILL}}}
+
+
 def _trains(recipe: Recipe, out: Path) -> Callable[[], list[Any]]:
     """A whole run; tells which branches every micro-step of this rank had media for."""
 
@@ -338,10 +347,10 @@ def _trains(recipe: Recipe, out: Path) -> Callable[[], list[Any]]:
         told, real = [], MultimodalModel.forward
         _exactly()
 
-        def forward(self: MultimodalModel, batch: Any) -> Any:
+        def forward(self: MultimodalModel, batch: Any, *rest: Any) -> Any:
             told.append([batch.stream, sorted(batch.media), len(batch.ids)])
             media = {name: x.double() if x.is_floating_point() else x for name, x in batch.media.items()}
-            return real(self, replace(batch, media=media))
+            return real(self, replace(batch, media=media), *rest)
 
         MultimodalModel.forward = forward
         loop.train(recipe, out, progress="off")
@@ -360,6 +369,13 @@ def _exactly() -> None:
     def over_logits(self: MultimodalModel, function: Any, hidden: torch.Tensor, *given: torch.Tensor) -> Any:
         return [function(self.llm.head(hidden), *given)] if len(hidden) else []
 
+    def load_run(*args: Any, **options: Any) -> Any:
+        models.build = build  # as it is stored
+        model, *rest = real_load(*args, **options)
+        models.build = double
+        return model.double(), *rest
+
+    real_load, store.load_run = store.load_run, load_run
     models.build, MultimodalModel.over_logits = double, over_logits
     dtypes.settle = lambda model, precision: {}  # which would bring it to float32
 

@@ -98,9 +98,9 @@ def _train(recipe: Path, out: Path, *changes: str, stop: tuple[int, int] | None 
             told["cut_trained"] = sum(hasattr(p, "to_local") for named in found.values() for _, p in named)
             return found
 
-        def forward(self: MultimodalModel, batch: Any) -> Any:
+        def forward(self: MultimodalModel, batch: Any, *rest: Any) -> Any:
             told["media"].append(bool(batch.media))
-            return real_forward(self, batch)
+            return real_forward(self, batch, *rest)
 
         def make(self: Loader, name: str, position: int) -> Any:
             told["made"] += 1

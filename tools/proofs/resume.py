@@ -16,6 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
+from mmtune.checkpoint import seal
 from mmtune.training import resume as states
 
 from . import _fork
@@ -314,6 +317,18 @@ def _edits(verdict: Verdict, most: int) -> int:
         file.write_bytes(data)
         return ()
 
+    def teacher(world: Path, out: Path) -> tuple[str, ...]:
+        folder = world / "teacher/weights"
+        read = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
+        seal.write(folder, lambda draft: [save_file({n: 2 * t for n, t in read[f].items()}, draft / f) for f in read])
+        return ()
+
+    def words(world: Path, out: Path) -> tuple[str, ...]:
+        edit_json("llm/tokenizer.json", _swap_words)(world, out)
+        file = world / "teacher/recipe.yaml"  # whoever teaches has the same words
+        file.write_text(file.read_text().replace(str(recipe_file().parent / "llm"), str(world / "llm")))
+        return ()
+
     def shard(world: Path, out: Path) -> tuple[str, ...]:
         from tests.training.world import shards
 
@@ -360,7 +375,8 @@ def _edits(verdict: Verdict, most: int) -> int:
         ("base", "a flipped bit of a tower", weights, None),
         ("prompts", "another mark", prompt, None),
         ("code", "another version", setting("run.workers=0"), version),
-        ("tokenizer", "another word", edit_json("llm/tokenizer.json", _swap_words), None),
+        ("tokenizer", "another word", words, None),
+        ("models", "another teacher", teacher, None),
     ]
     for kind, what, edit, patch in plan[:most]:
         world, out = fresh("world"), fresh("edited")
@@ -497,6 +513,7 @@ GUARDS = (
         for kind, old, new in (
             ("the recipe", '"recipe": without_secrets(recipe),', '"recipe": None,'),
             ("the base", '"base": {part: one["sha256"] for part, one in self.setup.base.items()},', '"base": None,'),
+            ("the teacher", '"models": self.setup.others.digests,', '"models": None,'),
             ("the tokenizer", '"tokenizer": self.model.llm.tokenizer.fingerprint(),', '"tokenizer": None,'),
             ("the data", '"data": self.loader.fingerprint(),', '"data": None,'),
             ("the prompt", 'stream.processor.template.model_dump(mode="json")', "None"),
