@@ -134,8 +134,8 @@ class TwoPoint:
             for (_, parameter), one in zip(named, noise, strict=True):
                 one.mul_(slope)
                 parameter.grad = one if parameter.grad is None else parameter.grad.add_(one)
-        sums = {term: sum(one.sums[term] for one in tallies) / len(tallies) for term in tallies[0].sums}
-        return replace(tallies[0], sums=sums, reached=frozenset(id(parameter) for _, parameter in named))
+        sums, measures = _mean([one.sums for one in tallies]), _mean([one.measures for one in tallies])
+        return replace(tallies[0], sums=sums, measures=measures, reached=frozenset(id(p) for _, p in named))
 
     def _noise(self, what: str, parameter: Tensor) -> Tensor:
         """A normal direction for a parameter; of one that is cut, this rank's part."""
@@ -143,6 +143,10 @@ class TwoPoint:
         generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
         shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
         return like(torch.randn(shape, generator=generator, dtype=dtype, device=device), parameter)
+
+
+def _mean(several: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in several) / len(several) for name in several[0]}
 
 
 def _move(named: Named, copies: Sequence[Tensor], noise: Sequence[Tensor], by: float) -> None:

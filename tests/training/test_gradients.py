@@ -12,6 +12,7 @@ from torch import nn
 from mmtune import config, train
 from mmtune.commands import plan
 from mmtune.errors import ConfigError
+from mmtune.objectives.base import ObjectiveConfig
 from mmtune.params import GradientSection
 from mmtune.recipe import Recipe
 from mmtune.training import nonfinite, replay
@@ -19,7 +20,7 @@ from mmtune.training.distributed import Runtime
 from mmtune.training.gradients import OutOfMemory, TwoPoint, backward, gradients_of
 from mmtune.training.optim import GroupOptimizer
 from mmtune.training.step import take_step
-from tests.losses import Streams
+from tests.losses import OfModel, Streams
 from tests.training import world
 from tests.training.test_step import CUTS, Toy, equal, rows, values
 
@@ -115,6 +116,27 @@ def test_both_points_see_the_same_random_numbers():
     exact, _ = estimate(model, two_point(1e-3))
     assert torch.allclose(found, exact * (1 + torch.rand(())), rtol=1e-2)
     assert after == torch.rand(()), "one pass is drawn for, not two"
+
+
+def test_losses_and_measures_are_means_over_all_points():
+    class Moved(OfModel):
+        """Measures how far the first weight stands from where it was."""
+
+        measures = {"moved": "lower"}
+
+        def counts(self, batch):
+            return {**super().counts(batch), "moved": 1}
+
+        def loss(self, model, batch):
+            seen.append(model.a.weight[0, 0].item() - start)
+            return {**super().loss(model, batch), "moved": model.a.weight[0, 0] - start}
+
+    model, seen = Toy(), []
+    start = model.a.weight[0, 0].item()
+    rest = ([rows(0, 8)], Moved(ObjectiveConfig(name="test")), named(model), Runtime("cpu"))
+    tally = two_point(0.1, directions=2)(model, *rest)
+    assert len({round(value, 6) for value in seen}) == 4 and seen[0] == pytest.approx(-seen[1], abs=1e-6)
+    assert tally.measures["moved"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", list(CUTS)[1:])

@@ -107,6 +107,8 @@ def prove(short: bool) -> Verdict:
     cases = [("gradient is NaN", 1)] if short else [(kind, rank) for kind in KINDS for rank in (0, 1)]
     for kind, rank in cases:
         _one(verdict, kind, rank)
+    if not short:
+        _one(verdict, KINDS[0], 1, "run.gradient=two_point")
     _cut(verdict)
     return verdict
 
@@ -127,15 +129,15 @@ def _cut(verdict: Verdict) -> None:
     clear(plain), clear(out)
 
 
-def _one(verdict: Verdict, kind: str, rank: int) -> None:
+def _one(verdict: Verdict, kind: str, rank: int, *changes: str) -> None:
     victim, recipe, out = _victims()[rank], recipe_file(), fresh("finite")
-    where = f"{kind} on rank {rank}"
+    where = " ".join([f"{kind} on rank {rank}", *changes])
 
     def patch() -> None:
         _poison(kind, victim)()
         _observe()
 
-    ended = _fork.ranks(lambda: train(recipe, out, patch=patch))
+    ended = _fork.ranks(lambda: train(recipe, out, *changes, patch=patch))
     if not _fork.all_fine(ended):
         verdict.check(False, f"{where}: " + " | ".join(one.said[-300:] for one in ended))
         return
