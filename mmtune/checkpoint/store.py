@@ -291,6 +291,7 @@ def load_run(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = read_recipe(path)
+    registry.refuse(registry.needs_word(recipe.model.model_dump(mode="json")))
     held = recipe.model.llm.dtype
     widen = widen and held != "float32"
     model = models.build(_widened(recipe.model) if widen else recipe.model, weights=True)

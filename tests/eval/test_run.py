@@ -15,8 +15,8 @@ from mmtune import model as models
 from mmtune.checkpoint.store import processor_for
 from mmtune.data.index import index_shards
 from mmtune.errors import UsageError
+from mmtune.eval import answers, run
 from mmtune.eval import controls as ctl
-from mmtune.eval import run
 from mmtune.eval.run import evaluate
 from mmtune.types import Example
 from tests.media import make
@@ -74,7 +74,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, pair: tuple[Any, Any]) -> list[list[E
         batches.append(list(examples))
         return [pair[1].tokenizer.encode("red") for _ in examples]
 
-    monkeypatch.setattr(run, "generate", SimpleNamespace(answer_batch=answer))
+    monkeypatch.setattr(answers.generate, "answer_batch", answer)
     return batches
 
 
@@ -222,7 +222,7 @@ def test_model_and_processor_are_left_as_they_were(pair, shard, asked, monkeypat
 
     evaluate(pair, "pocket_qa", data=[shard], quiet=True)
     assert processor.features is features and not model.branches["sight"].cached
-    monkeypatch.setattr(run.generate, "answer_batch", stop)
+    monkeypatch.setattr(answers.generate, "answer_batch", stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate(pair, "pocket_qa", data=[shard], quiet=True)
     assert inside == [(False, True)]
