@@ -116,7 +116,7 @@ ADDITIONS = {
                     for item, (row, segment) in enumerate(batch.slots[branch][:, :2].tolist()):
                         rows = torch.arange(len(x), device=x.device)[:, None]
                         own = (rows == row) & (batch.segments == segment)
-                        x = x + self.gate * own[..., None] * sums[item]
+                        x = x + (self.gate * own[..., None] * sums[item]).to(x.dtype)
                 x = x + self.gate * 0
                 plain = cache is not None and bool((batch.segments == 1).all())
                 return llm.forward(x, batch.positions, None if plain else batch.segments, cache)

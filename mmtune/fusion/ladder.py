@@ -65,7 +65,7 @@ class Rung(nn.Module):
     def forward(self, state: Tensor, layer: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         """State [B,T,d], the layer's output [B,T,D], bool [B,1,T,P+T] -> [B,T,d]"""
         share = (self.gate / TEMPERATURE).sigmoid()
-        x = share * state + (1 - share) * self.down(self.norm(layer))
+        x = (share * state + (1 - share) * self.down(self.norm(layer))).to(self.norm1.weight.dtype)
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B,T,h,d/h]
         key, value = (self._kept(name, new, cache) for name, new in (("keys", key), ("values", value)))
         heads = (tensor.transpose(1, 2) for tensor in (query, key, value))

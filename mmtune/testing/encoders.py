@@ -44,7 +44,8 @@ def shapes(encoder: Encoder) -> None:
     for frames in (1, 3):
         x = torch.stack([item(encoder, frames), item(encoder, frames, seed=9)])
         out = encoder(x, torch.ones(2, frames, dtype=torch.bool))
-        wanted = (2, frames, encoder.tokens_per_frame, encoder.width)
+        shape = encoder.shape  # raises for layers that do not fit the width
+        wanted = (2, frames, shape.tokens, shape.width)
         assert out.tokens.shape == wanted, f"tokens {list(out.tokens.shape)}, and the shape says {list(wanted)}"
         assert out.grid == encoder.grid, f"grid {out.grid}, and the encoder says {encoder.grid}"
         assert encoder.max_frames >= 1, f"max_frames {encoder.max_frames}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -161,6 +162,19 @@ def gradients_reach_media_and_parameters(fusion: Fusion) -> None:
     assert still == [], f"outside of the graph: {', '.join(still)}"
 
 
+@torch.no_grad()
+def half_precision(fusion: Fusion) -> None:
+    """A language model in bfloat16 under autocast, as `run.precision: bf16` has it, and one that is opened so."""
+    small, whole, packed = deepcopy(llm()).bfloat16(), llm(), batch(fusion)
+    wanted = fusion(whole, packed, {BRANCH: items()})[:, :-1]
+    for autocast in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = fusion(small, packed, {BRANCH: items()})[:, :-1]
+        assert out.dtype == torch.bfloat16, f"hidden states in {out.dtype} of a model in bfloat16"
+        off = float((out.float() - wanted).abs().max() / wanted.abs().max())
+        assert off < 0.1, f"in bfloat16 {off:.0%} away from what float32 says"
+
+
 def builds_on_the_meta_device(fusion: Fusion) -> None:
     """Names and shapes without memory: what `mmtune plan` and `show` do."""
     with torch.device("meta"):
@@ -176,5 +190,6 @@ CHECKS = (
     nothing_outlives_the_call,
     text_alone_is_read,
     gradients_reach_media_and_parameters,
+    half_precision,
     builds_on_the_meta_device,
 )
