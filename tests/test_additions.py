@@ -357,6 +357,41 @@ TRIALS = {
                 mask = features.frame_mask[..., None].expand(tokens.shape[:3])
                 return Embeds(self.up(state).flatten(1, 2), mask.flatten(1))
         ''', lines=40)),
+    "an objective of pairs with a reference": ("objectives", Addition("IPO", '''
+        """The preferred of two answers is to be likelier than the other by a fixed margin over a reference (IPO)."""
+        from mmtune.objectives.base import Objective, ObjectiveConfig
+        from mmtune.reference import Reference
+        from mmtune.sequences import log_probs, pairs
+
+
+        class Config(ObjectiveConfig):
+            tau: float = 0.1
+            """Half the inverse of the margin, nats."""
+
+
+        class IPO(Objective):
+            Config, unit, sequences = Config, "pair", 2
+            measures = {"margin": "higher"}
+
+            def begin(self, model, groups, models):
+                self.reference = Reference(groups)
+
+            def counts(self, batch):
+                return {"ipo": len(batch.ids), "margin": len(batch.ids)}
+
+            def loss(self, model, batch):
+                with self.reference.swapped_in(model):
+                    before = log_probs(model, batch)
+                chosen, rejected = pairs(log_probs(model, batch) - before)
+                margins = chosen - rejected
+                return {"ipo": (margins - 1 / (2 * self.config.tau)).square().sum(), "margin": margins.detach().sum()}
+
+            def state(self):
+                return self.reference.state()
+
+            def load(self, tensors):
+                self.reference.load(tensors)
+        ''', lines=40)),
 }  # fmt: skip
 """More of what somebody may write: name to the room and the file."""
 WRITTEN = {room: (room, addition) for room, addition in ADDITIONS.items()} | TRIALS
@@ -419,20 +454,41 @@ SPOILT = {
     "eval/tasks": ('{"closeness"', '{answer or "closeness"'),
 }
 """What a check of the room must see."""
+SPOILT_PAIRS = {
+    "a_state_that_is_forgotten": ("self.reference.load(tensors)", "pass"),
+    "answers_that_are_mixed_up": ("pairs(log_probs(model, batch) - before)", "log_probs(model, batch).chunk(2)"),
+    "weights_of_the_reference_that_stay": (
+        "with self.reference.swapped_in(model):",
+        "for _ in [self.reference._swap()]:",
+    ),
+    "a_measure_in_front": (
+        'return {"ipo": len(batch.ids), "margin": len(batch.ids)}',
+        'return dict.fromkeys(("margin", "ipo"), len(batch.ids))',
+    ),
+}
+"""The same of the objective of pairs."""
 
 
-@pytest.mark.parametrize("room", testing.ROOMS)
-def test_the_checks_see_what_breaks_the_contract(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, (good, bad) = f"spoilt_{room.replace('/', '_')}", SPOILT[room]
-    text = dedent(ADDITIONS[room].text).lstrip()
+@pytest.mark.parametrize(
+    ("spoilt", "change"),
+    [(room, SPOILT[room]) for room in testing.ROOMS]
+    + [("an objective of pairs with a reference", change) for change in SPOILT_PAIRS.values()],
+    ids=[*testing.ROOMS, *SPOILT_PAIRS],
+)
+def test_the_checks_see_what_breaks_the_contract(
+    spoilt: str, change: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> None:
+    (room, addition), (good, bad) = WRITTEN[spoilt], change
+    package = "spoilt_" + "".join(letter if letter.isalnum() else "_" for letter in request.node.callspec.id)
+    text = dedent(addition.text).lstrip()
     assert good in text
     (tmp_path / f"{package}.py").write_text(text.replace(good, bad))
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    name = f"{package}:{ADDITIONS[room].cls}"
+    name = f"{package}:{addition.cls}"
     monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), name})
     with pytest.raises(AssertionError):
-        testing.check(room, name, ADDITIONS[room].options, **more(ADDITIONS[room]))
+        testing.check(room, name, addition.options, **more(addition))
 
 
 def test_a_side_network_reads_the_layers_of_any_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

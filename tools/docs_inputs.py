@@ -62,7 +62,7 @@ def _clips(folder: Path) -> list[tuple[bytes, dict]]:
 
 
 def _films(folder: Path, clips: list[tuple[bytes, dict]]) -> None:
-    """films/ with films.csv, videos/ with clips.csv, and the clips that chats are about."""
+    """films/ with films.csv and pairs.json, videos/ with clips.csv, and the clips that chats are about."""
     for files, table in (("films", "films.csv"), ("videos", "clips.csv")):
         (folder / files).mkdir()
         rows = [("video", "caption")]
@@ -71,6 +71,12 @@ def _films(folder: Path, clips: list[tuple[bytes, dict]]) -> None:
             rows.append((f"{number}.mp4", record["caption"]))
         with (folder / table).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
+    captions = [record["caption"] for _, record in clips]
+    pairs = [
+        {"video": f"{number}.mp4", "question": "Describe the clip.", "chosen": said, "rejected": captions[number - 1]}
+        for number, said in enumerate(captions)
+    ]
+    (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     for name in ("clip.mp4", "talk.mp4"):
         (folder / name).write_bytes(clips[0][0])
 

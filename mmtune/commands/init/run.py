@@ -194,7 +194,9 @@ def _tree(answers: Answers, seen: Sequence[tuple[tuple[str, ...], Seen | None]])
     streams = {}
     for data, found in seen:
         name = found.format if found else "llava"
-        streams[STREAMS.get(name, name)] = {"data": list(data), "format": _format(name, kinds), "prompt": prompt}
+        objective = {"objective": {"name": "dpo"}} if name == "preference" else {}
+        format = _format(name, kinds)
+        streams[STREAMS.get(name, name)] = {"data": list(data), "format": format, "prompt": prompt, **objective}
     if answers.method == "adapter_v2" and {"caption"} < set(streams):
         groups["sight"]["streams"] = ["caption"]
         groups["speech"]["streams"] = [stream for stream in streams if stream != "caption"]
