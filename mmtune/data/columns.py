@@ -44,6 +44,8 @@ class Measure:
     """The number of a sample, NaN for none. May raise DataError and MediaError, which is none as well."""
     made_by: str = ""
     """Digest of all that the numbers depend on beside the shard; other numbers are measured for another one."""
+    expected: str = "samples that can be used; `mmtune data check` says why they cannot"
+    """What is missing where no sample has a number."""
 
 
 class _Table(BaseModel):
@@ -69,12 +71,13 @@ def number_at(corpus: Corpus, path: str) -> Measure:
         known = isinstance(value, int | float) and not isinstance(value, bool)
         return float(value) if known and abs(value) <= 2.0**1000 else math.nan  # a whole number may be too large
 
-    return Measure(of)
+    return Measure(of, expected="the path of a number in the .json of the records")
 
 
 def fill(
     corpus: Corpus,
     measures: Mapping[str, Measure],
+    stream: str = "",
     workers: int = 0,
     say: Callable[[str], None] | None = None,
     write: bool = True,
@@ -83,6 +86,7 @@ def fill(
 
     Args:
         measures: by name of the column.
+        stream: whose samples they are, for errors.
         workers: processes that read.
         say: told of columns being read and of samples that lack a number.
         write: lay what is read now beside the shards; otherwise it serves this process only.
@@ -109,11 +113,8 @@ def fill(
         corpus.columns[name] = [have[key] for have in held]
         bare = sum(int(np.isnan(corpus.column(name, number)).sum()) for number in range(len(held)))
         if bare == len(corpus):
-            raise ConfigError(
-                f"the order asks for {name!r}, and not one of {bare} samples has such a number",
-                "the path of a number in the .json of the records",
-                "mmtune data peek shows what records hold",
-            )
+            seen = f"stream {stream}: its order asks for {name!r}, and none of {bare} samples has such a number"
+            raise ConfigError(seen, measures[name].expected)
         if bare:
             say(f"warning: {bare} of {len(corpus)} samples have no {name}; an order takes them last")
 

@@ -104,7 +104,7 @@ class Stream:
         if order is not None and order.columns:
             measured = {TOKENS: columns.Measure(lambda key: len(processor.example(self.sample(key))), made_by)}
             wanted = {one: measured.get(one) or columns.number_at(self.corpus, one) for one in order.columns}
-            columns.fill(self.corpus, wanted, workers, options.get("say"), options.get("write", True))
+            columns.fill(self.corpus, wanted, name, workers, options.get("say"), options.get("write", True))
 
     def sample(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Sample:
         """The conversation of a sample. Raises DataError."""

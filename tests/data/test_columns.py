@@ -142,7 +142,7 @@ def test_a_shard_that_is_cut_for_now_leaves_no_table(folder):
 
 
 def test_a_column_that_nobody_has_is_an_error(folder):
-    with pytest.raises(ConfigError, match=r"'meta.dificulty'.*24 samples"):
+    with pytest.raises(ConfigError, match=r"stream talk.*'meta.dificulty'.*24 samples"):
         stream(folder, Wrong)
 
 
