@@ -1,7 +1,7 @@
-"""Addresses of data that lies elsewhere, and what of them may be kept or shown.
+"""Addresses of data that is elsewhere, and what of them may be kept or shown.
 
 A signed address (`https://HOST/a.tar?X-Amz-Signature=...`) or one with a password (`s3://KEY:SECRET@BUCKET/a.tar`) lets
-whoever reads it fetch the data. Which part of a query is secret depends on the server, so all of it is left out:
+anyone who reads it fetch the data. Which part of a query is secret depends on the server, so all of it is left out:
 recipes, cards, states, reports, logs and errors hold scheme, host and path and nothing else.
 """
 
@@ -117,7 +117,7 @@ def _unquoted(text: str) -> str:
 
 
 def _user(rest: str) -> str:
-    """`USER` or `USER:PASSWORD` in front of a host; empty where there is none.
+    """`USER` or `USER:PASSWORD` before a host; empty where there is none.
 
     A password may hold a slash (the secret keys of S3 do), which a parser of addresses takes for the end of the host.
     """

@@ -68,7 +68,7 @@ class Room:
             return make()
 
     def require(self, name: str, part: nn.Module, stored: int) -> None:
-        """Take the room for a part that lies on the meta device. Raises ModelError where there is less."""
+        """Take the room for a part that is on the meta device. Raises ModelError where there is less."""
         tensors = {id(tensor): tensor for tensor in part.state_dict(keep_vars=True).values()}
         numbers = sum(tensor.numel() for tensor in tensors.values())
         frames = getattr(part, "max_frames", 1)
@@ -193,4 +193,4 @@ _SIZES: dict[Any, Callable[[Any], int]] = {
     _aten.eye: lambda args: math.prod(one for one in args if isinstance(one, int)),
     _aten.linspace: lambda args: args[2],
 }
-"""What makes a tensor of a size that it is told, and the numbers in it."""
+"""Factories that make a tensor of a given size, and the numbers in it."""

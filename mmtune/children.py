@@ -1,7 +1,7 @@
 """Python processes that this program starts: what they see of this one, and how they end.
 
 A child is isolated: it looks for modules where this process does but for the current folder, gets a few variables of
-the environment, and takes mmtune from where it lies here. Between it and this process stands a guard
+the environment, and takes mmtune from where it is here. Between it and this process stands a guard
 (`mmtune.guard`), which ends it and all that it started when `Child.end` is called and when this process goes away,
 however that ends.
 """
@@ -62,7 +62,7 @@ class Child:
 
     Args:
         module: full name of the module.
-        folders: more places where it looks for modules, behind all others.
+        folders: more places where it looks for modules, after all others.
         env: variables beside those of `environment`.
         stderr: as for `subprocess.Popen`; nothing of it is read when not given.
 

@@ -490,7 +490,7 @@ def _describe(cls: type[BaseModel], tree: Any, mistake: Mapping[str, Any]) -> st
 
 
 def _fields_at(cls: Any, tree: Any, loc: tuple[Any, ...]) -> Iterator[str]:
-    """Names of the fields of the config that lies at `loc` below `cls`."""
+    """Names of the fields of the config that is at `loc` below `cls`."""
     here: Any = cls
     for key in loc:
         tree = tree[key] if isinstance(tree, (dict, list)) and _has(tree, key) else None

@@ -52,7 +52,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def create(path: Path, mode: int = 0o644) -> BinaryIO:
-    """A new file in place of what lies there: a link goes, and what it leads to stays. Raises OSError."""
+    """A new file in place of what is there: a link goes, and what it leads to stays. Raises OSError."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode), "wb")
 
@@ -76,7 +76,7 @@ def put(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Write behind what a file holds. Raises OSError."""
+    """Write after what a file holds. Raises OSError."""
     handle = open_plain(path, os.O_WRONLY | os.O_APPEND)
     try:
         _write(handle, [data])

@@ -15,7 +15,7 @@ from mmtune.types import IGNORE, Example, Sample, Slot
 
 @dataclass
 class Draft:
-    """One conversation, or several behind each other."""
+    """One conversation, or several in a row."""
 
     tokens: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Draft:
     def cut(self, length: int) -> bool:
         """Keep the first `length` tokens; false, and nothing is changed, where that goes through a slot.
 
-        Media whose tokens are all behind go with them; media without tokens stay.
+        Media whose tokens are all after go with them; media without tokens stay.
         """
         if any(slot.start < length < slot.start + slot.length for slot in self.slots):
             return False
@@ -45,7 +45,7 @@ class Draft:
         return True
 
     def join(self, other: Draft) -> None:
-        """Put another conversation behind; an item that is here already is not held twice."""
+        """Append another conversation; an item that is here already is not stored twice."""
         start, last = len(self.tokens), len(other.tokens) - 1
         self.sequences = [*(self.sequences or [start]), len(other.tokens)]
         places = {branch: self._places(branch, items) for branch, items in other.media.items()}
@@ -78,7 +78,7 @@ class Draft:
         return all(any(list(itertools.islice(weights, length))) for length in lengths)
 
     def example(self, sample: Sample, train_on: bool = True) -> Example:
-        """What was written, with labels shifted once, here; none where nothing is to be learned."""
+        """The example, with labels shifted once, here; without labels if `train_on` is false."""
         tokens = torch.tensor(self.tokens, dtype=torch.int64)
         labels, weights = torch.full_like(tokens, IGNORE), None
         if train_on:

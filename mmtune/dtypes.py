@@ -78,7 +78,7 @@ def opened_as(stored: str, device: torch.device | str | None = None) -> str:
 
 
 def commonest(tensors: Iterable[Tensor]) -> str | None:
-    """Name of the floating type that holds most values; none where there is none."""
+    """Name of the floating type that holds most values; None where there is none."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.is_floating_point():
@@ -132,7 +132,7 @@ def _files(origin: str) -> list[Path]:
 
 
 def _holds(file: Path, name: str) -> bool:
-    """Whether a file has a tensor of this name, whatever stands in front of it there."""
+    """Whether a file has a tensor of this name, whatever stands before it there."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:

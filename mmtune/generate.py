@@ -147,7 +147,7 @@ def answer_batch(
     """Greedy answers to many prompts, as `stream` would give one by one; in the order of the prompts.
 
     Prompts of like length share a batch. Shorter rows are padded at the end; padding has segment 0 and is seen by
-    nobody, also not by what is decoded behind it, and positions go on from each prompt's own end. A row that has
+    no token, also not by those decoded after it, and positions continue from each prompt's own end. A row that has
     ended leaves the batch.
 
     Args:

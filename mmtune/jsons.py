@@ -45,7 +45,7 @@ def settings(path: Path) -> dict[str, Any]:
 def sizes(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The settings of a model with whole numbers that are whole: 16.0 becomes 16, at any depth.
 
-    A setting that is absent, or null where it may be, is left to whoever reads it.
+    A setting that is absent, or null where it may be, is left to its reader.
 
     Args:
         origin: for messages.

@@ -21,7 +21,7 @@ class Output:
     def __init__(self, stream: Literal["stdout", "stderr"], patience: float = 5.0) -> None:
         self._stream, self._patience, self._stuck = stream, patience, False
         self.lost = 0
-        """Lines that nobody took, all in all."""
+        """Lines without a reader, in total."""
         self._unsaid = 0
 
     def say(self, text: str) -> None:
@@ -34,7 +34,7 @@ class Output:
                 print(text, file=stream, flush=True)
                 return
             stream.flush()
-            if self._unsaid and self._write(pipe, f"({self._unsaid} lines are missing here: nobody read them)\n"):
+            if self._unsaid and self._write(pipe, f"({self._unsaid} lines are missing here: no reader)\n"):
                 self._unsaid = 0
             if self._unsaid or not self._write(pipe, text + "\n"):
                 self.lost += 1

@@ -1,4 +1,4 @@
-"""Who trains what: every trainable parameter belongs to exactly one group, and the table that says so.
+"""Parameter groups: every trainable parameter belongs to exactly one group, and the table that shows them.
 
 Patterns are shell globs over full parameter names (`*` crosses dots), or `@NAME` for the names that tuner NAME added
 or opened. A pattern that matches nothing, a parameter that two groups claim, and a trainable parameter that no group

@@ -1,7 +1,7 @@
 """Where named things lie: `mmtune:pocket/image` is a path inside the installed package.
 
 A recipe stored beside weights must mean the same on another machine, so it may name what the package
-ships (`mmtune:NAME`) without saying where the package is installed, and what lies in its own run folder
+ships (`mmtune:NAME`) without naming where the package is installed, and what is in its own run folder
 (`here:NAME`) without saying where that is. This is the only file that turns such names into paths;
 everything else (a plain path, a hub repository) passes through unchanged.
 """
@@ -28,7 +28,7 @@ def resolve(text: str) -> Path | str:
     """`mmtune:NAME` -> the path of NAME inside the package; any other text comes back as it is.
 
     Raises:
-        ConfigError: the name leaves the package, or nothing lies there.
+        ConfigError: the name leaves the package, or nothing is there.
     """
     if not text.startswith(PREFIX):
         return text
@@ -78,7 +78,7 @@ def from_here(tree: Any, folder: Path) -> Any:
 
 
 def to_here(tree: Any, folder: Path) -> Any:
-    """The other way: absolute paths of what lies in `parts/` of `folder` become `here:parts/NAME`."""
+    """The other way: absolute paths of what is in `parts/` of `folder` become `here:parts/NAME`."""
     if isinstance(tree, dict):
         return {key: to_here(value, folder) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

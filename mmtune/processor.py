@@ -10,7 +10,7 @@ Too long is a rule, never a cut through a slot or a turn:
 - drop: the sample is refused with reason `too_long`, to be skipped and counted;
 - turns: whole exchanges are left out until it fits, the last ones in training (media stand in the first), the oldest
   ones in chat; what does not fit even so is refused as above;
-- cut: in training, what is behind the last place goes, the end mark with it, as the published code of LLaMA-Adapter
+- cut: in training, what is after the last place goes, the end mark with it, as the published code of LLaMA-Adapter
   does; where that leaves nothing to learn, or goes through a slot, and in chat, it is refused as above;
 - error: the run stops.
 
@@ -158,7 +158,7 @@ class Processor:
         return replace(example, notes=tuple(sorted(items.notes.elements()))), sample, left_out
 
     def _draft(self, sample: Sample, answer: bool, rng: np.random.Generator | None, items: _Items) -> Draft:
-        """The conversations of a sample one behind the other; of one that is to be answered, the first."""
+        """The conversations of a sample one after the other; of one that is to be answered, the first."""
         draft = self._conversation(sample, answer, rng, items)
         for turns in () if answer else sample.alternatives:
             draft.join(self._conversation(replace(sample, turns=turns), answer, rng, items))
@@ -275,7 +275,7 @@ def _single(tokenizer: Tokenizer, text: str, key: str) -> int:
 
 
 def _shorter(sample: Sample, answer: bool) -> Sample | None:
-    """The sample with one exchange less, or none when only one is left.
+    """The sample with one exchange less, or None when only one is left.
 
     An exchange begins with a user's turn. Turns before the first one (the system's) are kept.
     """

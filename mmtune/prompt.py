@@ -4,7 +4,7 @@ A template is data (configs/prompts/NAME.yaml). Nothing is joined to one string 
 tokenized one by one, so what is learned is known for every token, and no text can pass for a mark.
 
 Spaces. The text of a part is stripped at both ends, unless its side says otherwise. A control string that ends in a
-space gives this space to the text behind it ("USER: " and "hello" become "USER:" and " hello"), because that is where
+space gives this space to the text after it ("USER: " and "hello" become "USER:" and " hello"), because that is where
 tokenizers put it; where no text follows, as before an answer that is still to be written, the space is left out.
 
 Quotes. Text from elsewhere stands between the two marks of `quote`. Where these are control tokens nothing inside can
@@ -75,10 +75,10 @@ class Template(Config):
     quote: tuple[str, str] = ("[", "]\n")
     """Control strings before and after text that comes from elsewhere; it is written as "source: text"."""
     timestamps: str = ""
-    """Said behind a video: {count} is the number of its frames, {times} their seconds with one decimal."""
+    """Said after a video: {count} is the number of its frames, {times} their seconds with one decimal."""
     ends: tuple[str, ...] = ()
     """Strings that end an answer too, although they are plain text to the tokenizer, for models that were published
-    without a mark of their own. Whoever writes such a string ends the answer as well."""
+    without a mark of their own. Such a string in a text ends the answer as well."""
     stop: tuple[str, ...] = ("{eos}",)
     """Strings that end an answer; each must be one control token of the tokenizer."""
     tokens: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ ObjectiveEntry, ExpertEntry, FormatEntry, OrderEntry, TaskEntry = (
 
 
 class BranchSection(Config):
-    """One way into the language model: an encoder and the connector behind it."""
+    """One way into the language model: an encoder and the connector after it."""
 
     encoder: EncoderEntry
     """Media to features."""
@@ -77,7 +77,7 @@ class ModelSection(Config):
     tuners: tuple[TunerEntry, ...] = ()
     """Changes to the language model, applied in order."""
     freeze: Words = ()
-    """Globs over full parameter names that stay as they are although nothing else says so, such as a connector. A
+    """Globs over full parameter names that stay frozen although no other setting freezes them, such as a connector. A
     group that claims one of them is refused."""
 
 
@@ -257,7 +257,7 @@ class RunSection(Config):
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """Processes that prepare data, per rank; 0 prepares in the process that trains."""
     save_every: Annotated[int, Field(ge=0)] = 500
-    """Steps between states to go on from; 0 saves at the end only."""
+    """Steps between states to resume from; 0 saves at the end only."""
     keep: Annotated[int, Field(ge=1)] = 2
     """States kept."""
     failed_save: Literal["stop", "go_on"] = "stop"
@@ -524,7 +524,7 @@ def _prompts(recipe: Recipe) -> Problems:
         if twin := next((other for other in files if other != prompt and files[other] == files[prompt]), None):
             # a run keeps a copy of each by its file name
             problems.append(config.problem(path, f"{prompt} and {twin} have the same file name; rename one"))
-        # A path may point at a file of the machine that trained; only whoever uses it has to find it.
+        # A path may point at a file of the machine that trained; only a command that uses it has to find it.
         if re.fullmatch(r"[\w-]+", prompt) and prompt not in known:
             problems.append(config.problem(path, f"no prompt {prompt}; {_known(prompt, known, 'prompts')}"))
     return problems

@@ -65,7 +65,7 @@ def allow(names: Iterable[str]) -> None:
 
 
 def is_allowed(name: str) -> bool:
-    """Whether a class outside mmtune may be imported: somebody said so, or an installed package offers it."""
+    """Whether a class outside mmtune may be imported: the user allowed it, or an installed package offers it."""
     return name in _allowed or any(name in plugins(room).values() for room in OPEN)
 
 
@@ -87,7 +87,7 @@ def source(room: str, name: Any) -> str | None:
 
 
 def needs_word(tree: Any) -> list[str]:
-    """Names of classes outside mmtune in a recipe, as plain data, that nobody has allowed; sorted."""
+    """Names of classes outside mmtune in a recipe, as plain data, that are not allowed; sorted."""
     if isinstance(tree, dict):
         name = tree.get("name")
         own = {name} if isinstance(name, str) and is_outside(name) and not is_allowed(name) else set()
@@ -96,11 +96,11 @@ def needs_word(tree: Any) -> list[str]:
 
 
 def refuse(names: Iterable[str]) -> None:
-    """Raises ConfigError for classes outside mmtune that nobody has allowed, if there are any."""
+    """Raises ConfigError for classes outside mmtune that are not allowed, if there are any."""
     if listed := list(names):
         raise ConfigError(
-            f"{', '.join(listed)}: code outside mmtune, which nobody said may run here",
-            "the word of whoever runs this, for code that they trust",
+            f"{', '.join(listed)}: code outside mmtune, which is not allowed to run here",
+            "your permission, for code that you trust",
             " ".join(f"--allow-code {name}" for name in listed) + f", or allow_code={listed} in Python",
         )
 
@@ -117,7 +117,7 @@ def names(room: str) -> list[str]:
 def plugins(room: str) -> dict[str, str]:
     """Name to `package.module:Class` of what installed packages add to a room. A file of the room goes before it.
 
-    What lies in the current folder is not installed, also where Python would look there.
+    What is in the current folder is not installed, also where Python would look there.
     """
     if room not in OPEN:
         return {}
@@ -165,7 +165,7 @@ def builtin_folder(room: Builtin) -> Path:
     package = Path(__file__).resolve().parent
     outside = package.parent / ("data/cards" if room == "cards" else f"configs/{room}")
     inside = package / "configs" / room
-    # A folder called configs may lie beside an installed package by accident; only a checkout has pyproject.toml there.
+    # A folder called configs may be beside an installed package by accident; only a checkout has pyproject.toml there.
     if outside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return outside
     if inside.is_dir():
@@ -250,7 +250,7 @@ def outside(tree: Any) -> dict[str, str]:
 
 
 def folder_of(name: str) -> str | None:
-    """The folder in which the package of a class outside mmtune lies; none where there is none to be found.
+    """The folder in which the package of a class outside mmtune lies; None where there is none to be found.
 
     Imports nothing.
     """

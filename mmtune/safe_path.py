@@ -45,7 +45,7 @@ def current() -> str:
 def handed_on() -> list[str]:
     """Where a child is to look for modules: where this process does, but for the current folder.
 
-    The current folder stays where an installed package put it, behind Python's own library.
+    The current folder stays where an installed package put it, after Python's own library.
     """
     here, own = current(), os.path.dirname(os.__file__)
     behind = sys.path.index(own) if own in sys.path else 0

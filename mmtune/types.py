@@ -40,7 +40,7 @@ WEIGHTS_SAID = f"0, or a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}"
 
 
 def is_weight(value: Any) -> bool:
-    """Whether a value can be the weight of a turn. A boolean is none: whoever reads one says what it means."""
+    """Whether a value can be the weight of a turn. A boolean is none: its meaning is up to the format."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and (value == 0 or WEIGHTS[0] <= value <= WEIGHTS[1])
 
@@ -296,7 +296,7 @@ class Example:
     """Branch to prepared items, each [F,...]."""
     stream: str = ""
     weights: Tensor | None = None
-    """float32 [T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
+    """float32 [T], what each label counts in the loss, 0 where there is none; None where every label counts 1."""
     notes: tuple[Note, ...] = ()
     """What was unusual about its media."""
     sequences: tuple[int, ...] = ()
@@ -351,9 +351,9 @@ class Batch:
     ids: tuple[str, ...] = ()
     """Names of the samples."""
     weights: Tensor | None = None
-    """float32 [B,T], what each label counts in the loss, 0 where there is none; none where every label counts 1."""
+    """float32 [B,T], what each label counts in the loss, 0 where there is none; None where every label counts 1."""
     samples: Tensor | None = None
-    """int64 [n,3] = row, first segment, number of segments, one line for each of `ids`; none where each segment is a
+    """int64 [n,3] = row, first segment, number of segments, one line for each of `ids`; None where each segment is a
     sample."""
     items: dict[str, Tensor] = field(default_factory=dict)
     """Branch to int64 [slots]: the item of each slot, where sequences of a sample share items."""
@@ -406,7 +406,7 @@ class Features:
     frame_mask: Tensor
     """bool [M,F]: which frames are real."""
     grid: tuple[int, int] | None = None
-    """(height, width) in tokens with height * width == N, or none where tokens have no place in a picture."""
+    """(height, width) in tokens with height * width == N, or None where tokens have no place in a picture."""
 
     def __post_init__(self) -> None:
         _check("feature tokens", self.tokens, 4, None, "[M,F,N,E]")
@@ -445,7 +445,7 @@ class FeatureShape:
     layers: int = 1
     """Layers of the encoder that stand side by side in E, each `layer_width` wide."""
     extra: int = 0
-    """Numbers behind them, at the end of a token, that are no feature, such as where a tile's token belongs."""
+    """Numbers after them, at the end of a token, that are no feature, such as where a tile's token belongs."""
 
     @property
     def layer_width(self) -> int:

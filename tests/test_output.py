@@ -60,7 +60,7 @@ def test_a_full_pipe_is_waited_for_once_and_what_is_lost_is_said_later(pipe):
         lost = reader.lost
         assert pipe.held().count(line + "\n") == 1000 - lost
         reader.say("read again")
-        assert pipe.held().splitlines() == [f"({lost} lines are missing here: nobody read them)", "read again"]
+        assert pipe.held().splitlines() == [f"({lost} lines are missing here: no reader)", "read again"]
         reader.say("and again")
         assert pipe.held() == "and again\n" and reader.lost == lost
 

@@ -68,7 +68,7 @@ class Anyres(Mlp):
         items = []
         for item, (one, real) in enumerate(zip(seen.split(counts), features.frame_mask, strict=True)):
             order = _order(marks[item, real].flatten(0, 1))
-            # the end of a line is the token behind all others
+            # the end of a line is the token after all others
             items.append(torch.cat([one.flatten(0, 1), self.newline[None].to(one.dtype)])[order])
         most = max(map(len, items), default=0)
         mask = torch.arange(most, device=seen.device) < torch.tensor([[len(i)] for i in items], device=seen.device)
@@ -88,7 +88,7 @@ def _order(marks: Tensor) -> Tensor:
         return torch.cat([plain, plain.new_full((min(1, len(plain)),), len(line))])
     ends = line[on].unique()
     width = int(column.max()) + 2
-    # a line's end comes behind its last column
+    # a line's end comes after its last column
     keys = torch.cat([line[on] * width + column[on], ends * width + width - 1])
     index = torch.cat([on, ends.new_full(ends.shape, len(line))])
     return torch.cat([plain, index[keys.argsort(stable=True)]])

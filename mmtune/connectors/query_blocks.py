@@ -1,4 +1,4 @@
-"""Learned queries in front of the encoder's tokens, together through self-attention blocks: LLaMA-Adapter V2.
+"""Learned queries before the encoder's tokens, together through self-attention blocks: LLaMA-Adapter V2.
 
 Source: the published code (`llama_adapter_v2_multimodal7b`), which is where arXiv 2304.15010 leaves its "visual
 projection layers" open. A matrix and a norm bring the tokens to the width of the blocks; queries come first; what the
@@ -6,7 +6,7 @@ blocks make of the queries goes through one more matrix and norm. Any item takes
 
 Published: 10 queries, width 768, 8 blocks of 16 heads, over all 257 tokens of CLIP ViT-L/14 after its last norm and
 output matrix (encoder `clip` with `layer: -1, tokens: all, norm: true, project: true`). It knows images only; of a
-video all frames' tokens stand behind the queries, and nothing says which frame came first.
+video all frames' tokens stand after the queries, and nothing says which frame came first.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 `features.bin` holds the arrays one after the other, float16; `index.jsonl` one line for each: key, offset, frames; or
 key, reason and detail for an item that cannot be decoded. A line is written after its array is on the disk, so what the
-index names is there, and what a killed writer left behind it is overwritten.
+index names is there, and the remains of a killed writer after it are overwritten.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class FeatureFile:
                 self.load()
 
     def _forget(self) -> None:
-        """Leave out the lines whose arrays are not there: others will lie in their places."""
+        """Leave out the lines whose arrays are not there: others will be in their places."""
         rows = [{"key": key, "at": at, "frames": frames} for key, (at, frames) in self.offsets.items()]
         rows += [{"key": key, "reason": why, "detail": detail} for key, (why, detail) in self.faults.items()]
         disk.write_file(self._index, "".join(json.dumps(row) + "\n" for row in rows))

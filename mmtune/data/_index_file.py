@@ -37,7 +37,7 @@ class Group:
     members: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     """Suffix to offset, size and sha256 in hex."""
     reason: Reason | None = None
-    """Why it is refused; none when it is not."""
+    """Why it is refused; None when it is not."""
     detail: str = ""
 
     def refuse(self, reason: Reason, detail: str) -> None:

@@ -1,7 +1,7 @@
 """JSON from elsewhere: an object read in time that grows with its size, and in memory that has a limit.
 
-What nobody reads is not checked: a NaN, an endless number or one of many digits is a float that is not finite, and
-whoever reads that field refuses it. What could be read in two ways is refused: a key that comes twice in an object.
+Unused fields are not checked: a NaN, an endless number or one of many digits is a float that is not finite, and
+the reader of that field refuses it. What could be read in two ways is refused: a key that comes twice in an object.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The rule of webdataset is the name up to its first dot. Names have dots for other reasons, too ("clip.v2.mp4",
 "cat.2.jpg", "clip 2.0 (clean).mp4"), and by that rule such samples would merge, or lose their suffix. So among the
 names that are alike up to the first dot, each that is a whole sample without its last suffix (a text and a medium, or
-a text and media with numbers behind the same name) is a key, and so is the name up to the first dot itself, where it
+a text and media with numbers after the same name) is a key, and so is the name up to the first dot itself, where it
 has members of its own. What is left ("img.0.jpg" beside "img.json") goes to the longest of these keys that it begins
 with. Where there are none of them, texts alone are a sample each, and everything else is one sample by webdataset's
 rule.

@@ -1,9 +1,9 @@
 """A walk over the headers of a tar file that tells damage from the end.
 
 `tarfile` stops without a word at a hole of zeros, at a bad checksum and at the end of a file that was cut between two
-members. Here each of these is a `Damage`, the walk goes on at the next header that is whole, and only two blocks of
-zeros with nothing behind them count as the end. What headers claim is not believed: a member whose size is no number
-or reaches beyond the file, or whose name has no end, is one `Damage`, and those behind it are read. Layout:
+members. Here each of these is a `Damage`, the walk continues at the next header that is whole, and only two blocks of
+zeros with nothing after them count as the end. What headers claim is not believed: a member whose size is no number
+or reaches beyond the file, or whose name has no end, is one `Damage`, and those after it are read. Layout:
 POSIX.1-2017, pax "ustar Interchange Format" and "pax Extended Header Records"; GNU long names ("L"), sparse files.
 """
 
@@ -121,7 +121,7 @@ class _Given:
     name: str | None = None
     size: int | None = None
     sparse: bool = False
-    """Whether the content is a map of holes and what lies between them."""
+    """Whether the content is a map of holes and what is between them."""
     fault: str = ""
     """Why the member cannot be read."""
 
@@ -150,7 +150,7 @@ def _short(text: str) -> str:
 
 
 def _behind_map(file: int, block: bytes, content: int) -> int:
-    """Where the content of an old GNU sparse member begins: behind the blocks that go on with its map of holes."""
+    """Where the content of an old GNU sparse member begins: after the blocks that continue with its map of holes."""
     more = block[482]
     while more and len(block := os.pread(file, BLOCK, content)) == BLOCK:
         content, more = content + BLOCK, block[504]
@@ -174,7 +174,7 @@ def _number(field: bytes) -> int | None:
 
 
 def _header(block: bytes) -> tuple[str, str, int] | None:
-    """Name, type flag and size of a header block, or none when the checksum or a number is wrong."""
+    """Name, type flag and size of a header block, or None when the checksum or a number is wrong."""
     wanted, size = _number(block[148:156]), _number(block[124:136])
     rest = block[:148] + b" " * 8 + block[156:]
     if wanted is None or size is None:

@@ -118,7 +118,7 @@ def loader_of(
 
     Args:
         processors: by stream.
-        out: run folder; `skipped.jsonl` comes to lie in it, written by the first rank. None keeps counts only.
+        out: run folder; the first rank writes `skipped.jsonl` in it. None keeps counts only.
         peers: the other ranks, where there are any, to share the preparing with.
         write: lay indexes that are made now beside their shards.
 

@@ -2,7 +2,7 @@
 
 A column is a number of the record's .json by its path, or what a function measures. Its table belongs to one content of
 its shard: it names the digest, and what was measured names what it was measured with. The file may come from elsewhere,
-so each part of it is held against the index before it is used; one that does not fit is made again.
+so each part of it is compared with the index before it is used; one that does not fit is made again.
 
 The price: one pass over the .json of a shard, some 20,000 records a second; 10 to 20 bytes on the disk for each number.
 """
@@ -82,7 +82,7 @@ def fill(
     say: Callable[[str], None] | None = None,
     write: bool = True,
 ) -> None:
-    """Give a corpus its columns: those that lie beside its shards, and those that are read now.
+    """Give a corpus its columns: those that are beside its shards, and those that are read now.
 
     Args:
         measures: by name of the column.
@@ -120,7 +120,7 @@ def fill(
 
 
 def _stored(path: Path, index: ShardIndex) -> dict[str, np.ndarray]:
-    """Columns of a shard that lie beside it; none where the file is not there, odd, or of other content."""
+    """Columns of a shard that are beside it; None where the file is not there, odd, or of other content."""
     try:
         table = _Table.model_validate_json(disk.read_text(path, MOST))
     except (OSError, ValueError):

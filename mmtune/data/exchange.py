@@ -90,7 +90,7 @@ class SharedPreparation:
         self._taken += 1
 
     def _round(self) -> None:
-        """Each rank prepares as many as the step may still need, and all are told of all."""
+        """Each rank prepares as many as the step may still need, and every rank gets the notices of all."""
         peers = self._peers
         each = max(1, -(-(self._usual - self._taken) // peers.world))
         until = self._until(self.position)

@@ -237,13 +237,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def fetch(
     path: Path, say: Callable[[str], None] | None = None, rebuild: bool = False, write: bool = True
 ) -> tuple[ShardIndex, bool]:
-    """The index of a shard as it lies beside it, made now when there is none; and whether it was made now.
+    """The index of a shard as it is beside it, made now when there is none; and whether it was made now.
 
     An index is kept although its shard has changed since: it names what was there. `shards.Corpus` judges that.
     Where the folder cannot be written, the index serves this process only, which is said.
 
     Args:
-        rebuild: make it anew unless it is of this version, and size, time and digest of the shard are as when it was.
+        rebuild: make it again unless it is of this version, and size, time and digest of the shard are as when it was.
         write: lay one that is made now beside its shard; otherwise it serves this process only, which is not said.
     """
     where = beside(path)

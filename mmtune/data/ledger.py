@@ -3,7 +3,7 @@
 With it every sample is accounted for: what the index holds = what was trained + what is in here. The reasons are a
 closed list. A run whose data is mostly bad is stopped.
 
-The position in the file is part of what a run saves. Lines written after a save are cut off when the run goes on from
+The position in the file is part of what a run saves. Lines written after a save are cut off when the run continues from
 it, because their steps come again; lines from before it have to be there, to the byte.
 """
 

@@ -112,7 +112,7 @@ class Stream:
         return replace(sample, stream=self.name)
 
     def has_media(self, kinds: Collection[str]) -> bool | None:
-        """Whether a record has a medium of one of these kinds, by its text alone; none when `SCANNED` records say
+        """Whether a record has a medium of one of these kinds, by its text alone; None when `SCANNED` records say
         nothing. Records that cannot be used are passed over."""
         for number, key in enumerate(self.corpus.samples()):
             if number == SCANNED:

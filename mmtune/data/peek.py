@@ -68,7 +68,7 @@ def look(patterns: Sequence[str]) -> Seen:
 
     Raises:
         DataError: no shards, or nothing in them that any format can read.
-        UsageError: what is named there is no shard, or lies elsewhere: nothing is fetched for a look.
+        UsageError: what is named there is no shard, or is elsewhere: nothing is fetched for a look.
     """
     files = [path for path in expand(patterns) if isinstance(path, Path)]
     if not files:

@@ -10,7 +10,7 @@ from mmtune.errors import UsageError
 
 
 def refusal(path: Path) -> UsageError | None:
-    """The error for a file of records or a folder without shards; none where nothing is known about it."""
+    """The error for a file of records or a folder without shards; None where nothing is known about it."""
     if path.is_file():
         if path.suffix == ".tar":
             return None

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: fetched whole when they are needed, and kept on a disk of this machine up to a size.
+"""Shards that are elsewhere: fetched whole when they are needed, and kept on a disk of this machine up to a size.
 
 A shard comes with its index, `NAME.tar.index.json` beside it, which says how long it is and which sha256 it has; with
 indexes alone a run knows its order before the first shard has arrived. What arrives is compared with that, and only
@@ -40,7 +40,7 @@ _SIGNATURE = re.compile(
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A shard that lies elsewhere."""
+    """A shard that is elsewhere."""
 
     url: str
 
@@ -72,7 +72,7 @@ def has_scheme(pattern: str) -> bool:
 
 
 def find(pattern: str) -> list[Remote] | None:
-    """The shards of a pattern without braces; none when it is a path on this machine.
+    """The shards of a pattern without braces; None when it is a path on this machine.
 
     Raises:
         UsageError: an address of a kind that is not read, or a `*` where nothing lists files.
@@ -115,7 +115,7 @@ class Cache:
         """Shards fetched by this process."""
 
     def beside(self, remote: Remote) -> Path:
-        """Where the index of a shard lies on this machine."""
+        """Where the index of a shard is on this machine."""
         return indexes.beside(self._place(remote))
 
     def index(self, remote: Remote, say: Callable[[str], None] | None = None) -> ShardIndex:
@@ -255,7 +255,7 @@ def cache() -> Cache:
 
 
 def _left_over(part: Path) -> bool:
-    """Whether nobody is fetching into this file: its folder's lock is free."""
+    """Whether no process is fetching into this file: the lock of its folder is free."""
     try:
         file = disk.open_plain(part.parent / ".lock", os.O_WRONLY)
     except OSError:

@@ -171,7 +171,7 @@ class Corpus:
     def record(self, key: SampleKey, seed: int = 0, epoch: int = 0) -> Record:
         """A sample's files, read when asked for.
 
-        Raises DataError, here or when a file is read: the sample is refused by the index, lies beyond the end of a
+        Raises DataError, here or when a file is read: the sample is refused by the index, is beyond the end of a
         shard that was cut, is not what was indexed, or its shard cannot be read.
         """
         group = self._load(key.shard)[0].groups[key.index]

@@ -31,7 +31,7 @@ class Gathered:
 
 
 def gather(batch: Batch, embeds: dict[str, Embeds]) -> Gathered | None:
-    """Items of all branches by row and segment; none when there is no item.
+    """Items of all branches by row and segment; None when there is no item.
 
     Raises ModelError when items and slots do not belong together.
     """

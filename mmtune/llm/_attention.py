@@ -38,7 +38,7 @@ class Call:
 
     `segments` int [B,T] of the tokens of this call, or None: every row is one segment without padding. `seen` int
     [B,P] are the segments of the cached tokens, None where `segments` is None. A token sees the tokens of its own
-    segment up to itself. Padding (segment 0) sees padding only: what it computes is read by nobody, and no row of the
+    segment up to itself. Padding (segment 0) sees padding only: its results are not used, and no row of the
     softmax is empty. `attention_terms` are added to the output of the attention modules they name by layer number.
     """
 
@@ -74,7 +74,7 @@ class Call:
         if self.segments is not None:
             keys = self.segments if self.seen is None else torch.cat([self.seen, self.segments], dim=1)
             allowed = allowed & (self.segments[:, :, None] == keys[:, None])
-            # Padding may lie between a prompt and what is decoded behind it; a window does not count it.
+            # Padding may be between a prompt and what is decoded after it; a window does not count it.
             positions = (keys > 0).cumsum(1)
         if window is not None:
             allowed = allowed & (positions[:, None] > positions[:, self.past :, None] - window)

@@ -225,7 +225,7 @@ def _unknown(model: dict[str, Any]) -> int | None:
 
 
 def _without(tree: dict[str, Any], special_ids: Iterable[int], unknown: int | None) -> dict[str, Any]:
-    """The tokenizer with another spelling, which nobody can guess, for every control, and no merge that builds one.
+    """The tokenizer with another spelling, which cannot be guessed, for every control, and no merge that builds one.
 
     The entries stay, because ids of others follow from their number.
     """

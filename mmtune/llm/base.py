@@ -19,7 +19,7 @@ from mmtune.layers.gated_prompts import GatedPrompts
 from mmtune.llm._attention import AttentionTerm, Prefix
 
 Before = Literal["start", "mark", "text"]
-"""What stands before a piece of text: nothing or media; a control token; other text that it goes on from."""
+"""What stands before a piece of text: nothing or media; a control token; other text that it continues from."""
 
 Ability = Literal["attention_terms", "prefix", "tap"]
 """What not every language model can be asked for, see `LLM.abilities`."""
@@ -115,10 +115,10 @@ class LLM(nn.Module):
         super().__init__()
         self.config = config
         self.model: nn.Module | None = None
-        """The model of transformers inside, which peft changes and published layouts are made of; none where there is
+        """The model of transformers inside, which peft changes and published layouts are made of; None where there is
         no such thing."""
         self.folder: Path | None = None
-        """Where its config.json and tokenizer lie; none where there is no folder."""
+        """Where its config.json and tokenizer lie; None where there is no folder."""
         self.step_callbacks: dict[str, Any] = {}
         """What tuners want to do in every training step, see `mmtune.tuners.base.StepCallback`."""
         self.attention_terms = nn.ModuleDict()

@@ -87,7 +87,7 @@ class HF(LLM):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._hf_config = _known_config(config)
-        """config.json of a published model whose files are not here; none where the folder is."""
+        """config.json of a published model whose files are not here; None where the folder is."""
         self._open(_folder(config, _STRUCTURE) if self._hf_config is None else None)
 
     def _open(self, folder: Path | None) -> None:
@@ -317,7 +317,7 @@ def _anew(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar and no report of transformers; what is wrong is told by our own error."""
+    """No progress bar and no report of transformers; our own errors report what is wrong."""
     from transformers.utils import logging
 
     bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -336,7 +336,7 @@ def _or_ones(seen: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _known_config(config: Config) -> dict[str, Any] | None:
-    """The structure of a published model whose files are not here; none where they are, or nothing is known of it."""
+    """The structure of a published model whose files are not here; None where they are, or nothing is known of it."""
     if config.folder is not None:
         there = (Path(paths.resolve(config.folder)).expanduser() / "config.json").is_file()
         return None if there or config.like is None else _known.hf_config_of(config.like)

@@ -68,7 +68,7 @@ class Objective(ABC):
 
         Args:
             groups: group to the names and parameters that it trains, see `mmtune.params.partition`.
-            models: the recipe's other models by name, frozen; none where it names none.
+            models: the recipe's other models by name, frozen; None where it names none.
 
         Raises:
             ConfigError: a model that is missing or does not fit.
@@ -87,7 +87,7 @@ class Objective(ABC):
         """
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a run has to save to go on from here, beside the model's own weights."""
+        """Tensors that a saved state needs, beside the weights of the model."""
         return {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027

@@ -1,4 +1,4 @@
-"""What every entry of a room keeps, as checks that an author runs on a class of their own:
+"""Checks of the contract of each room, which authors run on their own classes:
 
     from mmtune import registry, testing
 

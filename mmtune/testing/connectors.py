@@ -12,7 +12,7 @@ from mmtune.connectors.base import Connector, ConnectorConfig
 from mmtune.types import Features, FeatureShape
 
 SHAPE = FeatureShape(width=6, tokens=12, grid=(3, 4), frames=5, layers=2, extra=2)
-"""What the encoder in front of a connector under test gives: two layers side by side, and two numbers behind them."""
+"""What the encoder before a connector under test gives: two layers side by side, and two numbers after them."""
 WIDTH = 10
 """D"""
 ROWS = [[True] * 5, [True, False, False, False, False], [True, True, True, False, False]]

@@ -67,7 +67,7 @@ def sizes_are_as_it_says(llm: LLM) -> None:
 
 @torch.no_grad()
 def nothing_ahead_is_seen(llm: LLM) -> None:
-    """What is said after a token does not depend on those behind it."""
+    """What is said after a token does not depend on those after it."""
     tokens, other = ids(llm), ids(llm, seed=1)
     changed = torch.cat([tokens[:, :5], other[:, 5:]], 1)
     one, two = logits(llm, tokens), logits(llm, changed)

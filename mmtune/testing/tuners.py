@@ -109,7 +109,7 @@ def step_callbacks_work_on_what_is_named(tuner: Tuner) -> None:
 
 
 def step_callbacks_go_on_alike(tuner: Tuner) -> None:
-    """A run that is stopped, and goes on from the weights and what `state` gave, is the run that was not."""
+    """A run that is stopped, and continues from the weights and what `state` gave, is the run that was not."""
     if not tuned(tuner)[0].step_callbacks:
         return
     straight, stopped = called(tuner), called(tuner, stop=CALLS // 2)

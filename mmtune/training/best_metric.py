@@ -54,7 +54,7 @@ class BestMetric:
 
 
 def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
-    """What a recipe chooses by; none where it measures nothing. Raises ConfigError for a measure that is not taken."""
+    """The measure by which a recipe chooses, or None. Raises ConfigError for a measure that is not computed."""
     if not recipe.eval.every:
         return None
     held = held_out_sections(recipe)

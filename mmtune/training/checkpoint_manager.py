@@ -31,7 +31,7 @@ HARMLESS = {
     ),
     "eval": None,
     "chat": None,
-    "models": None,  # what they are is compared, not where they lie
+    "models": None,  # what they are is compared, not where they are
 }
 """What a recipe may change between a stop and a resume without changing a weight; none stands for the whole section."""
 
@@ -78,7 +78,7 @@ class CheckpointManager:
             "prompts": {
                 name: stream.processor.template.model_dump(mode="json") for name, stream in self.loader.streams.items()
             },
-            # another commit of the same version is for whoever made it to judge
+            # another commit of the same version is left to its author
             "code": {name: version for name, version in self._versions.items() if name != "git"},
         }
 
@@ -90,7 +90,7 @@ class CheckpointManager:
         Args:
             last: no other save comes after this one, so it must not fail, whatever `run.failed_save` says.
             best: keep it as the best state, too.
-            state: whether it is one to go on from, with its weights as those of the run.
+            state: whether it is one to resume from, with its weights as those of the run.
 
         Raises what the write before it raised, on the first rank.
         """
@@ -174,7 +174,7 @@ class CheckpointManager:
         trainer_state.validation = state.info.get("validation", {})
 
     def _lost(self) -> bool:
-        """Whether recipe.yaml or base.yaml is gone or cannot be read; says so."""
+        """Whether recipe.yaml or base.yaml is missing or cannot be read; reports it."""
         for file in ("recipe.yaml", "base.yaml"):
             try:
                 configs.read(str(self.out / file), [])

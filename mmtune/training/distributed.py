@@ -66,11 +66,11 @@ class Runtime:
         limit = self._limit = timedelta(seconds=deadline + SPARE)
         on_cpu = device == "cpu" or (device == "auto" and _best().type == "cpu")
         if offload and not on_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            # what lies in the main memory is gathered there, for which accelerate's own choice has no backend
+            # what is in the main memory is gathered there, for which accelerate's own choice has no backend
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=limit)
         # Only the process group is accelerate's: its device and precision are settled once for a whole process, and
         # a process may train twice.
-        # Without an accelerator it forms no group at all unless it is told that the processor is meant.
+        # Without an accelerator it forms no group unless the CPU is requested explicitly.
         self._state = PartialState(cpu=on_cpu, timeout=limit)
         self.rank: int = self._state.process_index
         self.world: int = self._state.num_processes
@@ -244,7 +244,7 @@ class Runtime:
         return table.tolist()
 
     def _cpu_group(self) -> torch.distributed.ProcessGroup | None:
-        """A group for what lies in the main memory."""
+        """A group for what is in the main memory."""
         if self.device.type != "cpu" and self._gloo is None:
             self._gloo = torch.distributed.new_group(backend="gloo", timeout=self._limit)
         return self._gloo
@@ -272,7 +272,7 @@ class Runtime:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a run. What broke because another rank is gone is told as that rank's end; closes the group."""
+        """Around a run. An error caused by the end of another rank is reported as that end; closes the group."""
         if self._watchdog is None:
             yield
             return
@@ -315,7 +315,7 @@ def _move_uncut(model: nn.Module, device: torch.device) -> None:
 
 
 def _bytes(data: bytes, size: int) -> Tensor:
-    """uint8 [size], zeros behind the data."""
+    """uint8 [size], zeros after the data."""
     tensor = torch.zeros(size, dtype=torch.uint8)
     if data:
         tensor[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)

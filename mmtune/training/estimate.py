@@ -2,7 +2,7 @@
 
 Weights, gradients and optimizer states are counted. Activations follow from what the operations of a Llama layer keep
 for the backward pass: a frozen matrix keeps nothing, a trained one its input. Not counted: other models of a recipe,
-what encoders, connectors and fusions keep or need for a moment, scales and biases that a tuner puts behind matrices,
+what encoders, connectors and fusions keep or need for a moment, scales and biases that a tuner puts after matrices,
 what the allocator loses, libraries of the device. Times are floating point operations divided by what the device is
 said to do.
 """

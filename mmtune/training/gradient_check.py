@@ -2,8 +2,8 @@
 gradient that is zero is waited for, a few steps, which begin when every other group had its turn: it may be one of them
 that opens the way. Media that are rare are waited for as long as the data may bring some.
 
-A mistake in the groups shows in no loss: a connector that nobody reaches, or one that another stream drags along, only
-makes the model a little worse. So it is looked for where it costs nothing, once for each stream of a run.
+No loss shows a mistake in the groups: a connector that no gradient reaches, or one that another stream changes too, only
+makes the model a little worse. So the first step of each stream is checked, which costs nothing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class GradientCheck:
         Raises:
             ModelError: a group of these streams got no gradient at all, or a tensor of another group moved; by name. A
                 group of connectors or fusion alone is waited for until a step has media for it, as long as the data of
-                one of its streams may bring some; and one whose gradient is zero for `PATIENCE` steps: behind a gate or
+                one of its streams may bring some; and one whose gradient is zero for `PATIENCE` steps: after a gate or
                 a factor that begins at zero it is, at first, and as long as the group of that gate had no step.
         """
         if not outcome.updated:
@@ -197,7 +197,7 @@ def _waits(names: Sequence[str], media: set[str]) -> bool:
 
 
 def _ways(names: Sequence[str]) -> set[str]:
-    """Branches of parameters that are on the way of media into the model; none where any branch's media pass them."""
+    """Branches of parameters that are on the way of media into the model; None where any branch's media pass them."""
     ways = {name.split(".")[1] if name.startswith("branches.") else "" for name in names if not name.startswith("llm.")}
     return set() if "" in ways else ways
 

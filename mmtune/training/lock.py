@@ -23,7 +23,7 @@ from mmtune import disk
 from mmtune.errors import UsageError
 
 PATIENCE = 10.0
-"""Seconds that what a killed run left behind gets to leave."""
+"""Seconds that processes of a killed run get to end."""
 MOST = 4096
 """Bytes read of what a holder wrote."""
 _held: set[int] = set()
@@ -119,7 +119,7 @@ def _in_use(out: Path, held: bool | None, holder: dict[str, Any] | None) -> Usag
 
 
 def _flock(file: int) -> bool | None:
-    """Whether the system's lock could be had; none where the file system knows no locks."""
+    """Whether the system's lock could be had; None where the file system knows no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -147,7 +147,7 @@ def _name(holder: dict[str, Any] | None) -> str:
 
 
 def _boot() -> str | None:
-    """What the system calls this boot of the machine; none where it does not say."""
+    """The system's id of this boot of the machine; None if it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -155,7 +155,7 @@ def _boot() -> str | None:
 
 
 def _started(process: int) -> str | None:
-    """When a process began, in the system's own count; none when there is no such process, or it is dead already."""
+    """When a process began, in the system's own count; None when there is no such process, or it is dead already."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]

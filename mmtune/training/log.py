@@ -52,8 +52,8 @@ class Metrics:
     """Numbers of a run, by step, as JSON lines and for trackers.
 
     Args:
-        folder: the run folder; `metrics.jsonl` comes to lie in it.
-        start: the step the run goes on from; rows of later steps, written by a run that was killed before
+        folder: the run folder; `metrics.jsonl` is written in it.
+        start: the step the run continues from; rows of later steps, written by a run that was killed before
             it saved, are dropped so that each step has one row, and one more where it was validated.
         trackers: what else gets the numbers.
     """

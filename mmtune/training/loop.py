@@ -49,7 +49,7 @@ class Result:
     code: int
     """Exit code for a process: 0, or 130 and 143 after Ctrl-C and SIGTERM."""
     loss: float | None
-    """Mean loss over the supervised tokens of the last 20 steps; none when no step was taken."""
+    """Mean loss over the supervised tokens of the last 20 steps; None when no step was taken."""
 
 
 def train(

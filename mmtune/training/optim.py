@@ -81,7 +81,7 @@ class GroupOptimizer:
         return [parameter for _, parameter in self.named]
 
     def accumulate(self, divide: float) -> None:
-        """Divide the gradients by `divide` and put them aside, on top of what lies there; none are left."""
+        """Divide the gradients by `divide` and put them aside, on top of what is there; none are left."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 grad = parameter.grad.div_(divide)
@@ -116,7 +116,7 @@ class GroupOptimizer:
         if not cut:
             return torch.linalg.vector_norm(torch.stack(norms))
         joint = whole(torch.linalg.vector_norm(torch.stack(cut)))
-        # with offload, what is cut lies in the main memory and the rest on the device
+        # with offload, what is cut is in the main memory and the rest on the device
         rest = [norm.to(joint.device) for norm in norms if not hasattr(norm, "full_tensor")]
         return torch.linalg.vector_norm(torch.stack([joint, *rest]))
 

@@ -81,7 +81,7 @@ class _Validation(_Part):
 
 
 class _Info(_Part):
-    """What of run.json a run goes on with."""
+    """What of run.json a run continues with."""
 
     facts: dict[str, Any]
     positions: _Positions
@@ -174,7 +174,7 @@ def exists(folder: Path) -> bool:
 
 
 def load(folder: Path, say: Callable[[str], None] = print, step: int | None = None) -> State | None:
-    """The newest whole state, or none when nothing was ever saved. Damaged ones are named, then passed over.
+    """The newest whole state, or None when nothing was ever saved. Damaged ones are named, then passed over.
 
     Args:
         step: take the state of this step and no other, because another rank found it to be the newest.

@@ -11,10 +11,10 @@ FILES = ("recipe.yaml", "base.yaml", "card.md", "metrics.jsonl", "skipped.jsonl"
 
 
 def fault(out: Path, resume: bool) -> UsageError | None:
-    """Why a folder cannot be trained in; none when it can.
+    """The error for a folder in which a run cannot train; None if it can.
 
     Its own entries may not be links: a folder that somebody hands over would have what is written arrive elsewhere.
-    The folder itself may be one, for whoever names it knows where it leads.
+    The folder itself may be one, since its user chose it.
     """
     if not resume and (out / "recipe.yaml").exists():
         return UsageError(

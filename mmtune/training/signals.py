@@ -20,7 +20,7 @@ TWICE = 1.0
 class Stop:
     """Within `with Stop() as stop:`, `stop.code` is 0 until a signal came, then the exit code it asks for.
 
-    Outside the main thread, where Python lets nobody install handlers, signals keep their usual meaning.
+    Outside the main thread, where Python allows no handlers, signals keep their usual meaning.
     """
 
     def __init__(self) -> None:
@@ -51,6 +51,6 @@ class Stop:
 
 
 def _say(text: bytes) -> None:
-    """Write, not print: print may be in the middle of a line when the signal comes. Nobody has to be listening."""
+    """Write, not print: print may be in the middle of a line when the signal comes. The reader may be gone."""
     with contextlib.suppress(OSError):
         os.write(2, text)

@@ -2,7 +2,7 @@
 
 A stream's loss reaches its own groups only. Where a step holds several streams, each one's gradients are taken up by
 its groups before the next one's are made, so nothing leaks from one to the other, and every group still moves once.
-Where gradients come from is told by `mmtune.training.gradients`.
+`mmtune.training.gradients` has the estimators of gradients.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def take_step(
                 )
             for callback in step_callbacks:
                 if (penalty := callback.penalty()) is not None:
-                    penalty.backward()  # behind the sum, so that it counts once, whatever the number of ranks
+                    penalty.backward()  # after the sum, so that it counts once, whatever the number of ranks
             # every rank holds the same sums by now, so every rank comes to the same decision
             exact = {name: optimizers[name].norm() for name in trained_groups}
             norms = {name: float(norm) for name, norm in exact.items()}

@@ -29,7 +29,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run folder; those after the step the run goes on from are superseded."""
+    """Event files in `tensorboard/` of the run folder; those after the step the run continues from are superseded."""
 
     def __init__(self, folder: Path, start: int, settings: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -46,13 +46,13 @@ class TensorBoard:
 
 class WeightsAndBiases:
     """A run of the project `mmtune`, or of WANDB_PROJECT, named as its folder. A run that goes on is the same one
-    there: its id lies in `wandb/mmtune-id` of the run folder."""
+    there: its id is in `wandb/mmtune-id` of the run folder."""
 
     def __init__(self, folder: Path, start: int, settings: Mapping[str, Any]) -> None:
         import wandb
 
         own = disk.folder(folder / "wandb")
-        if (own / "settings").exists():  # it could name another server for the key of whoever trains
+        if (own / "settings").exists():  # it could send the user's key to another server
             raise UsageError(f"{own / 'settings'}", "no settings of Weights & Biases in a run folder", "delete it")
         file = own / "mmtune-id"
         if not (start and file.is_file()):
@@ -95,7 +95,7 @@ def opened(names: Sequence[str], folder: Path, start: int, settings: Mapping[str
     """Trackers by name; one that cannot begin is reported and left out.
 
     Args:
-        start: the step the run goes on from.
+        start: the step the run continues from.
         settings: the recipe, for trackers that show it.
     """
     found = []
@@ -103,5 +103,5 @@ def opened(names: Sequence[str], folder: Path, start: int, settings: Mapping[str
         try:
             found.append(KINDS[name](folder, start, settings))
         except Exception as error:  # any fault of a tracker is only a fault of the tracker
-            _errors.say(f"note: nothing is told to {name}: {error}")
+            _errors.say(f"note: nothing is logged to {name}: {error}")
     return found

@@ -1,4 +1,4 @@
-"""What a run counts, beside its weights: what a saved state has, and what a resumed run goes on from."""
+"""The counters of a run, beside its weights: saved in a state, and read by a resumed run."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class TrainerState:
 
     @property
     def loss(self) -> float | None:
-        """Mean over the supervised tokens of the last steps; none when there was no step."""
+        """Mean over the supervised tokens of the last steps; None when there was no step."""
         count = sum(n for _, n in self.recent)
         return sum(loss * n for loss, n in self.recent) / count if count else None

@@ -136,7 +136,7 @@ class Validator:
 
         Returns:
             `loss` over all held-out data, `NAME/loss` and `NAME/samples` of each stream, `NAME/loss/TERM` where the
-            loss has several terms, `NAME/MEASURE` of what its objective measures, `TASK/MEASURE` of the task; none when
+            loss has several terms, `NAME/MEASURE` of what its objective measures, `TASK/MEASURE` of the task; None when
             it was given up, on every rank.
 
         Raises:
@@ -176,7 +176,7 @@ class Validator:
                 self._model.train()
 
     def _loss(self, stream: Stream, most: int, stopped: Callable[[], bool]) -> _Tally | None:
-        """The sums of a stream over all ranks, or none when the run was told to stop."""
+        """The sums of a stream over all ranks, or None when the run is asked to stop."""
         runtime, name, objective = self._runtime, stream.name, self._objectives[stream.name]
         tally = _Tally(objective)
         feed = self._batches(stream, most, tally.skipped)

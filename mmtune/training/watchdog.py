@@ -153,7 +153,7 @@ class Watchdog:
                 found = None
                 if time.monotonic() - lost > patience and not self._over.is_set():
                     found = (
-                        f"rank 0, or whoever holds the store of this run, cannot be reached ({error}); {self._last(0)}"
+                        f"rank 0, or the process with the run's store, cannot be reached ({error}); {self._last(0)}"
                     )
             if found and not self._over.is_set():
                 self._stop(found)
@@ -164,7 +164,7 @@ class Watchdog:
             return
         with contextlib.suppress(Exception):
             self._store.set(f"{self._run}/verdict", found)
-        # beside this thread: where nobody reads, a write may fail or wait for ever, and this rank has to end
+        # beside this thread: without a reader, a write may fail or block for ever, and this rank has to end
         words = threading.Thread(target=self._last_words, args=(found,), daemon=True)
         words.start()
         words.join(GRACE_PERIOD)

@@ -1,5 +1,5 @@
 """What AdaLoRA has to do in every step: sensitivities, the falling budget of ranks, and the penalty that keeps the
-factors orthogonal (arXiv 2303.10512). The arithmetic is peft's own; here are the calls, and the state to go on from.
+factors orthogonal (arXiv 2303.10512). The arithmetic is peft's own; here are the calls, and the state to resume from.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A causal model's keys and values of what stands first do not depend on what follows. So L virtual tokens before every
 sample are the same as their keys and values in each layer, worked out once for a call and joined to those of every
 segment: no length, label or slot moves, and packing and cached decoding go on as they are. Positions of the text begin
-behind the virtual tokens, as in `peft`.
+after the virtual tokens, as in `peft`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class StepCallback(ABC):
     """What a tuner has to do in every training step, for the few that are more than parameters.
 
     A tuner leaves one in `llm.step_callbacks`, by a name of its own. It is asked in the steps that train all of its
-    parameters, and in no others, on every rank alike. A run calls `begin` once, then `load` where it goes on from a
+    parameters, and in no others, on every rank alike. A run calls `begin` once, then `load` where it continues from a
     saved state; each step calls `before`, then `penalty`, then `updated`. The last two are left out where something was
     not finite, and `before` is called once however often a step is tried for want of memory. Only `parameters` has to
     be there.
@@ -71,7 +71,7 @@ class StepCallback(ABC):
         """After the optimizer's step, with the step's gradients still there."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that moves, to go on from."""
+        """All state that changes while training, as tensors for a saved state."""
         return {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027

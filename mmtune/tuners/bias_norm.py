@@ -65,7 +65,7 @@ class TunedLinear(nn.Linear):
         self.form = form
         self.weight = base.weight
         placement: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
-        # A bias of the model itself stays inside the product, as rounding differs when it is added behind it.
+        # A bias of the model itself stays inside the product, as rounding differs when it is added after it.
         self.fused = base.bias is not None
         if base.bias is not None:
             self.bias = _opened(base.bias) if bias else base.bias

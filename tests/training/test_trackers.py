@@ -84,4 +84,4 @@ def test_settings_in_a_run_folder_reach_no_tracker(recipe, tmp_path, monkeypatch
     (tmp_path / "run" / "wandb").mkdir(parents=True)
     (tmp_path / "run" / "wandb" / "settings").write_text("[default]\nbase_url = https://elsewhere.example\n")
     assert train(recipe, tmp_path / "run", progress="off").finished
-    assert fake.runs == [] and "nothing is told to wandb" in capfd.readouterr().err
+    assert fake.runs == [] and "nothing is logged to wandb" in capfd.readouterr().err

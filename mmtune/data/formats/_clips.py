@@ -104,10 +104,10 @@ def _applied(refs: list[MediaRef], values: tuple[Any, Any], where: str) -> list[
 
 
 def _values(facts: Mapping[str, Any], prefixes: Sequence[str], where: str) -> tuple[Any, Any] | None:
-    """Start and end as they stand, times or lists of times; none where no field names any.
+    """Start and end as they stand, times or lists of times; None where no field names any.
 
     Args:
-        prefixes: words in front of the fields that are read; empty for none.
+        prefixes: words before the fields that are read; empty for none.
     """
     ends: dict[str, dict[str, Any]] = {"start": {}, "end": {}}
     both: dict[str, tuple[Any, Any]] = {}

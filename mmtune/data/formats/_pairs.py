@@ -115,7 +115,7 @@ def _better(facts: Mapping[str, Any], names: tuple[str, ...], where: str) -> tup
 
 
 def _question(facts: Mapping[str, Any], where: str) -> tuple[list[Turn], set[str]]:
-    """The turns of the question, and the fields that they were read from; none where the answers have it."""
+    """The turns of the question, and the fields that they were read from; None where the answers have it."""
     name = next((name for name in (*TURNS, *QUESTIONS) if _there(facts, name)), None)
     if name is None:
         return [], set()

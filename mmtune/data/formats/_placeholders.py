@@ -165,9 +165,9 @@ def _is(part: str, kind: str) -> bool:
 
 
 def _in_passing(parts: Sequence[str], kind: str) -> bool:
-    """Whether no place of a kind stands where media stand: in front of a turn, or as the last line of it.
+    """Whether no placeholder of a kind is where media are: before a turn, or as the last line of it.
 
-    A closing tag in the turn says that all of them are tags, and so does "tag" or "element" behind one.
+    A closing tag in the turn says that all of them are tags, and so does "tag" or "element" after one.
     """
     tags = any(not isinstance(part, Placeholder) and f"</{kind}>" in part for part in parts)
     for number, part in enumerate(parts):

@@ -30,7 +30,7 @@ class Config(FieldsConfig):
     choice: Literal["first", "seeded"] = "seeded"
     """Which text of a list: the first, or another one each epoch, drawn by seed, epoch and sample."""
     prompts: tuple[str, ...] = ()
-    """What the user says behind the medium; drawn as above where there are several. None: the medium alone."""
+    """What the user says after the medium; drawn as above where there are several. None: the medium alone."""
     max_chars: int = 20_000
     """Longest caption, characters; a longer one is skipped as bad_text."""
 

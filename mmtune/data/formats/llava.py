@@ -110,7 +110,7 @@ class Llava(Format):
         for number, turn in enumerate(listed):
             turns.append(self._turn(self.config.without(turn), f"{record.id}: turn {number}", whole, names))
         if not any(role == "assistant" for role, _, _ in turns):
-            raise DataError(Reason.empty_target, f"{record.id}: nobody answers", "a turn of the assistant")
+            raise DataError(Reason.empty_target, f"{record.id}: no answer", "a turn of the assistant")
         return turns
 
     def _turn(self, turn: dict[str, Any], where: str, whole: float, names: dict[Kind, list[Named]]) -> Said:

@@ -20,7 +20,7 @@ RECORD = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("gr
 def points(scene: Scene, each: int = POINTS) -> NDArray[np.void]:
     """[each * solids] of `RECORD`: x to the right, y up, z towards the viewer, in -1..1; colours 0..255.
 
-    Only solids that are there at the start are in the cloud; half of the points lie on front and back, half inside.
+    Only solids that are there at the start are in the cloud; half of the points are on front and back, half inside.
     """
     rng = np.random.Generator(np.random.PCG64(scene.seed))
     parts = []

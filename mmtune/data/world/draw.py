@@ -1,4 +1,4 @@
-"""Draws a scene: frames as uint8 pictures, and for every patch of a picture the names of what lies there.
+"""Draws a scene: frames as uint8 pictures, and for every patch of a picture the names of what is there.
 
 Solids are signed distances (negative inside, in pixels) turned into soft masks half a pixel wide, evaluated only in the
 box around each solid. Everything scales with the side of the picture, so the same scene can be drawn at 144 px for a
@@ -110,10 +110,10 @@ def clip(scene: Scene, frames: int = 8, side: int = 144) -> Pixels:
 
 
 def labels(scene: Scene, time: float, grid: int = 9) -> NDArray[np.int64]:
-    """What lies on each patch of a picture cut into grid x grid patches: int64 [grid * grid, 6].
+    """What is on each patch of a picture cut into grid x grid patches: int64 [grid * grid, 6].
 
-    Columns as in `LABELS`; 0 is nothing, names count from 1. A patch belongs to a solid when its middle lies inside the
-    solid's square or up to a quarter of a patch beside it, and to a sign when its middle lies on the plate.
+    Columns as in `LABELS`; 0 is nothing, names count from 1. A patch belongs to a solid when its middle is inside the
+    solid's square or up to a quarter of a patch beside it, and to a sign when its middle is on the plate.
     """
     out = np.zeros((grid, grid, len(LABELS)), np.int64)
     middle = (np.arange(grid) + 0.5) * (3 / grid)

@@ -101,7 +101,7 @@ class Solid:
         return x, y
 
     def scale(self, time: float) -> float:
-        """Where between small (0) and large (1) its size lies at `time`."""
+        """Where between small (0) and large (1) its size is at `time`."""
         first, last = SIZES.index(self.size) / 2, SIZES.index(self.end_size) / 2
         return first + (last - first) * (self.event.progress(time) if self.event else 0.0)
 
