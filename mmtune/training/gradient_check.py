@@ -2,7 +2,7 @@
 gradient that is zero is waited for, a few steps, which begin when every other group had its turn: it may be one of them
 that opens the way. Media that are rare are waited for as long as the data may bring some.
 
-No loss shows a mistake in the groups: a connector that no gradient reaches, or one that another stream changes too, only
+No loss shows a mistake in the groups: a connector that no gradient reaches, or one that another stream changes, only
 makes the model a little worse. So the first step of each stream is checked, which costs nothing.
 """
 

@@ -152,9 +152,7 @@ class Watchdog:
                 patience = min(self.deadline, 3 * self.every + 2)
                 found = None
                 if time.monotonic() - lost > patience and not self._over.is_set():
-                    found = (
-                        f"rank 0, or the process with the run's store, cannot be reached ({error}); {self._last(0)}"
-                    )
+                    found = f"rank 0, or the process with the run's store, cannot be reached ({error}); {self._last(0)}"
             if found and not self._over.is_set():
                 self._stop(found)
 
