@@ -62,6 +62,8 @@ class _Account:
 
     skipped: Counter[str] = field(default_factory=Counter)
     unusual: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+    """What was wrong with the first record that was left out."""
 
 
 @dataclass
@@ -133,11 +135,12 @@ def evaluate(
     memo = _Memo()
     with torch.inference_mode(), use_features(model, [processor], memo):
         spare: list[MediaRef] = []
-        for chunk in _chunks(_usable(task, patterns, limit, account.skipped, types, own)):
+        for chunk in _chunks(_usable(task, patterns, limit, account, types, own)):
             spare = _ask(model, processor, memo, chunk, tallies, spare, account, task, max_tokens, experts)
             records += len(chunk)
     if not records:
         seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(account.skipped)}"
+        seen += f"; the first: {account.first}" if account.first else ""
         spelled = getattr(getattr(task.config, "format", None), "name", None)
         hint = f"they are read as `{spelled}`; --task {task.config.name}:format=NAME says otherwise" if spelled else ""
         raise UsageError(seen, "one at least", hint)
@@ -243,7 +246,7 @@ def _usable(
     task: Task,
     patterns: Sequence[str],
     limit: int | None,
-    skipped: Counter[str],
+    account: _Account,
     types: Sequence[str],
     write: bool,
 ) -> Iterator[list[Question]]:
@@ -257,7 +260,8 @@ def _usable(
             with unreadable(corpus.id(key), f"the task {task.config.name}"):
                 questions = list(task.questions([corpus.record(key)]))
         except DataError as error:
-            skipped[error.reason.value] += 1
+            account.skipped[error.reason.value] += 1
+            account.first = account.first or error.seen
             continue
         questions = [question for question in questions if not types or question.type in types]
         if questions:

@@ -14,7 +14,7 @@ from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.collate import collate
 from mmtune.data.formats.base import Record
-from mmtune.errors import ConfigError, DataError, Reason
+from mmtune.errors import ConfigError, DataError, Reason, UsageError
 from mmtune.eval.answers import answered
 from mmtune.eval.instructions import reworded, spread
 from mmtune.eval.run import evaluate
@@ -125,6 +125,12 @@ def test_the_answer_is_the_likeliest_choice(
         with torch.no_grad():
             loss, _ = cross_entropy(model, collate([[answered(processor, sample, text)]]))
         assert likely == pytest.approx(-float(loss), rel=1e-4)
+
+
+def test_records_without_choices_are_told_what_they_lack(run: Path, tmp_path: Path) -> None:
+    world.write_tar(tmp_path / "own.tar", {"1.json": record("red", None), "2.json": record("red", None)})
+    with pytest.raises(UsageError, match="'missing_key': 2.*own/1: choices is None"):
+        evaluate(run, "choice", [str(tmp_path / "own.tar")], device="cpu")
 
 
 def test_rows_at_once_change_no_likelihood(run: Path) -> None:
