@@ -370,7 +370,7 @@ TRIALS = {
 
 
         class IPO(Objective):
-            Config, unit, sequences = Config, "pair", 2
+            Config, unit, sequences, copies = Config, "pair", 2, 1
             measures = {"margin": "higher"}
 
             def begin(self, model, groups, models):

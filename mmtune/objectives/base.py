@@ -51,6 +51,8 @@ class Objective(ABC):
     sequences: ClassVar[int] = 1
     """Conversations that a sample has, see `Batch.samples`: 2 for pairs of answers. A sample that has others stops the
     run."""
+    copies: ClassVar[int] = 0
+    """How often it holds what trains, as a `mmtune.reference.Reference` does once: for the estimate of memory."""
     measures: ClassVar[Mapping[str, Better]] = {}
     """Names among those of `counts` and `loss` that are no part of the loss: their means are logged. And which is
     better."""

@@ -45,7 +45,7 @@ class DPO(Objective):
     Config = Config
     config: Config
     unit = "pair"
-    sequences = 2
+    sequences, copies = 2, 1
     measures = {"accuracy": "higher", "margin": "higher", "chosen": "higher", "rejected": "lower"}
 
     def begin(self, model: MultimodalModel, groups: Mapping[str, Named], models: Mapping[str, MultimodalModel]) -> None:

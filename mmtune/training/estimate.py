@@ -10,7 +10,7 @@ said to do.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -53,7 +53,7 @@ class Shape:
     head: int
     """Parameters of the head."""
     states: int
-    """Bytes that optimizers keep."""
+    """Bytes that optimizers keep, and objectives that hold a copy of what trains."""
     states_cut: int
     """Of these, what `shard_all` cuts: in the same layers, by optimizers that work on parts."""
     backward: bool = True
@@ -298,11 +298,19 @@ def estimate(
     Args:
         devices: ranks of the run.
     """
-    run, shape = recipe.run, shape_of(model, groups, recipe.groups)
+    run, shape = recipe.run, _with_copies(shape_of(model, groups, recipe.groups), recipe)
     tokens = tokens_of(run, devices)
     forward_only, bf16 = run.gradient.name == "two_point", run.precision == "bf16"
     held = memory_of(shape, tokens, run.strategy, devices, run.activation_checkpointing, bf16, forward_only)
     return Estimate(steps, run.batch_tokens * run.accumulate, dict(samples), shape, held)
+
+
+def _with_copies(shape: Shape, recipe: Recipe) -> Shape:
+    """With what objectives hold of all that trains, among the states: float32, and cut as the weights are."""
+    objectives = [registry.find("objectives", stream.objective.name) for stream in recipe.streams.values()]
+    each = 4 * sum(objective.copies for objective in objectives)
+    states, cut = (shape.layers_trained + shape.rest_trained) * each, shape.layers_trained * each
+    return replace(shape, states=shape.states + states, states_cut=shape.states_cut + cut)
 
 
 def tokens_of(run: Any, devices: int) -> int:

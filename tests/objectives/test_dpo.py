@@ -22,6 +22,7 @@ from mmtune.reference import Reference
 from mmtune.testing import objectives as checks
 from mmtune.training import loop, setup, terms
 from mmtune.training.distributed import Runtime
+from mmtune.training.estimate import estimate
 from mmtune.training.replay import replay
 from mmtune.types import IGNORE
 from tests.training import test_resume, world
@@ -302,3 +303,13 @@ def test_a_picture_is_encoded_once_for_both_answers_and_both_models(tree, monkey
     batch = next(batch for _, (batch,) in made.loader.steps() if batch.stream == "pictures")
     made.train_plan.objectives["pictures"].loss(made.model, batch)
     assert seen == [len(batch.ids)] and len(batch.slots["sight"]) == 2 * len(batch.ids)
+
+
+def test_the_copy_is_in_the_estimate_of_memory(tree):
+    """Four bytes for each trained number; another stream's objective holds none."""
+    built = setup.build(recipe(tree), None, Runtime("cpu"))
+    plain = config.merge({**tree, "eval": {}}, {"streams": {"pictures": {"objective": {"name": "cross_entropy"}}}})
+    asked = [config.validate(Recipe, one) for one in (tree, plain)]
+    with_copy, without = (estimate(built.model, built.groups, {}, 1, one).shape.states for one in asked)
+    trained = sum(parameter.numel() for named in built.groups.values() for _, parameter in named)
+    assert with_copy - without == 4 * trained
