@@ -3,7 +3,7 @@
 It is the first half of the child's own process, before anything heavy is imported. Where the system has subreapers
 (Linux), whatever the child starts comes back to the guard when its own parent ends, also if it moved to a session of
 its own; so all of it can be found and ended. Elsewhere the child's group of processes is ended. The guard ends its
-child when it is told to, and when the program that started it is gone; and is itself gone when the child has ended.
+child on request, and when the program that started it is gone; and is itself gone when the child has ended.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def find(room: str, name: str) -> Any:
     """The entry class called `name`.
 
     Raises ConfigError for an unknown name (the known ones are listed, nearest first), a class outside mmtune that
-    nobody has allowed, or one that does not keep the room's contract, and ModelError when a package that the entry
+    is not allowed, or one that does not keep the room's contract, and ModelError when a package that the entry
     needs is not installed.
     """
     if is_outside(name):

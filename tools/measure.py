@@ -2,7 +2,7 @@
 
     tools/measure                      # this one
     tools/measure --root FOLDER        # another, an older one for instance: git worktree add FOLDER COMMIT
-    tools/measure --setup _Setup.build # statements of another function, by its qualified name
+    tools/measure --setup take_step    # statements of other functions of training, by their qualified names
 
 Prints lines by room, the longest file and function, the files that a sample passes from a shard to its loss, the
 statements of the set-up of a run, stretches of six lines or more that stand twice, and old names, which are none.
@@ -141,7 +141,8 @@ def report(root: Path, setup: str, trace: bool) -> Iterator[str]:
         for what, public in (("all", False), ("public", True)):
             count, returns = passes(path_of, public)
             yield f"a sample passes        {count} files with {returns} returns, by {what} functions"
-    found = [one for one in known if one[1] == setup]
+    training = [one for one in known if one[0].relative_to(root).parts[1].startswith("train")]
+    found = [one for one in training if one[1] in setup.split(",")]
     for path, name, node in found:
         yield f"set-up of a run        {name} in {path.relative_to(root)}: {statements(node)} statements"
     if not found:
@@ -157,7 +158,7 @@ def report(root: Path, setup: str, trace: bool) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the checkout")
-    parser.add_argument("--setup", default="build", help="the function that sets up a run, by its name")
+    parser.add_argument("--setup", default="build,Trainer.__init__,_Run.__init__", help="names of functions")
     parser.add_argument("--no-trace", action="store_true", help="leave out the path of a sample, which takes seconds")
     chosen = parser.parse_args()
     for line in report(chosen.root.resolve(), chosen.setup, not chosen.no_trace):

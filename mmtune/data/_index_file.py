@@ -21,7 +21,7 @@ from mmtune.data._names import printable
 from mmtune.errors import DataError, Reason
 
 VERSION = 2
-"""Since 2, names with several dots make samples of their own. An older index is regrouped when it is read."""
+"""In version 1, names with several dots belong to one sample; such an index is regrouped on reading."""
 MOST = 64 << 20
 """Largest index that is read, bytes: some 600,000 members."""
 LISTED = 20

@@ -21,7 +21,7 @@ from typing import Any
 def thin(*packages: str) -> Iterator[None]:
     """Inside the block, submodules of these packages are imported alone; parents are named before their children.
 
-    An empty package stands in for the real one meanwhile. After the block the real one is not imported yet; whoever
+    An empty package stands in for the real one meanwhile. After the block the real one is not imported yet; code that
     imports it gets it as ever, and the submodules that are there already are the ones in it. A package that was
     imported before, or is not installed, is left as it is.
     """

@@ -40,7 +40,7 @@ def read(data: bytes, gate: Gate) -> Columns:
         raise gate.refusal("no sizes of the compressed data", "two whole numbers behind the header")
     packed, whole = struct.unpack_from("<II", data, body)
     if count * stride > 8 * gate.limits.point_values:
-        seen = f"{gate.origin}: {count} points of {stride} bytes, fields that nobody reads included"
+        seen = f"{gate.origin}: {count} points of {stride} bytes, unused fields included"
         raise gate.limits.refusal("point_values", Reason.points_limits, seen)
     if packed > left - 8 or whole != count * stride:
         raise gate.refusal(

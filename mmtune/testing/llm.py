@@ -177,7 +177,7 @@ def virtual_tokens_have_keys_and_values(llm: LLM) -> None:
 
 
 def refused(llm: LLM, ability: str) -> bool:
-    """Whether the model cannot be asked for something; then `require` says so, by name."""
+    """Whether the model lacks a feature; then `require` has to refuse it by name."""
     try:
         llm.require(ability, "a check")  # type: ignore[arg-type]
     except ModelError as error:

@@ -119,7 +119,7 @@ def _in_use(out: Path, held: bool | None, holder: dict[str, Any] | None) -> Usag
 
 
 def _flock(file: int) -> bool | None:
-    """Whether the system's lock could be had; None where the file system knows no locks."""
+    """Whether the system's lock could be taken; None if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,6 +1,6 @@
 """What a run is made of before its first step: model, data, optimizers. Nothing of it counts steps or is saved.
 
-A run, its replay, and whoever only wants to look at it build the same.
+A run, its replay and its inspection build the same.
 """
 
 from __future__ import annotations

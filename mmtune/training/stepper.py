@@ -74,7 +74,7 @@ class Stepper:
         return outcome
 
     def attempt(self, batches: list[Batch], lr_multipliers: Mapping[str, float], check_grads: bool = False) -> Outcome:
-        """A step; where the recipe says so, once more in smaller pieces when there was no room for it."""
+        """A step; if it does not fit into memory and the recipe allows it, again in smaller parts."""
         setup, run, plan = self.setup, self.setup.recipe.run, self.setup.train_plan
         callbacks = setup.step_callbacks.active(setup.loader.held)
         gradients = gradients_of(run.gradient, run.seed, self.state.step)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RECENT = 20
-"""Steps whose mean loss is told."""
+"""Number of steps in the reported mean loss."""
 
 
 @dataclass

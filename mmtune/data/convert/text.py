@@ -279,4 +279,4 @@ class _Scanner:
                 return found.end() - 1, fault
             position = max(self.at, len(self.buffer) - 512)
             if len(self.buffer) - self.at > MAX_RECORD or not self._more():
-                return len(self.buffer), f"{fault}; nothing after it could be told apart"
+                return len(self.buffer), f"{fault}; nothing after it can be separated"

@@ -47,7 +47,7 @@ class Choice(Task):
         self._format: Format = registry.find("data/formats", config.format.name)(config.format)
 
     def questions(self, corpus: Iterable[Record]) -> Iterator[Question]:
-        """Record by record. Raises DataError as the format does, and for choices that cannot be told apart or that the
+        """Record by record. Raises DataError as the format does, and for choices that are equal or that the
         right answer is not one of."""
         for record in corpus:
             sample = self._format.read(record)
