@@ -39,6 +39,7 @@ from tests.training import world
 
 from . import _fork
 from ._base import Guard, Verdict
+from ._objectives import TWO_TERMS
 from ._stage import fresh, room, teach
 
 NEAR = 1e-6
@@ -83,6 +84,8 @@ GUARDS = [
           "for name in self.optimizers}"),
     Guard("one division by the tokens of all", "mmtune.training.step", "take_step", "accumulate(tally.weight *",
           "accumulate(len(mine) *"),
+    Guard("a term is scaled by the counts of all", "mmtune.training.gradients", "_passes",
+          "terms.total(found, counts)", "terms.total(found, objective.counts(batch))"),
     Guard("a parameter in one group", "mmtune.params", "partition", "if len(owners) > 1:", "if len(owners) > 9:"),
     Guard("no orphan", "mmtune.params", "partition", "elif parameter.requires_grad:", "elif False:"),
     Guard("no empty pattern", "mmtune.params", "_claims", "elif not found:", "elif False:"),
@@ -319,7 +322,8 @@ def _cut_up(verdict: Verdict, short: bool) -> float:
         runs: dict[str, Path] = {}
         for name, (tokens, parts) in cuts.items():
             cut = {"schedule": TURNS[turns], "run": {"batch_tokens": tokens, "accumulate": parts}}
-            recipe = _recipe(chosen[fusion], cut, _taught(fusion))
+            terms = {"streams": {"words": {"objective": TWO_TERMS}}}
+            recipe = _recipe(chosen[fusion], cut, _taught(fusion), terms)
             runs[name] = fresh()
             ended = _fork.run(_trains(recipe, runs[name]))
             verdict.need(ended.code == 0, f"{fusion}, {turns}, {name}: {ended.said[-600:]}")

@@ -477,6 +477,13 @@ GUARDS = (
         "            pass\n",
     ),
     Guard(
+        "objectives are taken up",
+        "mmtune.training.train_plan",
+        "TrainPlan.objectives_with_state",
+        "if type(objective).state is not Objective.state",
+        "if False",
+    ),
+    Guard(
         "weights are taken up",
         _MANAGER,
         "CheckpointManager._take",
