@@ -89,7 +89,8 @@ class Objective(ABC):
         """
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a saved state needs, beside the weights of the model."""
+        """Tensors that a saved state needs, beside the weights of the model. They are the same on every rank, for the
+        first rank saves them."""
         return {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027

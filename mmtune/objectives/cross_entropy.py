@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 class Config(ObjectiveConfig):
     name: str = "cross_entropy"
-    z_loss: float = Field(0.0, ge=0)
+    z_loss: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Weight of the z-loss: the square of the logarithm of the softmax's denominator, which keeps logits from drifting
     (PaLM, arXiv 2204.02311, takes 1e-4); 0 leaves it out."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of each label that is spread evenly over the whole vocabulary."""
 
 
