@@ -85,7 +85,7 @@ GUARDS = [
     Guard("one division by the tokens of all", "mmtune.training.step", "take_step", "accumulate(tally.weight *",
           "accumulate(len(mine) *"),
     Guard("a term is scaled by the counts of all", "mmtune.training.gradients", "_passes",
-          "terms.total(found, counts)", "terms.total(found, objective.counts(batch))"),
+          "found), counts)", "found), objective.counts(batch))"),
     Guard("a parameter in one group", "mmtune.params", "partition", "if len(owners) > 1:", "if len(owners) > 9:"),
     Guard("no orphan", "mmtune.params", "partition", "elif parameter.requires_grad:", "elif False:"),
     Guard("no empty pattern", "mmtune.params", "_claims", "elif not found:", "elif False:"),
