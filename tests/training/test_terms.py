@@ -94,7 +94,8 @@ def test_a_term_that_is_not_finite_moves_nothing():
     model.rows = lambda batch: model.a.weight.sum() * float("nan")
     outcome = take_step(model, [rows(0, 8)], optimizers, {"s": ["a", "b"]}, {"a": 1.0, "b": 1.0}, runtime, ASKED)
     assert not outcome.updated and equal(values(model), values(Both()))
-    plan = SimpleNamespace(objectives=ASKED, groups_by_stream={"s": ["a", "b"]}, optimizers=optimizers)
+    how, groups = SimpleNamespace(name="backward"), {"s": ["a", "b"]}
+    plan = SimpleNamespace(objectives=ASKED, gradient=how, groups_by_stream=groups, optimizers=optimizers)
     assert not run_alone(model, rows(0, 1), plan, runtime).finite
 
 
