@@ -103,9 +103,8 @@ class _Named:
     def config(self, value: Any) -> type[Config]:
         """The Config class for a mapping; raises PydanticCustomError, for pydantic to collect."""
         if not isinstance(value, Mapping):
-            raise PydanticCustomError(
-                "entry", "{msg}", {"msg": f"a mapping with a name is needed, one of {self._known()}"}
-            )
+            shown = f"{{name: {value}}}" if isinstance(value, str) else "a mapping with a name"
+            raise PydanticCustomError("entry", "{msg}", {"msg": f"{shown} is needed, one of {self._known()}"})
         if not isinstance(value.get("name"), str):
             raise PydanticCustomError("entry", "{msg}", {"msg": f"name is missing; one of {self._known()}"})
         try:
@@ -133,7 +132,7 @@ class _Named:
         return self.config(value).model_validate(dict(value))
 
     def _known(self) -> str:
-        return ", ".join(registry.names(self.room)) or "(none yet)"
+        return ", ".join([*registry.names(self.room), "package.module:Class"])
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(

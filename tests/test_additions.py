@@ -487,8 +487,19 @@ def test_the_checks_see_what_breaks_the_contract(
     importlib.invalidate_caches()
     name = f"{package}:{addition.cls}"
     monkeypatch.setattr(registry, "_allowed", {*registry.allowances(), name})
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError) as seen:
         testing.check(room, name, addition.options, **more(addition))
+    assert str(seen.value).startswith(f"{name}, "), "what failed is named"
+
+
+def test_a_check_that_stumbles_is_named_with_what_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def it_walks(entry: Any) -> None:
+        """On two feet."""
+        {}["foot"]
+
+    monkeypatch.setattr(testing.connectors, "CHECKS", (it_walks,))
+    with pytest.raises(AssertionError, match=r"^linear, it_walks \(On two feet\.\): KeyError: 'foot'"):
+        testing.check("connectors", "linear")
 
 
 def test_a_side_network_reads_the_layers_of_any_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

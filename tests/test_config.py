@@ -241,7 +241,8 @@ def test_entries() -> None:
     for wrong, message in [
         ({"name": "linaer"}, "connectors has no 'linaer'; expected: one of linear"),
         ({}, "name is missing; one of "),
-        ("linear", "a mapping with a name"),
+        ("linear", r"\{name: linear\} is needed, one of .*linear, .*package\.module:Class"),
+        (3, "a mapping with a name is needed"),
         ({"name": 3}, "name is missing"),
         (Wheel(size=1), "name is missing"),
     ]:

@@ -55,7 +55,7 @@ def test_the_examples_train_and_answer(outside: Path) -> None:
 
 def test_the_examples_keep_their_contracts(outside: Path) -> None:
     registry.allow(["mine.mean:Mean", "mine.norms:Norms", "mine.lines:Lines"])
-    testing.check("connectors", "mine.mean:Mean")
+    testing.check("connectors", "mine.mean:Mean", {"dropout": 0.1})
     testing.check("tuners", "mine.norms:Norms")
     clip = (outside / "clip.mp4").read_bytes()
     record = Record("0/1", {"mp4": clip, "txt": b"What happens?\nsomething moves"}, "1")

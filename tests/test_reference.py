@@ -37,6 +37,23 @@ def test_every_section_field_and_entry_is_there(pages: dict[str, str]) -> None:
             assert f"### {room}: {name}\n" in pages["entries.md"]
 
 
+def test_the_contract_of_every_room_is_there_with_its_remarks(pages: dict[str, str]) -> None:
+    page = pages["contracts.md"]
+    for room in registry.ROOMS:
+        contract = registry.contract(room)
+        assert f"## {room}\n" in page
+        assert f"### {contract.__module__}.{contract.__name__}\n" in page
+    for said in (
+        "- `whole: ClassVar[bool] = False`: ",
+        "- `columns: Mapping[str, numpy.ndarray]`: Name to float64 [n]",
+        "#### Tuner.apply\n",
+        "### mmtune.optimizers.base.decay_matrices\n",
+        "### mmtune.sequences.log_probs\n",
+        "| `max_tokens` | integer | `24` |",
+    ):
+        assert said in page
+
+
 def test_links_between_the_pages_lead_somewhere(pages: dict[str, str]) -> None:
     anchors = {
         name: {reference._anchor(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")}

@@ -1,4 +1,4 @@
-"""The reference pages, made from the source: recipe fields, entries of the rooms, and the Python API.
+"""The reference pages, made from the source: recipe fields, entries of the rooms, their contracts, the Python API.
 
     tools/reference                # write docs/reference/*.md
     tools/reference --check        # write nothing; say which page is not what the source says
@@ -16,6 +16,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -43,6 +44,17 @@ GIVEN = (
     "mmtune.types:MediaRef",
 )
 """What the calls give and take."""
+HANDED = (
+    *(f"mmtune.types:{name}" for name in ("Sample", "Turn", "Media", "FeatureShape", "Features", "Embeds", "Batch")),
+    "mmtune.media.base:Sampling",
+    "mmtune.model:MultimodalModel",
+    "mmtune.frozen_model:FrozenModel",
+    "mmtune.reference:Reference",
+    "mmtune.sequences:tokens",
+    "mmtune.sequences:log_probs",
+    "mmtune.sequences:pairs",
+)
+"""What entries of the rooms are given, give, and may use, beside what stands in the contract's own file."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -199,6 +211,30 @@ def entries() -> str:
     return _page(parts)
 
 
+# -------------------------------------------------------------------------------------------------------- contracts
+
+
+def contracts() -> str:
+    """The contract of every room with what stands beside it in its file, then what entries are handed."""
+    parts = ["# Contracts of the rooms", MADE]
+    parts.append("[CONTRIBUTING.md](../../CONTRIBUTING.md) says what an addition states and how it is checked.")
+    for room in registry.ROOMS:
+        module = sys.modules[registry.contract(room).__module__]
+        parts.append(f"## {room}")
+        for name, item in list(vars(module).items()):  # to look into it may import more
+            described = inspect.isclass(item) or inspect.isfunction(item)
+            if described and (item.__module__, item.__name__) == (module.__name__, name) and name[0] != "_":
+                parts += _section(item) if _is_section(item) else _object(f"{module.__name__}:{name}")
+    parts.append("## What entries are handed")
+    for path in HANDED:
+        parts += _object(path)
+    return _page(parts)
+
+
+def _section(config: type[Config]) -> list[str]:
+    return [f"### {config.__module__}.{config.__name__}", _prose(config), _table(config, "")]
+
+
 # ----------------------------------------------------------------------------------------------------------- Python
 
 
@@ -220,6 +256,7 @@ def python() -> str:
 def _object(path: str) -> list[str]:
     from pdoc import doc
 
+    warnings.filterwarnings("ignore", module="pdoc", category=UserWarning)  # a type that it leaves as it is written
     module, _, name = path.partition(":")
     item = getattr(importlib.import_module(module), name)
     if not inspect.isclass(item):
@@ -235,8 +272,10 @@ def _object(path: str) -> list[str]:
 
 
 def _variable(found: doc.Variable) -> str:
-    remark = _plain(" ".join(found.docstring.split()))
-    return f"- `{_portable(found.name + found.annotation_str)}`" + (f": {remark}" if remark else "")
+    remark, default = _plain(" ".join(found.docstring.split())), found.default_value
+    simple = default is None or type(default) in (bool, int, float, str, tuple)
+    said = _portable(found.name + found.annotation_str) + (f" = {default!r}" if simple else "")
+    return f"- `{said}`" + (f": {remark}" if remark else "")
 
 
 def _function(found: doc.Function) -> list[str]:
@@ -255,7 +294,12 @@ def _docstring(found: doc.Doc[Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", _plain(text)).strip()
 
 
-PAGES: dict[str, Callable[[], str]] = {"recipe.md": recipe, "entries.md": entries, "python.md": python}
+PAGES: dict[str, Callable[[], str]] = {
+    "recipe.md": recipe,
+    "entries.md": entries,
+    "contracts.md": contracts,
+    "python.md": python,
+}
 """File name to what makes its text."""
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
     testing.check("encoders", "my_package.sight:Sight", {"width": 32})
 
 Under pytest, `@pytest.mark.parametrize("check", testing.checks("encoders"))` and `check(testing.make(...))` give one
-test for each check. The entries of mmtune itself are held to the same checks. A check that fails raises AssertionError
-that says what was found.
+test for each check. The entries of mmtune itself are held to the same checks. `check` raises AssertionError that says
+which of them failed, what it wants, and what was found.
 """
 
 from __future__ import annotations
@@ -74,7 +74,12 @@ def check(room: str, name: str, options: Mapping[str, Any] | None = None, **more
     """Hold one entry to all checks of its room, given as to `make`. Raises AssertionError at the first that fails."""
     made = make(room, name, options, **more)
     for one in checks(room):
-        one(made)
+        try:
+            one(made)
+        except Exception as error:
+            wanted = " ".join((one.__doc__ or "").split())
+            found = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{name}, {one.__name__} ({wanted}): {found or 'see above'}") from error
 
 
 def fields_are_explained(entry: Any) -> None:

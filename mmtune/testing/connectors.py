@@ -39,7 +39,9 @@ def shapes_and_arithmetic(connector: Connector) -> None:
         out = connector(features(torch.ones(2, count, dtype=torch.bool)))
         length = connector.tokens_out(count)
         assert isinstance(length, int), f"tokens_out({count}) is {length!r}"
-        assert out.tokens.shape == (2, length, WIDTH), f"{list(out.tokens.shape)} for {length} tokens of width {WIDTH}"
+        assert out.tokens.shape == (2, length, WIDTH), (
+            f"{list(out.tokens.shape)}, and tokens_out({count}) says {[2, length, WIDTH]}"
+        )
         assert out.mask.all(), f"tokens that are not real, of {count} real frames"
         assert torch.isfinite(out.tokens).all(), "embeddings that are not finite"
         assert not torch.allclose(out.tokens[0], out.tokens[1]), "two items give the same embeddings"

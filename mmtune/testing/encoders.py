@@ -41,6 +41,8 @@ def item(encoder: Encoder, frames: int, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def shapes(encoder: Encoder) -> None:
     """[M,F,...] -> [M,F,N,E], finite, and other items give other features."""
+    unsaid = [name for name in ("width", "tokens_per_frame") if not hasattr(encoder, name)]
+    assert unsaid == [], f"it does not say {', '.join(unsaid)}"
     for frames in (1, 3):
         x = torch.stack([item(encoder, frames), item(encoder, frames, seed=9)])
         out = encoder(x, torch.ones(2, frames, dtype=torch.bool))

@@ -20,7 +20,7 @@ def good_records_are_read(given: Case) -> None:
     for record in given.records:
         sample = given.entry.read(record)
         assert isinstance(sample, Sample), f"{record.id}: {type(sample).__name__}"
-        assert sample.id == record.id, f"{record.id} becomes {sample.id}"
+        assert sample.id == record.id, f"the record {record.id} becomes a sample called {sample.id}"
         assert any(turn.role == "assistant" and turn.text.strip() for turn in sample.turns), f"{record.id}: no answer"
         again = given.entry.read(record)
         assert repr(again.turns) == repr(sample.turns), f"{record.id}: another conversation the second time"

@@ -147,9 +147,9 @@ def parts_move_as_the_whole(optimizer: Optimizer) -> None:
 
 CHECKS = (
     a_quadratic_is_solved,
+    it_keeps_what_it_says,
     a_saved_state_goes_on_to_the_bit,
     decay_acts_on_matrices_only,
-    it_keeps_what_it_says,
     without_a_gradient_nothing_moves,
     the_rate_is_multiplied,
     parts_move_as_the_whole,

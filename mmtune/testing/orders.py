@@ -38,8 +38,11 @@ def keys_are_numbers(order: Order) -> None:
     """One for each sample in every key; columns are named by texts."""
     assert all(isinstance(name, str) and name for name in order.columns), f"columns {order.columns!r}"
     for given, seed, epoch in _cases(order):
-        for key in order.keys(given, seed, epoch):
-            assert isinstance(key, np.ndarray) and key.dtype.kind in "iufb", f"a key of {type(key).__name__}"
+        keys = order.keys(given, seed, epoch)
+        assert isinstance(keys, list | tuple), f"a list of keys is wanted, and `keys` gives one {type(keys).__name__}"
+        for key in keys:
+            assert isinstance(key, np.ndarray), f"a key is an array of numpy, and not a {type(key).__name__}"
+            assert key.dtype.kind in "iufb", f"a key of {key.dtype}"
             assert key.shape == (len(given),), f"a key of {list(key.shape)} for {len(given)} samples"
 
 

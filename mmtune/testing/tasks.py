@@ -59,6 +59,8 @@ def answers_are_scored(given: Case) -> None:
 def measures_can_be_printed(given: Case) -> None:
     """Over any number of outcomes; those that the class names are there."""
     task, outcomes = given.entry, outcomes_of(given)
+    odd = {name: way for name, way in task.measures.items() if way not in ("higher", "lower")}
+    assert not odd, f"`measures` says which way is better, higher or lower: {odd}"
     for some in (outcomes, outcomes[:1]):
         found = task.measured(some)
         assert found and all(isinstance(value, int | float) for value in found.values()), f"measures {found}"

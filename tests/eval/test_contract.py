@@ -51,6 +51,15 @@ class Exact(Overlap):
         return {"accuracy": answer == question.answers[0]}
 
 
+class Share(Exact):
+    """A measure of the whole corpus beside the means."""
+
+    measures = {"accuracy": "higher", "share": "lower"}
+
+    def summary(self, outcomes):
+        return {**super().summary(outcomes), "share": len({one.answer for one in outcomes}) / len(outcomes)}
+
+
 class Misspelt(Overlap):
     right = "overlp"
 
@@ -81,6 +90,20 @@ def test_a_score_that_is_promised_and_not_given_is_named(cls):
     task = made(cls)
     with pytest.raises(ConfigError, match="overlp|bleu"):
         task.measured(outcomes(task))
+
+
+def test_a_measure_of_the_whole_stands_beside_the_means():
+    task = made(Share)
+    assert task.measured(outcomes(task)) == {"accuracy": 0.5, "share": 1.0}
+
+
+def test_a_measure_that_is_neither_better_high_nor_low_is_named():
+    class Vague(Share):
+        measures = {"accuracy": "higher", "share": "percent"}
+
+    given = testing.tasks.make(Vague, TaskConfig(name="mine"), [Record("s/1", {"json": b'{"q": "x", "a": "yes"}'})])
+    with pytest.raises(AssertionError, match="share.*percent"):
+        testing.tasks.measures_can_be_printed(given)
 
 
 def recipe(best=None):

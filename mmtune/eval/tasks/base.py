@@ -96,9 +96,9 @@ class Task(ABC):
         """Scores of one answer by name."""
 
     def summary(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """Every measure over some outcomes, at least one: the means of the scores. Override it for a measure of the
-        whole corpus, which is no mean."""
-        names = self.measures or outcomes[0].scores
+        """Every measure over some outcomes, at least one: the means of the scores, of those that `measures` has if it
+        has any. Override it for a measure of the whole corpus, which is no mean."""
+        names = [name for name in outcomes[0].scores if not self.measures or name in self.measures]
         return {name: sum(one.scores[name] for one in outcomes) / len(outcomes) for name in names}
 
     def judge(self, question: Question, answer: str) -> dict[str, float]:
