@@ -112,6 +112,11 @@ def test_what_both_answers_have_before_is_one_and_carries_no_loss():
     assert [turn.text for turn in with_history.turns] == ["What?", "A pet.", "Which?", "A cat."]
 
 
+def test_what_else_a_record_notes_of_a_turn_makes_no_difference():
+    asked = [{**ASKED, "id": number} for number in range(2)]
+    is_the_pair(read({"chosen": [asked[0], GOOD], "rejected": [asked[1], BAD]}), 0)
+
+
 def test_both_answers_show_the_same_picture_object():
     sample = read(SPELLINGS["RLAIF-V"], png=b"a picture")
     one, other = (turns[0].parts[0] for turns in sample.conversations)
@@ -127,6 +132,8 @@ def test_both_answers_show_the_same_picture_object():
         ({"chosen": "A cat.", "rejected": "Two dogs."}, Reason.missing_key),
         ({"chosen": [GOOD], "rejected": [BAD]}, Reason.missing_key),
         ({"question": "What?", "chosen": "A cat.", "rejected": "A cat."}, Reason.empty_target),
+        ({"question": "What?", "chosen": "A cat.\n", "rejected": " A cat."}, Reason.empty_target),
+        ({"chosen": [ASKED, {**GOOD, "score": 8}], "rejected": [ASKED, {**GOOD, "score": 3}]}, Reason.empty_target),
         ({"question": "What?", "chosen": "A cat.", "rejected": " "}, Reason.empty_target),
         ({**SPELLINGS["LLaVA-RLHF"], "image": None, "preference": 0}, Reason.empty_target),
         ({**SPELLINGS["PKU-SafeRLHF"], "better_response_id": True}, Reason.empty_target),

@@ -74,12 +74,13 @@ def read(facts: Mapping[str, Any], where: str) -> Pair:
         question, asking = _question(facts, where)
         used |= asking
     if all(_role(turns[0]) in _ASKING for turns in (chosen, rejected)):
-        common = next((at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+        both = zip(map(_said, chosen), map(_said, rejected), strict=False)
+        common = next((at for at, (a, b) in enumerate(both) if a != b), 0)
         question, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
     elif chosen_name in TURNS:
         question, chosen = chosen[:-1], chosen[-1:]
-    if chosen == rejected or not question:
-        same = chosen == rejected
+    same = [*map(_said, chosen)] == [*map(_said, rejected)]
+    if same or not question:
         seen = f"{where}: {'both answers are the same' if same else 'answers without a question'}"
         raise DataError(Reason.empty_target if same else Reason.missing_key, seen, _EXPECTED)
     return Pair(question, chosen, rejected, {name: value for name, value in facts.items() if name not in used})
@@ -150,6 +151,12 @@ def _turns(value: Any, role: str, where: str) -> list[Turn]:
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
         raise DataError(Reason.bad_json, f"{where} is {str(value)[:80]!r}", "a text, or a list of turns")
     return value
+
+
+def _said(turn: Turn) -> tuple[str, Any]:
+    """Who says what, without the blanks around it, which no prompt writes, and without what else a record notes."""
+    value = turn.get("value", turn.get("content"))
+    return _role(turn), value.strip() if isinstance(value, str) else value
 
 
 def _role(turn: Turn) -> str:
