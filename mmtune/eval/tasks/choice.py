@@ -108,7 +108,8 @@ def _choices(value: Any, where: str) -> tuple[list[str], list[str]]:
         both = isinstance(value.get("text"), list) and isinstance(value.get("label"), list)
         labels, value = (value["label"], value["text"]) if both else (list(value), list(value.values()))
     if not isinstance(value, list) or not 2 <= len(value) <= len(labels):
-        raise DataError(Reason.missing_key, f"{where} is {str(value)[:60]}", "a list of two choices or more")
+        expected = f"a list of 2 to {len(string.ascii_uppercase)} choices, or a label for each"
+        raise DataError(Reason.missing_key, f"{where} is {str(value)[:60]}", expected)
     texts, labels = ([str(one).strip() for one in held] for held in (value, labels[: len(value)]))
     for held in (texts, labels):
         if not all(held) or len(set(map(normalise, held))) < len(held):
