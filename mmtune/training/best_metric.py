@@ -54,9 +54,24 @@ class BestMetric:
 
 
 def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
-    """The measure by which a recipe chooses, or None. Raises ConfigError for a measure that is not computed."""
+    """The measure by which a recipe chooses, or None. Raises ConfigError for a measure that is not computed, be it
+    chosen by or asked for by an order of samples."""
+    known = _measures(recipe, task) if recipe.eval.every else {}
+    for name, stream in recipe.streams.items():
+        order = registry.find("data/orders", stream.order.name)(stream.order)
+        for measure in order.measures:
+            if not _is_taken(measure, known, task):
+                raise _unasked(f"streams.{name}.order asks for {measure!r}", known)
     if not recipe.eval.every:
         return None
+    measure = recipe.eval.best or next(iter(known), "")
+    if not _is_taken(measure, known, task):
+        raise _untaken(measure, known)
+    return BestMetric(measure, known.get(measure, False))
+
+
+def _measures(recipe: Recipe, task: Task | None) -> dict[str, bool]:
+    """What a validation measures, as far as that is known before the first one, and whether less of it is better."""
     held = held_out_sections(recipe)
     lower = {"loss": True, **{f"{name}/loss": True for name in held}} if held else {}
     for name, like in held.items():
@@ -64,11 +79,22 @@ def best_metric_of(recipe: Recipe, task: Task | None) -> BestMetric | None:
         lower |= {f"{name}/{measure}": way == "lower" for measure, way in objective.measures.items()}
     if task is not None:
         lower |= {f"{task.config.name}/{name}": way == "lower" for name, way in task.measures.items()}
-    measure = recipe.eval.best or next(iter(lower), "")
+    return lower
+
+
+def _is_taken(measure: str, known: Mapping[str, bool], task: Task | None) -> bool:
     open_names = task is not None and not task.measures  # what it measures is known once it was asked
-    if measure not in lower and not (open_names and (not measure or measure.startswith(f"{task.config.name}/"))):
-        raise _untaken(measure, lower)
-    return BestMetric(measure, lower.get(measure, False))
+    return measure in known or (open_names and (not measure or measure.startswith(f"{task.config.name}/")))
+
+
+def _unasked(seen: str, known: Mapping[str, bool]) -> ConfigError:
+    if not known:
+        return ConfigError(
+            f"{seen}, and the run is never validated",
+            "a run that is validated while it trains",
+            "eval.every=STEPS, with eval.task and eval.data for the score of a task",
+        )
+    return ConfigError(seen, f"one of {', '.join(known)}", "eval.task and eval.data for the score of a task")
 
 
 def _untaken(measure: str, known: Iterable[str]) -> ConfigError:

@@ -3,8 +3,11 @@
 import json
 import tarfile
 
+import pytest
+
 from mmtune import config
 from mmtune.data import index
+from mmtune.errors import ConfigError
 from mmtune.recipe import Recipe
 from mmtune.training.loop import train
 from tests.training import world
@@ -39,3 +42,15 @@ def test_a_run_by_ability_goes_on_as_if_nothing_had_happened(tmp_path):
     assert one["streams"]["words"]["order"]["order"]["ability"] > 6
     weights = [(run / "weights.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("validation", [{}, {"every": 1, "fraction": 0.3}])
+def test_an_order_that_asks_for_what_no_validation_measures_is_refused_at_once(tmp_path, validation):
+    order = {"name": "item_response", "measure": "qa/exact_match"}
+    changes = {"streams": {"words": {"order": order}}, "eval": validation}
+    tree = config.merge(world.tree(tmp_path / "world"), changes)
+    with_difficulty(tmp_path / "world" / "words")
+    with pytest.raises(ConfigError) as caught:
+        train(config.validate(Recipe, tree), tmp_path / "run", progress="off")
+    assert "streams.words.order" in caught.value.seen and "qa/exact_match" in caught.value.seen
+    assert "eval" in caught.value.hint and not (tmp_path / "run" / "state").exists()

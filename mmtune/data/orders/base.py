@@ -69,6 +69,11 @@ class Order(ABC):
         .json, as `difficulty` or `scores.clip`. They are read once and kept beside the shards."""
         return ()
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What `begin_epoch` asks of validations. A run that does not measure it is refused before its first step."""
+        return ()
+
     @abstractmethod
     def keys(self, samples: Samples, seed: int, epoch: int) -> Sequence[np.ndarray]:
         """Numbers [n] to sort by, ascending, the most significant first; NaN comes last.

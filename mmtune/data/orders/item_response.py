@@ -49,6 +49,10 @@ class ItemResponse(Order):
     def columns(self) -> tuple[str, ...]:
         return (self.config.column,)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return (self.config.measure,)
+
     def keys(self, samples: Samples, seed: int, epoch: int) -> Sequence[np.ndarray]:
         difficulty = samples.columns[self.config.column]
         return (np.where(difficulty > self._ability, difficulty, -np.inf),)
