@@ -70,10 +70,12 @@ def _stand(child: int, watch: int) -> NoReturn:
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    ready = select.poll()  # `select` takes no numbers from 1024 on
+    for number in (reading, watch):
+        ready.register(number, select.POLLIN)
     status = _reap(child)
     while status is None:
-        ready, _, _ = select.select([reading, watch], [], [])
-        if watch in ready:
+        if any(number == watch for number, _ in ready.poll()):
             break
         os.read(reading, 4096)
         status = _reap(child)

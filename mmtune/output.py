@@ -44,8 +44,10 @@ class Output:
         """Whether the pipe took it. Of a long text, the first part may have got through."""
         rest = memoryview(text.encode("utf-8", "backslashreplace"))
         end = time.monotonic() + (0 if self._stuck else self._patience)
+        ready = select.poll()  # `select` takes no numbers from 1024 on
+        ready.register(pipe, select.POLLOUT)
         while rest:
-            self._stuck = not select.select([], [pipe], [], max(0.0, end - time.monotonic()))[1]
+            self._stuck = not ready.poll(max(0.0, end - time.monotonic()) * 1000)
             if self._stuck:
                 return False
             rest = rest[os.write(pipe, rest[: select.PIPE_BUF]) :]

@@ -343,12 +343,12 @@ class Recipe(Config):
     """One line for people."""
     model: ModelSection
     """The parts of the model."""
-    models: dict[Name, other_models.OtherModel] = {}
-    """Name to another model that objectives ask, such as a teacher; it is not trained."""
     streams: dict[Name, StreamSection] = {}
     """Name to data."""
     groups: dict[Name, ParameterGroup] = {}
     """Name to the parameters that train together."""
+    models: dict[Name, other_models.OtherModel] = {}
+    """Name to another model that objectives ask, such as a teacher; it is not trained."""
     schedule: ScheduleSection = ScheduleSection()
     """How long, and how the learning rate moves."""
     run: RunSection = RunSection()

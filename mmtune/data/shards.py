@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -83,6 +84,7 @@ class Corpus:
         self._sums: list[str] = []
         self._indexes: OrderedDict[int, tuple[ShardIndex, np.ndarray, np.ndarray]] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close, self._files)
         self._gone: dict[int, tuple[float, DataError]] = {}
         self._cut: dict[int, int] = {}
         self._faults: list[tuple[str, str]] = []
@@ -233,8 +235,7 @@ class Corpus:
 
     def close(self) -> None:
         """Close the shards."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        _close(self._files)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": OrderedDict(), "_say": print}
@@ -374,6 +375,11 @@ def _labels(paths: Sequence[Path | Remote]) -> list[str]:
             )
         depth += 1
     return ["/".join(part[-depth:]).removesuffix(".tar") for part in parts]
+
+
+def _close(files: OrderedDict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
 
 
 def _open(path: Path) -> int:

@@ -139,21 +139,49 @@ def evaluate(
             spare = _ask(model, processor, memo, chunk, tallies, spare, account, task, max_tokens, experts)
             records += len(chunk)
     if not records:
-        seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(account.skipped)}"
-        seen += f"; the first: {account.first}" if account.first else ""
-        spelled = getattr(getattr(task.config, "format", None), "name", None)
-        hint = f"they are read as `{spelled}`; --task {task.config.name}:format=NAME says otherwise" if spelled else ""
-        raise UsageError(seen, "one at least", hint)
+        raise _nothing_usable(task, patterns, account)
     result = {
-        "task": task.config.model_dump(mode="json"),
-        "run": str(folder) if folder else None,
-        "data": without_secrets(patterns),
+        **_settings(task, folder, patterns, max_tokens),
         "records": records,
         "skipped": dict(account.skipped),
         "unusual": dict(account.unusual),
         **({"experts": experts.record()} if experts is not None else {}),
         "seconds": round(time.perf_counter() - started, 2),
+        **_results(task, tallies),
+    }
+    if not quiet:
+        print(report.text(result))
+    if target is not None:
+        if not out:
+            disk.folder(target.parent)
+        answers = _write(target, result)
+        if not quiet:
+            print(f"written to {target}, the answers to {answers}")
+    return result
+
+
+def _nothing_usable(task: Task, patterns: Sequence[str], account: _Account) -> UsageError:
+    """The error of an evaluation without a question, with what the first record lacks."""
+    seen = f"no record of {', '.join(without_secrets(patterns))} can be asked about: {dict(account.skipped)}"
+    seen += f"; the first: {account.first}" if account.first else ""
+    spelled = getattr(getattr(task.config, "format", None), "name", None)
+    hint = f"they are read as `{spelled}`; --task {task.config.name}:format=NAME says otherwise" if spelled else ""
+    return UsageError(seen, "one at least", hint)
+
+
+def _settings(task: Task, folder: Path | None, patterns: Sequence[str], max_tokens: int) -> dict[str, Any]:
+    """What was asked of whom."""
+    return {
+        "task": task.config.model_dump(mode="json"),
+        "run": str(folder) if folder else None,
+        "data": without_secrets(patterns),
         "max_tokens": max_tokens,
+    }
+
+
+def _results(task: Task, tallies: Mapping[str, _Tally]) -> dict[str, Any]:
+    """What came of it: scores and answers under every control, and by wording where there are several."""
+    result = {
         "right": _right(task, tallies),
         **report.summary({control: tally.marks for control, tally in tallies.items()}),
         "measures": {
@@ -166,14 +194,6 @@ def evaluate(
     if wordings := instructions.rows(task):
         measured = {row: result["measures"][row]["overall"] for row in wordings if row in result["measures"]}
         result["instructions"] = {"texts": wordings, "measures": instructions.spread(measured)}
-    if not quiet:
-        print(report.text(result))
-    if target is not None:
-        if not out:
-            disk.folder(target.parent)
-        answers = _write(target, result)
-        if not quiet:
-            print(f"written to {target}, the answers to {answers}")
     return result
 
 

@@ -125,10 +125,13 @@ def beside() -> MediaRef | Quote | None:
 def _has_content() -> bool:
     """Whether standard input is a pipe or a file with content."""
     try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
+        number = sys.stdin.fileno()
+        mode = os.fstat(number).st_mode
         if stat.S_ISREG(mode):
             return True
-        return stat.S_ISFIFO(mode) and bool(select.select([sys.stdin.fileno()], [], [], PATIENCE)[0])
+        ready = select.poll()
+        ready.register(number, select.POLLIN)
+        return stat.S_ISFIFO(mode) and bool(ready.poll(PATIENCE * 1000))
     except (OSError, ValueError):
         return False
 

@@ -121,9 +121,7 @@ def take_step(
             if check_grads:
                 zero_grad_params = {name: optimizers[name].zero_grad_params() for name in trained_groups}
                 anywhere = runtime.all_reduce([name in reached for name in trained_groups])
-                unused_groups = frozenset(
-                    name for name, ranks in zip(trained_groups, anywhere, strict=True) if not ranks
-                )
+                unused_groups = frozenset(n for n, ranks in zip(trained_groups, anywhere, strict=True) if not ranks)
             for callback in step_callbacks:
                 if (penalty := callback.penalty()) is not None:
                     penalty.backward()  # after the sum, so that it counts once, whatever the number of ranks
@@ -138,6 +136,17 @@ def take_step(
                 callback.updated()
     finally:
         _zero_grad(optimizers, held=True)
+    return _outcome(tallies, norms, finite, zero_grad_params, unused_groups)
+
+
+def _outcome(
+    tallies: Mapping[str, Tally],
+    norms: dict[str, float],
+    updated: bool,
+    zero_grad_params: dict[str, list[str]],
+    unused_groups: frozenset[str],
+) -> Outcome:
+    """The sums of all streams in one."""
     weight = sum(tally.weight for tally in tallies.values())
     return Outcome(
         loss=sum(tally.loss for tally in tallies.values()) / weight if weight else math.nan,
@@ -145,7 +154,7 @@ def take_step(
         tokens=sum(tally.tokens for tally in tallies.values()),
         samples=sum(tally.samples for tally in tallies.values()),
         norms=norms,
-        updated=finite,
+        updated=updated,
         losses={name: tally.loss / tally.weight if tally.weight else math.nan for name, tally in tallies.items()},
         terms={name: means for name, tally in tallies.items() if (means := terms.means(tally.sums, tally.counts))},
         measures={name: tally.measures for name, tally in tallies.items()},

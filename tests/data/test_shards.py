@@ -1,4 +1,5 @@
 import errno
+import gc
 import hashlib
 import os
 import random
@@ -246,3 +247,16 @@ def test_same_names_in_two_folders_are_told_apart(tmp_path):
     corpus = Corpus([tmp_path / "a", tmp_path / "b"])
     assert len({corpus.id(key) for key in corpus.samples()}) == 8
     assert corpus.id(next(corpus.samples())) == "a/00000/000000"
+
+
+def test_a_corpus_that_is_not_held_any_more_has_closed_its_shards(folder):
+    corpus = Corpus(folder)
+    for key in corpus.samples():
+        assert all(corpus.record(key).files.values())
+    numbers = list(corpus._files.values())
+    assert numbers and all(os.fstat(number) for number in numbers)
+    del corpus
+    gc.collect()
+    for number in numbers:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)

@@ -158,10 +158,10 @@ def test_a_group_that_no_step_trains_is_said(tree, tmp_path, capsys):
 
 
 OBJECTIVE = """
-from mmtune.objectives.base import Objective, ObjectiveConfig
+from mmtune.objectives.cross_entropy import Config as CrossEntropyConfig
 from mmtune.objectives.cross_entropy import CrossEntropy
 
-class Settings(ObjectiveConfig):
+class Settings(CrossEntropyConfig):
     name: str = "halved:Halved"
     times: float = 0.5
 

@@ -45,10 +45,10 @@ def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompts")
     recipe, seen, first, real = world.recipe(folder, request.param, too_long="cut"), [], {}, MultimodalModel.encode
 
-    def watched(model, batch):
+    def watched(model, batch, known=None):
         first.update({} if seen else {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
         seen.append(batch)
-        return real(model, batch)
+        return real(model, batch, known)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MultimodalModel, "encode", watched)
