@@ -41,7 +41,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_examples_train_and_answer(outside: Path) -> None:
     commands = [command for command in docs.commands(PAGE) if command.text.startswith("PYTHONPATH=. mmtune ")]
-    assert len(docs.examples(PAGE)) == 3 and len(commands) == 2
+    assert len(docs.examples(PAGE)) == 3 and len(commands) == 3
     for command in commands:
         more = ["run.workers=0"] if "train" in command.words else []
         done = CliRunner().invoke(cli.app, [*command.words[2:], *more])
@@ -67,6 +67,15 @@ def test_code_from_outside_waits_for_a_word(outside: Path) -> None:
     words = command.words[2 : command.words.index("--allow-code")]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code and "mine" not in sys.modules and not (outside / "runs").exists()
+
+
+def test_options_of_an_example_are_listed_once_it_is_allowed(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_allowed", set())
+    command = next(one for one in docs.commands(PAGE) if one.text.startswith("PYTHONPATH=. mmtune list "))
+    refused = CliRunner().invoke(cli.app, command.words[2:-2])
+    assert refused.exit_code and "mine" not in sys.modules
+    done = CliRunner().invoke(cli.app, command.words[2:])
+    assert done.exit_code == 0 and "dropout" in done.output and "dropped in training" in done.output
 
 
 def test_a_row_for_every_room() -> None:

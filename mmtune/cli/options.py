@@ -62,10 +62,10 @@ AllowCode = Annotated[
         "--allow-code",
         metavar="NAME",
         callback=_allow,
-        help="Let this class from outside mmtune run, package.module:Class, where the recipe names it. Repeat.",
+        help="Let this class from outside mmtune run, package.module:Class, where it is named. Repeat.",
     ),
 ]
-"""An option of every command that reads a recipe or a run; it applies to the whole process."""
+"""An option of every command that reads a recipe, a run or an entry; it applies to the whole process."""
 
 
 def _limit(texts: list[str] | None) -> list[str] | None:

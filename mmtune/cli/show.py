@@ -54,6 +54,7 @@ def list_names(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="One of them: its options.", autocompletion=entries)
     ] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """The names that a recipe may use; with NAME, the options of one, their types, defaults and remarks."""
     from mmtune.commands import names as command

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmtune import config, registry
+from mmtune import config, registry, testing
 from mmtune.data.loader import Loader
 from mmtune.errors import CheckpointError, ConfigError
 from mmtune.recipe import Recipe
@@ -212,6 +212,7 @@ def test_the_objective_of_the_page_works(tree, tmp_path, monkeypatch):
     (tmp_path / "focals.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     registry.allow(["focals:Focal"])
+    testing.check("objectives", "focals:Focal", {"gamma": 1.5})
     losses = []
     for gamma in (0.0, 2.0):
         made = recipe(tree, {"streams": {"words": {"objective": {"name": "focals:Focal", "gamma": gamma}}}})
