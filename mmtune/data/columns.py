@@ -114,9 +114,9 @@ def fill(
         bare = sum(int(np.isnan(corpus.column(name, number)).sum()) for number in range(len(held)))
         if bare == len(corpus):
             seen = f"stream {stream}: its order asks for {name!r}, and none of {bare} samples has such a number"
-            raise ConfigError(seen, measures[name].expected)
+            raise ConfigError(seen, measures[name].expected, f"another name, or streams.{stream}.order=shuffle")
         if bare:
-            say(f"warning: {bare} of {len(corpus)} samples have no {name}; an order takes them last")
+            say(f"warning: {bare} of {len(corpus)} samples have no {name}; where they come is up to the order")
 
 
 def _stored(path: Path, index: ShardIndex) -> dict[str, np.ndarray]:
