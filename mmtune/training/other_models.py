@@ -58,6 +58,7 @@ def _placed(name: str, section: OtherModel, trained: MultimodalModel, runtime: R
         model, _, _ = store.load_run(section.run)
     except MmtuneError as error:
         error.seen = f"models.{name}: {error.seen}"
+        error.hint = "; ".join(filter(None, [error.hint, f"models.{name}.run=FOLDER, where it is elsewhere by now"]))
         raise
     runtime.barrier()  # a rank whose disk is slow is waited for
     if wrong := list(_differences(trained, model)):

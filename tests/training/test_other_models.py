@@ -125,8 +125,9 @@ def test_a_state_of_before_there_were_other_models(tree, tmp_path):
 def test_a_teacher_that_is_not_there(tree, teacher, tmp_path):
     with pytest.raises(ConfigError, match=r"streams\.pictures\.objective: no model tutor in .*there: teacher"):
         taught(tree, teacher, {"streams": {"pictures": {"objective": {"teacher": "tutor"}}}})
-    with pytest.raises(CheckpointError, match=r"models\.teacher: .*nowhere has no recipe\.yaml"):
+    with pytest.raises(CheckpointError, match=r"models\.teacher: .*nowhere has no recipe\.yaml") as caught:
         setup.build(taught(tree, tmp_path / "nowhere"), None, Runtime("cpu"))
+    assert "models.teacher.run=FOLDER" in caught.value.hint
 
 
 def fewer_tokens(tree, folder):
