@@ -24,6 +24,7 @@ from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.objectives.cross_entropy import CrossEntropy
 from mmtune.objectives.distill import Distill
+from mmtune.objectives.dpo import DPO
 from mmtune.recipe import Recipe
 from mmtune.training import loop
 from mmtune.training import resume as states
@@ -108,13 +109,32 @@ def recipe_file() -> Path:
     return folder / "recipe.yaml"
 
 
+@functools.cache
+def pairs_file() -> Path:
+    """The recipe of the tiny run with pairs of answers in place of text, and an objective that keeps a reference."""
+    folder = recipe_file().parent
+    (folder / "pairs").mkdir()
+    for shard in range(2):
+        said = [{"prompt": f"say {shard} {number}", "chosen": "red it is", "rejected": "blue"} for number in range(8)]
+        members = {f"{number}.json": json.dumps(one).encode() for number, one in enumerate(said)}
+        world.write_tar(folder / "pairs" / f"part-{shard}.tar", members)
+    pairs = {"data": [str(folder / "pairs" / "*.tar")], "format": "preference", "objective": "dpo"}
+    changes = {"streams": {"words": pairs}, "run": {"init_from": str(folder / "tuned")}}
+    recipe = config.load(Recipe, recipe_file())
+    ended = _fork.run(lambda: teach(recipe, folder / "tuned"))
+    assert ended.code == 0, ended.said
+    recipe = config.validate(Recipe, config.merge(recipe.model_dump(mode="json"), changes))
+    (folder / "pairs.yaml").write_text(config.dump(recipe), encoding="utf-8")
+    return folder / "pairs.yaml"
+
+
 def teach(recipe: Recipe, out: Path) -> None:
     """A run whose weights are not those that the recipe begins with."""
     model = models.build(recipe.model)
     with torch.no_grad():
         for named in store.groups_of(model, recipe).values():
             for _, parameter in named:
-                parameter.mul_(1.5)
+                parameter.mul_(1.5).add_(0.01)
     store.save_run(out, model, recipe)
 
 
@@ -194,7 +214,7 @@ def watch(out: Path) -> None:
         return loss
 
     states.seed_step = seed
-    for objective in (CrossEntropy, Distill):
+    for objective in (CrossEntropy, Distill, DPO):
         objective.loss = watched(objective.loss)
     # the commit is written down and may change while the proofs run
     real_versions = store.versions

@@ -24,7 +24,20 @@ from mmtune.training import resume as states
 from . import _fork
 from ._base import Guard, Verdict
 from ._shim import Shim, lose, sealed
-from ._stage import STEPS, clear, compare, finish, fresh, order, recipe_file, signalled, straight, train
+from ._stage import (
+    STEPS,
+    clear,
+    compare,
+    digests,
+    finish,
+    fresh,
+    order,
+    pairs_file,
+    recipe_file,
+    signalled,
+    straight,
+    train,
+)
 
 
 def prove(short: bool) -> Verdict:
@@ -44,6 +57,7 @@ def prove(short: bool) -> Verdict:
     _slow_disk(verdict)
     _two_runs(verdict, wanted)
     parts = _many_times(verdict, wanted, (3,) if short else (2, 3, 7))
+    _pairs(verdict)
     last = max(number for number, call in enumerate(calls, 1) if call.startswith("rename state/.step-"))
     full = _full_disk(verdict, wanted, calls, [last] if short else [*start[::4], *saves[1][::4], last - 3, last])
     few = _spread(calls, 4) if short else [*start, *saves[-1]]
@@ -170,20 +184,31 @@ def _at_random(
 def _many_times(verdict: Verdict, wanted: dict[str, str], lengths: tuple[int, ...]) -> int:
     """Stopped every few steps, killed in between, each time with another number of workers."""
     for length in lengths:
-        recipe, out = recipe_file(), fresh("chain")
-        for part in range(40):
-            workers = f"run.workers={(0, 2, 1, 4)[part % 4]}"
-            how = signal.SIGKILL if part % 3 == 2 else signal.SIGTERM
-            ended = _fork.run(lambda: train(recipe, out, workers, patch=signalled(length, how)))  # noqa: B023
-            if ended.code == 0 and ended.value["finished"]:
-                break
-        verdict.need(part > 0, f"a chain of {length} steps each was not interrupted")
-        wrong = compare(out, wanted)
-        verdict.check(
-            not wrong, f"stopped after each {length} steps, {part} times: {'; '.join(wrong)} {ended.said[-300:]}"
-        )
-        clear(out)
+        _chain(verdict, recipe_file(), wanted, length)
     return len(lengths)
+
+
+def _pairs(verdict: Verdict) -> None:
+    """A run of pairs goes on with the reference that it began with."""
+    recipe, out = pairs_file(), fresh("pairs")
+    ended = _fork.run(lambda: train(recipe, out))
+    verdict.need(ended.code == 0, f"the straight run of pairs: {ended.said[-300:]}")
+    _chain(verdict, recipe, digests(out), 3)
+
+
+def _chain(verdict: Verdict, recipe: Path, wanted: dict[str, str], length: int) -> None:
+    out = fresh("chain")
+    for part in range(40):
+        workers = f"run.workers={(0, 2, 1, 4)[part % 4]}"
+        how = signal.SIGKILL if part % 3 == 2 else signal.SIGTERM
+        ended = _fork.run(lambda: train(recipe, out, workers, patch=signalled(length, how)))  # noqa: B023
+        if ended.code == 0 and ended.value["finished"]:
+            break
+    verdict.need(part > 0, f"a chain of {length} steps each was not interrupted")
+    wrong = compare(out, wanted)
+    said = f"{recipe.stem}, stopped after each {length} steps, {part} times: {'; '.join(wrong)} {ended.said[-300:]}"
+    verdict.check(not wrong, said)
+    clear(out)
 
 
 def _by_signal(verdict: Verdict, wanted: dict[str, str], numbers: list[signal.Signals]) -> None:
@@ -483,6 +508,7 @@ GUARDS = (
         "if type(objective).state is not Objective.state",
         "if False",
     ),
+    Guard("the reference is taken up", "mmtune.objectives.dpo", "DPO.load", "self._reference.load(tensors)", "pass"),
     Guard(
         "weights are taken up",
         _MANAGER,
