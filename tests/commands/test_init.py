@@ -131,6 +131,16 @@ def test_captions_and_conversations_get_streams_of_their_own(here: Path) -> None
     assert recipe.schedule.epochs == 2
 
 
+def test_pairs_of_answers_are_told_to_begin_with_a_run_that_answers(here: Path) -> None:
+    pair = {"image": "1.png", "question": "What?", "chosen": "A cat.", "rejected": "Two dogs."}
+    (here / "pairs").mkdir()
+    tars.write(here / "pairs" / "0.tar", [("1.json", json.dumps(pair).encode()), ("1.png", tars.PNG)])
+    said = called("init", "--data", "pairs/*.tar", *POCKET, "--method", "connector", "--out", "made.yaml")
+    assert "run.init_from=FOLDER" in said and config.load(Recipe, "./made.yaml").streams["preference"].objective
+    tars.shards(here / "talks", count=1, size=3)
+    assert "init_from" not in called("init", "--data", "talks/*.tar", *POCKET, "--method", "lora", "--out", "b.yaml")
+
+
 def test_a_pool_by_name_is_the_published_one_and_can_leave(here: Path) -> None:
     """A video recipe of the small parts, trained for a step, has a place in PLLaVA's layout."""
     captions(here / "clips")

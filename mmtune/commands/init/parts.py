@@ -211,3 +211,15 @@ def depth_of(section: Tree) -> int | None:
 def is_path(name: str) -> bool:
     """Whether a name is that of a folder, and not of a repository."""
     return name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
+
+
+def reference_notes(tree: Tree) -> list[str]:
+    """What to say of pairs of answers where connectors begin untrained: so would the model that they are measured
+    from."""
+    compared = [name for name, stream in tree["streams"].items() if "objective" in stream]
+    if not compared or not tree["model"]["branches"]:
+        return []
+    return [
+        f"note: {', '.join(compared)} is measured from the model as the run begins, and its connectors are new: begin "
+        "with a run that answers already (run.init_from=FOLDER), at about a tenth of its rates"
+    ]

@@ -69,6 +69,7 @@ def run(answers: Answers) -> None:
     source = _head(answers) + text.written(fitted, _REMARKS)
     config.validate(_recipe(), config.parse(source, str(answers.out)), str(answers.out))
     disk.write_file(answers.out, source)
+    notes = [*notes, *parts.reference_notes(fitted)]
     print("\n".join([*told, *notes, f"{answers.out} is written", "", *_next(answers, fitted, layout)]))
 
 
