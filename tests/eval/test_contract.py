@@ -107,7 +107,7 @@ def test_a_measure_that_is_neither_better_high_nor_low_is_named():
 
 
 def recipe(best=None):
-    return SimpleNamespace(eval=SimpleNamespace(every=5, best=best))
+    return SimpleNamespace(eval=SimpleNamespace(every=5, best=best), streams={})
 
 
 def test_the_best_state_is_chosen_by_a_score_that_was_not_named_before(monkeypatch):
