@@ -5,7 +5,7 @@
 Every method of `peft` that trains here, and every setting of an encoder, are put into a tiny run of each layout that
 can be written; weights that would have trained are moved at random, and the run is exported. A cell of the table says
 `=` where the export was written and, read back, computes what the run does to 1e-5 (for LLaVA also in transformers);
-`refused` where it was refused with the name of the method or setting in the message and nothing left behind; anything
+`refused` where it was refused with the name of the method or setting in the message and no files are left; anything
 else is a fault and is listed. The exit status is 1 then. `--write` puts the table into a Markdown file; columns of that
 file for layouts that are not tried stay as they are.
 """
@@ -298,7 +298,7 @@ def page(table: Table) -> str:
             "",
             "Made by `tools/fidelity --write docs/fidelity.md`, on tiny models in float32. `=`: written, read back and",
             "the same to 1e-5 (LLaVA also in transformers). `refused`: refused with the name of what has no place in",
-            "the layout, and nothing left behind. Empty: such a run cannot be made.",
+            "the layout, and no files are left. Empty: such a run cannot be made.",
             "",
             f"{table.counts()}.",
             "",

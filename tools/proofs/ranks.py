@@ -139,10 +139,11 @@ NO_DROPOUT = "model.tuners.0.lora_dropout=0.0"
 WHOLE = ("groups.speech.optimizer=adafactor",)
 """An optimizer that needs whole tensors, of a group that `shard_all` cuts."""
 TWO_POINT = (
-    "run.gradient={name: two_point, epsilon: 0.01}",
+    "run.gradient={name: two_point, epsilon: 0.05}",
     *(f"groups.{group}.optimizer=sgd" for group in ("sight", "speech")),
 )
-"""Gradients without a backward pass; sgd, whose steps are no longer than the rate, for a slope loses digits."""
+"""Gradients without a backward pass, over a distance that keeps the digits of a slope; sgd, whose steps are no longer
+than the rate."""
 
 
 @functools.cache
