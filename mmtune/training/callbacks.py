@@ -46,6 +46,7 @@ class StepCallbacks:
 
     def before(self, step: int, streams: Iterable[str]) -> None:
         """Call `before` of those that step `step` of the run asks, with draws that are the same on every rank."""
-        generator = step_generator(self._seed, step)
-        for one in self.active(streams):
-            one.before(step, generator)
+        if active := self.active(streams):
+            generator = step_generator(self._seed, step)
+            for one in active:
+                one.before(step, generator)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mmtune import generate, registry
-from mmtune import model as models
 from mmtune.checkpoint import store
 from mmtune.collate import collate
 from mmtune.data.formats.base import Record
@@ -87,13 +86,6 @@ def test_by_byte_a_long_choice_has_its_chance() -> None:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return world.recipe(tmp_path_factory.mktemp("model"), length=64, batch_tokens=64)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, recipe: Any) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    store.save_run(out, models.build(recipe.model), recipe)
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, recipe: Any) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    store.save_run(out, models.build(recipe.model), recipe)
-    return out
-
-
-@pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A picture with two questions, a text with a type, one with a turn that carries no loss, a broken record."""
     path = tmp_path_factory.mktemp("data") / "own.tar"

@@ -7,6 +7,7 @@ from mmtune import registry, testing
 from mmtune.errors import ConfigError, ModelError
 from mmtune.llm.hf import HF
 from mmtune.testing.fusion import BRANCH, batch, items, llm
+from tests.held_bytes import held_bytes
 
 RATIO = 8
 
@@ -22,22 +23,9 @@ def plain():
 
 
 def kept(fusion):
-    """Bytes of all tensors that are kept for the backward pass, each once, weights left out."""
-    own = {p.untyped_storage().data_ptr() for part in (llm(), fusion) for p in part.parameters()}
-    seen, alive = {}, []
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
     given, packed = items(2 * 20), batch(fusion, rows=2, segments=20)
     given.tokens.requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        fusion(llm(), packed, {BRANCH: given})
-    return sum(seen.values())
+    return held_bytes(lambda: fusion(llm(), packed, {BRANCH: given}), llm(), fusion)
 
 
 def test_it_begins_as_the_model_without_it():

@@ -17,6 +17,7 @@ from mmtune.llm import _attention
 from mmtune.recipe import Recipe
 from mmtune.training import estimate
 from mmtune.training.train_plan import TrainPlan
+from tests.held_bytes import held_bytes
 
 T = 64
 
@@ -37,22 +38,10 @@ def llama(depth: int, width: int, inner: int, heads: int, groups: int, trained: 
 
 
 def kept(model, bf16: bool) -> int:
-    """Bytes of all tensors that are kept for the backward pass, each once, weights left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
     x = torch.randn(2, T, model.config.hidden_size, dtype=torch.bfloat16 if bf16 else torch.float32).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
-        model.model(inputs_embeds=x, use_cache=False, mmtune_call=_attention.Call(T))
-    return sum(seen.values())
+    with torch.autocast("cpu", enabled=bf16):
+        call = _attention.Call(T)
+        return held_bytes(lambda: model.model(inputs_embeds=x, use_cache=False, mmtune_call=call), model)
 
 
 def shape(model) -> estimate.Shape:

@@ -133,12 +133,9 @@ def test_the_order_of_calls(tmp_path, calls):
     assert [step for step, _ in draws] in ([0, 2, 4, 6], [1, 3, 5, 7])
 
 
-def test_the_state_comes_back_behind_begin(tmp_path, calls, monkeypatch):
-    made, real = recipe(tmp_path / "world", "Noted", save_every=3), stepper.take_step
-    loop.train(made, tmp_path / "straight", progress="off")
-    straight = list(calls)
-    calls.clear()
-    left = iter([True] * 4)
+def dies_in_training(made, out, steps, monkeypatch):
+    """A run that is interrupted after some steps, between two saves."""
+    real, left = stepper.take_step, iter([True] * steps)
 
     def dies(*args, **more):
         if not next(left, False):
@@ -147,7 +144,15 @@ def test_the_state_comes_back_behind_begin(tmp_path, calls, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stepper, "take_step", dies)
-        loop.train(made, tmp_path / "run", progress="off")
+        loop.train(made, out, progress="off")
+
+
+def test_the_state_comes_back_after_begin(tmp_path, calls, monkeypatch):
+    made = recipe(tmp_path / "world", "Noted", save_every=3)
+    loop.train(made, tmp_path / "straight", progress="off")
+    straight = list(calls)
+    calls.clear()
+    dies_in_training(made, tmp_path / "run", 4, monkeypatch)
     calls.clear()
     loop.train(made, tmp_path / "run", resume=True, progress="off")
     assert of_steps(calls[:2]) == ["begin", "load"]
@@ -219,18 +224,9 @@ def test_the_drawn_rank_is_what_trains():
 
 
 def test_a_run_that_draws_goes_on_to_the_bit(tmp_path, monkeypatch):
-    made, real = recipe(tmp_path / "world", "Nested", save_every=3), stepper.take_step
+    made = recipe(tmp_path / "world", "Nested", save_every=3)
     loop.train(made, tmp_path / "straight", progress="off")
-    left = iter([True] * 5)
-
-    def dies(*args, **more):
-        if not next(left, False):
-            raise KeyboardInterrupt
-        return real(*args, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stepper, "take_step", dies)
-        loop.train(made, tmp_path / "broken", progress="off")
+    dies_in_training(made, tmp_path / "broken", 5, monkeypatch)
     loop.train(made, tmp_path / "broken", resume=True, progress="off")
     one, other = (load_file(tmp_path / name / "weights/speech.safetensors") for name in ("straight", "broken"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
